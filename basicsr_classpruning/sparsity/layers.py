@@ -1,0 +1,201 @@
+"""Convolution and linear layers that hold every candidate's weights, for training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Union
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from basicsr_classpruning.sparsity.masks import magnitude_rank
+from basicsr_classpruning.sparsity.pattern import Pattern
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+DENSE = -1  # selects the dense weights, whether or not a candidate has them
+
+
+class Selection:
+    """The candidate that the sparse layers of one network use in a training forward pass; shared by all of them."""
+
+    def __init__(self, decay: float = 0.0) -> None:
+        self.candidate = DENSE
+        self.decay = decay
+        """SR-STE's weight decay on pruned weights, per step (0 is a plain straight-through gradient)."""
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Masks a weight; the gradient goes to all weights, with SR-STE's decay on those outside the mask.
+
+    g(w) = dL/d(w·mask) + decay · (1 − mask) · w, from "Learning N:M Fine-grained Structured Sparse Neural Networks
+    From Scratch" (Zhou et al., ICLR 2021).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, mask: Tensor, decay: float) -> Tensor:
+        ctx.save_for_backward(weight, mask)
+        ctx.decay = decay
+        return weight * mask
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        weight, mask = ctx.saved_tensors
+        (grad,) = grads
+        if ctx.decay:
+            grad = torch.addcmul(grad, weight, ~mask, value=ctx.decay)
+        return grad, None, None
+
+
+class _OwnWeight(torch.autograd.Function):
+    """A weight whose zeros stay: the gradient is masked by its own non-zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (weight,) = ctx.saved_tensors
+        return grads[0] * (weight != 0)
+
+
+class _SparseLayer(nn.Module):
+    """What convolutions and linear layers share: weights, masks and biases of every candidate.
+
+    The dense ``weight`` and ``bias`` keep their names. ``biases`` holds a bias for each sparse candidate, in the order
+    of the candidates. With shared weights, ``ranks`` gives nested masks on ``weight``; with own weights, ``weights``
+    holds one weight for each sparse candidate, whose zeros are its mask.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    patterns: tuple[Pattern, ...]
+    selection: Selection
+
+    @classmethod
+    def from_dense(
+        cls, dense: nn.Module, patterns: tuple[Pattern, ...], own_weights: bool, selection: Selection
+    ) -> Self:
+        """Makes the layer that replaces a dense one, whose parameters it takes over.
+
+        Args:
+            dense: an ``nn.Conv2d`` or ``nn.Linear``, the class this layer extends.
+            patterns: one for each candidate, cheapest first, alike but for N.
+            own_weights: whether each sparse candidate has its own weights, or all share one set with nested masks.
+            selection: says which candidate runs; shared with the other layers of the network.
+        """
+        layer = cls.__new__(cls)
+        layer.__dict__.update(dense.__dict__)
+        # The dictionaries of a module must not be shared with the layer it replaces.
+        for registry in ('_parameters', '_buffers', '_modules'):
+            layer.__dict__[registry] = dense.__dict__[registry].copy()
+        layer._init_sparse(patterns, own_weights, selection)
+        return layer
+
+    def _init_sparse(self, patterns: tuple[Pattern, ...], own_weights: bool, selection: Selection) -> None:
+        self.patterns = patterns
+        self.selection = selection
+        self._slots = {}  # candidate -> its place among the sparse ones
+        for candidate, pattern in enumerate(patterns):
+            if not pattern.is_dense:
+                self._slots[candidate] = len(self._slots)
+        count = len(self._slots)
+        self.own_weights = own_weights
+        self.biases = nn.ParameterList([] if self.bias is None else [self.bias.detach().clone() for _ in range(count)])
+        if own_weights:
+            self.weights = nn.ParameterList(self.weight.detach().clone() for _ in range(count))
+        else:
+            self.register_buffer('ranks', torch.zeros(self.weight.shape, dtype=torch.uint8))
+        self.reset_candidates()
+
+    @torch.no_grad()
+    def reset_candidates(self) -> None:
+        """Starts every candidate afresh from the dense weights: masks by magnitude, biases as the dense layer's."""
+        self.rank_by_magnitude()
+        for slot, bias in enumerate(self.biases):
+            bias.copy_(self.bias)  # type: ignore[arg-type]
+        if self.own_weights:
+            ranks = magnitude_rank(self.weight, self.patterns[0])
+            for candidate, slot in self._slots.items():
+                self.weights[slot].copy_(self.weight * (ranks < self.patterns[candidate].n))
+
+    @torch.no_grad()
+    def rank_by_magnitude(self) -> None:
+        """Renews the nested masks of shared weights from the weights as they are now."""
+        if not self.own_weights:
+            self.ranks.copy_(magnitude_rank(self.weight, self.patterns[0]))
+
+    @torch.no_grad()
+    def set_candidate(self, candidate: int, weight: Tensor, bias: Tensor | None) -> None:
+        """Gives a sparse candidate its own weight, zeros in place, and bias. Needs own weights."""
+        slot = self._slots[candidate]
+        self.weights[slot].copy_(weight)
+        if bias is not None:
+            self.biases[slot].copy_(bias)
+
+    def candidate_bias(self, candidate: int) -> Tensor | None:
+        """The bias ``(O,)`` a candidate runs with."""
+        if self.bias is None or candidate not in self._slots:
+            return self.bias
+        return self.biases[self._slots[candidate]]
+
+    def candidate_weight(self, candidate: int) -> Tensor:
+        """The weight a candidate runs with, zeros in place, differentiable."""
+        slot = self._slots.get(candidate)
+        if slot is None:
+            return self.weight
+        if self.own_weights:
+            own = self.weights[slot]
+            return _OwnWeight.apply(own)
+        mask = self.ranks < self.patterns[candidate].n
+        return _StraightThrough.apply(self.weight, mask, self.selection.decay)
+
+
+class SparseConv2d(_SparseLayer, nn.Conv2d):
+    """A convolution that runs as the selected candidate. Made with ``from_dense``."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        candidate = self.selection.candidate
+        return self._conv_forward(input, self.candidate_weight(candidate), self.candidate_bias(candidate))
+
+    def frozen(self, candidate: int) -> nn.Conv2d:
+        """A plain convolution with the candidate's weights, detached and copied."""
+        conv = nn.Conv2d(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,  # type: ignore[arg-type]
+            self.stride,  # type: ignore[arg-type]
+            self.padding,  # type: ignore[arg-type]
+            self.dilation,  # type: ignore[arg-type]
+            bias=self.bias is not None,
+            padding_mode=self.padding_mode,
+            device='meta',
+        )
+        return _fill(conv, self, candidate)
+
+
+class SparseLinear(_SparseLayer, nn.Linear):
+    """A linear layer that runs as the selected candidate. Made with ``from_dense``."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        candidate = self.selection.candidate
+        return functional.linear(input, self.candidate_weight(candidate), self.candidate_bias(candidate))
+
+    def frozen(self, candidate: int) -> nn.Linear:
+        """A plain linear layer with the candidate's weights, detached and copied."""
+        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device='meta')
+        return _fill(linear, self, candidate)
+
+
+SparseLayer = Union[SparseConv2d, SparseLinear]
+
+
+def _fill(plain: Any, layer: _SparseLayer, candidate: int) -> Any:
+    weight, bias = layer.candidate_weight(candidate), layer.candidate_bias(candidate)
+    plain.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    if bias is not None:
+        plain.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+    return plain

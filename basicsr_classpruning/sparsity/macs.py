@@ -1,0 +1,115 @@
+"""MACs of a network and of its candidates: mmengine counts the dense layers, the patterns say what is left of them."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from basicsr_classpruning.sparsity.apply import LayerChoice
+
+
+@dataclass(frozen=True)
+class LayerMacs:
+    """MACs of one layer, in one forward pass at the stated size."""
+
+    name: str
+    dense: int
+    candidates: tuple[int, ...]
+    """One for each candidate, cheapest first."""
+    reason: str
+    """Why the layer is not pruned; empty where it is."""
+
+    @property
+    def pruned(self) -> bool:
+        return not self.reason
+
+
+@dataclass(frozen=True)
+class NetworkMacs:
+    """MACs of one image through a network, by candidate and by layer."""
+
+    size: tuple[int, int, int]
+    """Channels, height and width of the input."""
+    dense: int
+    """The base network, unpruned."""
+    candidates: tuple[int, ...]
+    """The base network as each candidate, without the classifier."""
+    classifier: int
+    layers: tuple[LayerMacs, ...]
+
+    @property
+    def costs(self) -> tuple[float, ...]:
+        """Each candidate's MACs, the classifier's included, as a fraction of the dense network's."""
+        return tuple((macs + self.classifier) / self.dense for macs in self.candidates)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back what mmengine's analyser says about operators that it does not count."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def count_by_module(net: nn.Module, size: tuple[int, int, int]) -> dict[str, int]:
+    """Dense MACs of every module of a network for one image, by dotted name; the empty name is the whole network.
+
+    Counted by mmengine's analyser, which calls them flops. The products of activations in attention are counted; they
+    are in the sums of the modules that hold them and in no layer.
+
+    Args:
+        net: a network of plain layers; it runs in eval mode on zeros, on its own device.
+        size: channels, height and width of the input.
+    """
+    from mmengine.analysis import FlopAnalyzer
+
+    parameter = next(net.parameters(), None)
+    image = torch.zeros((1, *size), device=None if parameter is None else parameter.device)
+    net = copy.deepcopy(net).eval()
+    with _quiet(), torch.no_grad():
+        counts = FlopAnalyzer(net, (image,)).by_module()
+    return {name: int(count) for name, count in counts.items()}
+
+
+def network_macs(
+    net: nn.Module,
+    classifier: nn.Module,
+    choices: Sequence[LayerChoice],
+    candidates: int,
+    size: tuple[int, int, int],
+) -> NetworkMacs:
+    """MACs of the dense network, of every candidate and of the classifier for one image.
+
+    Args:
+        net: the base network with plain layers.
+        classifier: takes the same input.
+        choices: which layers are pruned, and to which patterns.
+        candidates: their number.
+        size: channels, height and width of the input.
+    """
+    counts = count_by_module(net, size)
+    layers = []
+    for choice in choices:
+        dense = counts.get(choice.name, 0)
+        pruned = tuple(dense * pattern.n // pattern.m for pattern in choice.patterns) or (dense,) * candidates
+        layers.append(LayerMacs(choice.name, dense, pruned, choice.reason))
+    total = counts['']
+    saved = [sum(layer.dense - layer.candidates[k] for layer in layers) for k in range(candidates)]
+    return NetworkMacs(
+        size=size,
+        dense=total,
+        candidates=tuple(total - s for s in saved),
+        classifier=count_by_module(classifier, size)[''],
+        layers=tuple(layers),
+    )
