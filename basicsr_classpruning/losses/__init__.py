@@ -1,1 +1,7 @@
+"""ClassPruning's losses: every ``*_loss.py`` here is registered."""
 
+import importlib
+from pathlib import Path
+
+for _path in sorted(Path(__file__).parent.glob('*_loss.py')):
+    importlib.import_module(f'{__name__}.{_path.stem}')

@@ -1,0 +1,342 @@
+"""ClassPruning: the dynamic N:M wrapper around a base network."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor, nn
+
+from basicsr_classpruning.archs.ecbsr_fold import fold_ecbsr, fold_ecbsr_state_dict
+from basicsr_classpruning.archs.support import refusal
+from basicsr_classpruning.errors import UsageError, UserError
+from basicsr_classpruning.sparsity import (
+    DENSE,
+    NetworkMacs,
+    Pattern,
+    choose_layers,
+    freeze,
+    network_macs,
+    sparse_layers,
+    sparsify,
+)
+from basicsr_classpruning.sparsity.budget import solve_budget
+
+# Input channels by the names that restoration networks give them.
+_CHANNEL_OPTIONS = ('num_in_ch', 'in_channels', 'in_chans', 'img_channel', 'in_nc', 'n_colors')
+_REFERENCE_SIZE = 64  # side of the images for which costs are counted; their ratios hardly depend on it
+_PROBE_SIZE = 32  # side of the image that tells the scale; above every supported network's minimum
+
+
+def build_base(base: Mapping[str, Any]) -> nn.Module:
+    """Builds a base network from its options. Raises UsageError for unknown and unsupported types."""
+    options = deepcopy(dict(base))
+    name = options.pop('type', None)
+    reason = refusal(name) if isinstance(name, str) else None
+    if reason:
+        raise UsageError(f'network_g.base.type: {name} cannot be pruned: {reason}')
+    if name not in ARCH_REGISTRY and f'{name}_basicsr' not in ARCH_REGISTRY:
+        raise UsageError(f'network_g.base.type: {name!r} is not in ARCH_REGISTRY; import your own with custom_imports')
+    registered = name if name in ARCH_REGISTRY else f'{name}_basicsr'
+    net = ARCH_REGISTRY.get(registered)(**options)
+    return fold_ecbsr(net) if name == 'ECBSR' else net
+
+
+def input_channels(net: nn.Module, base: Mapping[str, Any]) -> int:
+    """Channels of the images that a base network takes, from its options, defaults or first convolution."""
+    defaults = inspect.signature(type(net).__init__).parameters
+    for key in _CHANNEL_OPTIONS:
+        value = base.get(key, defaults[key].default if key in defaults else None)
+        if isinstance(value, int):
+            return value
+    first = next((module for module in net.modules() if isinstance(module, nn.Conv2d)), None)
+    return 3 if first is None else first.in_channels
+
+
+@ARCH_REGISTRY.register()
+class ClassPruning(nn.Module):
+    """One base network, its sparse subnetworks, and the classifier that picks one of them for each image.
+
+    In eval mode every image of a batch is routed by itself. Candidates are plain copies of the base network, made
+    once and kept until the weights change, so several threads may restore at the same time.
+
+    Args:
+        base: options of the base network, any entry of ``ARCH_REGISTRY`` for single images.
+        candidates: patterns ``'N:M'`` with one M, from cheapest to dearest.
+        block: output channels that share a mask.
+        share_taps: whether all kernel taps of an output channel (block) share it too.
+        skip: regular expressions; layers whose name one of them matches stay dense.
+        classifier: options of the classifier, ``DifficultyClassifier`` by default.
+        weights: ``'shared'``: one weight set with nested masks. ``'own'``: own weights for each sparse candidate.
+        layers: regular expression → patterns that replace ``candidates`` in the layers it matches.
+        base_net: the base network itself, where it cannot be built from options.
+    """
+
+    def __init__(
+        self,
+        base: Mapping[str, Any],
+        candidates: Sequence[str],
+        block: int = 1,
+        share_taps: bool = False,
+        skip: Sequence[str] = (),
+        classifier: Mapping[str, Any] | None = None,
+        weights: str = 'shared',
+        layers: Mapping[str, Sequence[str]] | None = None,
+        base_net: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if weights not in ('shared', 'own'):
+            raise UsageError(f'network_g.weights: {weights!r} is not allowed; shared or own')
+        classifier = dict(classifier or {'type': 'DifficultyClassifier'})
+        self.options = {
+            'type': 'ClassPruning',
+            'base': deepcopy(dict(base)),
+            'candidates': list(candidates),
+            'block': block,
+            'share_taps': share_taps,
+            'skip': list(skip),
+            'classifier': deepcopy(classifier),
+            'weights': weights,
+            'layers': {key: list(value) for key, value in (layers or {}).items()},
+        }
+        self.candidates = tuple(candidates)
+        patterns = _parse_ladder(candidates, block, share_taps, 'network_g.candidates')
+        layer_patterns = {
+            expression: _parse_ladder(ladder, block, share_taps, f'network_g.layers.{expression}')
+            for expression, ladder in (layers or {}).items()
+        }
+        self.base = build_base(base) if base_net is None else base_net
+        self.num_in_ch = input_channels(self.base, base)
+        self.choices = tuple(choose_layers(self.base, patterns, skip, layer_patterns))
+        if not any(choice.patterns for choice in self.choices):
+            reasons = '; '.join(sorted({choice.reason for choice in self.choices})) or 'it has no such layers'
+            raise UsageError(f'network_g: no layer of {base.get("type")} can be pruned to {", ".join(candidates)}: {reasons}')
+        self.selection = sparsify(self.base, self.choices, weights == 'own')
+        name = classifier.pop('type')
+        if name not in ARCH_REGISTRY:
+            raise UsageError(f'network_g.classifier.type: {name!r} is not in ARCH_REGISTRY')
+        self.classifier = ARCH_REGISTRY.get(name)(
+            num_in_ch=self.num_in_ch, num_classes=len(candidates), **classifier
+        )
+        # What one dense network's MACs cost, in the unit of the scores: the router maximises score − price · cost.
+        self.price = nn.Parameter(torch.ones(()))
+        self.budget: float | None = None
+        self._reset_caches()
+
+    # ---------------------------------------------------------------- caches
+
+    def _reset_caches(self) -> None:
+        self._frozen: dict[int, nn.Module] = {}
+        self._scale: int | None = None
+        self._reference: NetworkMacs | None = None
+        self._lock = threading.RLock()
+
+    def drop_frozen(self) -> None:
+        """Forgets the candidate networks; to be called when weights were changed in place in eval mode."""
+        with self._lock:
+            self._frozen = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        for name in ('_frozen', '_lock'):
+            del state[name]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._frozen = {}
+        self._lock = threading.RLock()
+
+    def train(self, mode: bool = True) -> ClassPruning:
+        self.drop_frozen()
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> ClassPruning:
+        self.drop_frozen()
+        return super()._apply(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        self.drop_frozen()
+        return super().load_state_dict(*args, **kwargs)
+
+    # ------------------------------------------------------------ candidates
+
+    def candidate_index(self, candidate: str | int) -> int:
+        """Index of a candidate given as ``'2:4'`` or as its index. Raises UsageError for others."""
+        if isinstance(candidate, str) and candidate in self.candidates:
+            return self.candidates.index(candidate)
+        if isinstance(candidate, int) and 0 <= candidate < len(self.candidates):
+            return candidate
+        raise UsageError(f'candidate {candidate!r} is not one of this network: {", ".join(self.candidates)}')
+
+    def frozen(self, candidate: str | int) -> nn.Module:
+        """The base network as one candidate: plain layers with zeros in place, eval mode. Kept until weights change."""
+        return self._frozen_at(self.candidate_index(candidate))
+
+    def frozen_dense(self) -> nn.Module:
+        """The unpruned base network, whether or not it is a candidate."""
+        return self._frozen_at(DENSE)
+
+    def _frozen_at(self, index: int) -> nn.Module:
+        with self._lock:
+            if index not in self._frozen:
+                self._frozen[index] = freeze(self.base, index)
+            return self._frozen[index]
+
+    def patterns(self, candidate: str | int) -> dict[str, Pattern]:
+        """Pattern of each layer that is sparse in a candidate, by the layer's name in the base network."""
+        index = self.candidate_index(candidate)
+        return {
+            choice.name: choice.patterns[index]
+            for choice in self.choices
+            if choice.patterns and not choice.patterns[index].is_dense
+        }
+
+    def macs(self, height: int, width: int) -> NetworkMacs:
+        """MACs of one image of the given size, counted."""
+        dense = self.frozen_dense()
+        return network_macs(
+            dense, self.classifier, self.choices, len(self.candidates), (self.num_in_ch, height, width)
+        )
+
+    @property
+    def reference_macs(self) -> NetworkMacs:
+        """MACs of a 64×64 image, counted once; those of other sizes are in proportion to the pixels."""
+        with self._lock:
+            if self._reference is None:
+                self._reference = self.macs(_REFERENCE_SIZE, _REFERENCE_SIZE)
+            return self._reference
+
+    @property
+    def scale(self) -> int:
+        """Output size over input size: 1 for denoising, 4 for ×4 super-resolution."""
+        with self._lock:
+            if self._scale is None:
+                parameter = next(self.base.parameters())
+                image = torch.zeros(1, self.num_in_ch, _PROBE_SIZE, _PROBE_SIZE, device=parameter.device)
+                with torch.no_grad():
+                    self._scale = self.frozen_dense()(image).shape[-1] // _PROBE_SIZE
+            return self._scale
+
+    # --------------------------------------------------------------- routing
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Class scores ``(B, K)`` of images ``(B, C, H, W)`` in [0, 1]; higher is better, MACs not yet considered."""
+        return self.classifier(x)
+
+    def costs(self) -> Tensor:
+        """Each candidate's MACs, the classifier's included, as a fraction of the dense ones: ``(K,)``."""
+        return torch.tensor(self.reference_macs.costs, device=self.price.device)
+
+    def route(self, scores: Tensor) -> Tensor:
+        """Difficulty classes ``(B,)`` from scores ``(B, K)``: of the best trade at the learnt price, or, where
+        ``budget`` is set, of the best total whose average MACs meet it."""
+        if self.budget is not None:
+            return solve_budget(scores, self.costs(), self.budget)
+        return (scores - self.price * self.costs()).argmax(dim=1)
+
+    @torch.no_grad()
+    def classify(self, x: Tensor) -> Tensor:
+        """Difficulty classes ``(B,)`` of images ``(B, C, H, W)`` in [0, 1]."""
+        return self.route(self.scores(x))
+
+    def restore_with(self, x: Tensor, candidate: str | int) -> Tensor:
+        """Restores images ``(B, C, H, W)`` with one candidate."""
+        return self.frozen(candidate)(x)
+
+    def forward(self, x: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Restores each image with a candidate of its own.
+
+        Args:
+            x: images ``(B, C, H, W)`` in [0, 1].
+            classes: the candidate of each image, ``(B,)``; the classifier decides where it is left out.
+
+        Returns:
+            Restored images ``(B, C', H · scale, W · scale)`` in the order of ``x``; in training mode with gradients.
+        """
+        if classes is None:
+            classes = self.classify(x)
+        run = self._run_sparse if self.training else self.restore_with
+        used = classes.unique().tolist()
+        if len(used) == 1:
+            return run(x, used[0])
+        members = [(classes == candidate).nonzero()[:, 0] for candidate in used]
+        outputs = torch.cat([run(x[index], candidate) for candidate, index in zip(used, members)])
+        order = torch.cat(members)
+        return outputs[torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))]
+
+    def _run_sparse(self, x: Tensor, candidate: int) -> Tensor:
+        self.selection.candidate = candidate
+        try:
+            return self.base(x)
+        finally:
+            self.selection.candidate = DENSE
+
+    # --------------------------------------------------------------- weights
+
+    @torch.no_grad()
+    def rank_by_magnitude(self) -> None:
+        """Renews the nested masks of shared weights from the weights as they are now."""
+        for _, layer in sparse_layers(self.base):
+            layer.rank_by_magnitude()
+        self.drop_frozen()
+
+    @torch.no_grad()
+    def load_params(self, params: Mapping[str, Tensor]) -> None:
+        """Loads a ClassPruning state dict, or a dense one of the base network from which all candidates start.
+
+        Raises UserError with one line where keys or shapes do not fit.
+        """
+        own_keys = self.state_dict().keys()
+        if any(key.startswith('base.') and key in own_keys for key in params):
+            self._load(self, params)
+            return
+        if self.options['base'].get('type') == 'ECBSR':
+            params = fold_ecbsr_state_dict(self.options['base'], params)
+        candidates_only = {k: v for k, v in self.base.state_dict().items() if _is_candidate_key(self.base, k)}
+        self._load(self.base, {**params, **candidates_only})
+        for _, layer in sparse_layers(self.base):
+            layer.reset_candidates()
+        self.drop_frozen()
+
+    @staticmethod
+    def _load(module: nn.Module, params: Mapping[str, Tensor]) -> None:
+        wanted = module.state_dict()
+        problems = [f'{key} is missing' for key in wanted if key not in params]
+        problems += [f'{key} is not a key of this network' for key in params if key not in wanted]
+        problems += [
+            f'{key} has shape {tuple(params[key].shape)}, wanted {tuple(value.shape)}'
+            for key, value in wanted.items()
+            if key in params and params[key].shape != value.shape
+        ]
+        if problems:
+            more = f' (and {len(problems) - 1} more)' if len(problems) > 1 else ''
+            raise UserError(f'weights do not fit the network: {problems[0]}{more}')
+        module.load_state_dict(params)
+
+
+def _is_candidate_key(base: nn.Module, key: str) -> bool:
+    """Whether a state-dict key of the base network belongs to its candidates, not to the dense network."""
+    return any(
+        key.startswith((f'{name}.ranks', f'{name}.biases.', f'{name}.weights.')) for name, _ in sparse_layers(base)
+    )
+
+
+def _parse_ladder(candidates: Sequence[str], block: int, share_taps: bool, key: str) -> list[Pattern]:
+    """Parses patterns of one M, cheapest first; raises UsageError naming the option."""
+    try:
+        patterns = [Pattern.parse(text, block, share_taps) for text in candidates]
+    except ValueError as error:
+        raise UsageError(f'{key}: {error}') from None
+    if not patterns:
+        raise UsageError(f'{key}: at least one pattern such as "2:4" is needed')
+    if len({pattern.m for pattern in patterns}) > 1:
+        raise UsageError(f'{key}: {", ".join(candidates)} must all have the same M')
+    if key == 'network_g.candidates' and any(a.n >= b.n for a, b in zip(patterns, patterns[1:])):
+        raise UsageError(f'{key}: {", ".join(candidates)} must go from cheapest to dearest, each once')
+    return patterns
