@@ -13,6 +13,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from basicsr_classpruning.archs.ecbsr_fold import fold_ecbsr, fold_ecbsr_state_dict
+from basicsr_classpruning.archs.sizes import Sizes, probe_sizes, run_padded
 from basicsr_classpruning.archs.support import refusal
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.sparsity import (
@@ -30,7 +31,6 @@ from basicsr_classpruning.sparsity.budget import solve_budget
 # Input channels by the names that restoration networks give them.
 _CHANNEL_OPTIONS = ('num_in_ch', 'in_channels', 'in_chans', 'img_channel', 'in_nc', 'n_colors')
 _REFERENCE_SIZE = 64  # side of the images for which costs are counted; their ratios hardly depend on it
-_PROBE_SIZE = 32  # side of the image that tells the scale; above every supported network's minimum
 
 
 def build_base(base: Mapping[str, Any]) -> nn.Module:
@@ -123,8 +123,8 @@ class ClassPruning(nn.Module):
         self.classifier = ARCH_REGISTRY.get(name)(
             num_in_ch=self.num_in_ch, num_classes=len(candidates), **classifier
         )
-        # What one dense network's MACs cost, in the unit of the scores: the router maximises score − price · cost.
-        self.price = nn.Parameter(torch.ones(()))
+        # What the dense network's MACs cost, in the unit of the scores: the router maximises score − price · cost.
+        self.log_price = nn.Parameter(torch.zeros(()))
         self.budget: float | None = None
         self._reset_caches()
 
@@ -132,7 +132,7 @@ class ClassPruning(nn.Module):
 
     def _reset_caches(self) -> None:
         self._frozen: dict[int, nn.Module] = {}
-        self._scale: int | None = None
+        self._sizes: Sizes | None = None
         self._reference: NetworkMacs | None = None
         self._lock = threading.RLock()
 
@@ -198,11 +198,9 @@ class ClassPruning(nn.Module):
         }
 
     def macs(self, height: int, width: int) -> NetworkMacs:
-        """MACs of one image of the given size, counted."""
-        dense = self.frozen_dense()
-        return network_macs(
-            dense, self.classifier, self.choices, len(self.candidates), (self.num_in_ch, height, width)
-        )
+        """MACs of one image of the given size, counted; padding that the base network needs is included."""
+        size = (self.num_in_ch, self.sizes.padded(height), self.sizes.padded(width))
+        return network_macs(self.frozen_dense(), self.classifier, self.choices, len(self.candidates), size)
 
     @property
     def reference_macs(self) -> NetworkMacs:
@@ -213,15 +211,17 @@ class ClassPruning(nn.Module):
             return self._reference
 
     @property
+    def sizes(self) -> Sizes:
+        """Which image sizes the base network takes, and its scale; found once."""
+        with self._lock:
+            if self._sizes is None:
+                self._sizes = probe_sizes(self.frozen_dense(), self.num_in_ch)
+            return self._sizes
+
+    @property
     def scale(self) -> int:
         """Output size over input size: 1 for denoising, 4 for ×4 super-resolution."""
-        with self._lock:
-            if self._scale is None:
-                parameter = next(self.base.parameters())
-                image = torch.zeros(1, self.num_in_ch, _PROBE_SIZE, _PROBE_SIZE, device=parameter.device)
-                with torch.no_grad():
-                    self._scale = self.frozen_dense()(image).shape[-1] // _PROBE_SIZE
-            return self._scale
+        return self.sizes.scale
 
     # --------------------------------------------------------------- routing
 
@@ -231,14 +231,18 @@ class ClassPruning(nn.Module):
 
     def costs(self) -> Tensor:
         """Each candidate's MACs, the classifier's included, as a fraction of the dense ones: ``(K,)``."""
-        return torch.tensor(self.reference_macs.costs, device=self.price.device)
+        return torch.tensor(self.reference_macs.costs, device=self.log_price.device)
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """Class probabilities ``(B, K)`` at the learnt price, differentiable in scores and price."""
+        return torch.softmax(scores - self.log_price.exp() * self.costs(), dim=1)
 
     def route(self, scores: Tensor) -> Tensor:
         """Difficulty classes ``(B,)`` from scores ``(B, K)``: of the best trade at the learnt price, or, where
         ``budget`` is set, of the best total whose average MACs meet it."""
         if self.budget is not None:
             return solve_budget(scores, self.costs(), self.budget)
-        return (scores - self.price * self.costs()).argmax(dim=1)
+        return self.probabilities(scores).argmax(dim=1)
 
     @torch.no_grad()
     def classify(self, x: Tensor) -> Tensor:
@@ -247,7 +251,7 @@ class ClassPruning(nn.Module):
 
     def restore_with(self, x: Tensor, candidate: str | int) -> Tensor:
         """Restores images ``(B, C, H, W)`` with one candidate."""
-        return self.frozen(candidate)(x)
+        return run_padded(self.frozen(candidate), x, self.sizes)
 
     def forward(self, x: Tensor, classes: Tensor | None = None) -> Tensor:
         """Restores each image with a candidate of its own.
@@ -261,7 +265,7 @@ class ClassPruning(nn.Module):
         """
         if classes is None:
             classes = self.classify(x)
-        run = self._run_sparse if self.training else self.restore_with
+        run = self.run_sparse if self.training else self.restore_with
         used = classes.unique().tolist()
         if len(used) == 1:
             return run(x, used[0])
@@ -270,10 +274,16 @@ class ClassPruning(nn.Module):
         order = torch.cat(members)
         return outputs[torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))]
 
-    def _run_sparse(self, x: Tensor, candidate: int) -> Tensor:
+    def run_sparse(self, x: Tensor, candidate: int) -> Tensor:
+        """Restores images with the weights as they are now, differentiable. Not safe in several threads.
+
+        Args:
+            x: images ``(B, C, H, W)`` in [0, 1].
+            candidate: index of a candidate, or ``sparsity.DENSE``.
+        """
         self.selection.candidate = candidate
         try:
-            return self.base(x)
+            return run_padded(self.base, x, self.sizes)
         finally:
             self.selection.candidate = DENSE
 

@@ -1,0 +1,64 @@
+"""What sizes a restoration network takes and gives, found by running it on small images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from basicsr_classpruning.errors import UserError
+
+_MULTIPLES = (1, 2, 4, 7, 8, 12, 14, 16, 24, 32, 64)  # sides tried, among them the windows of common transformers
+_MIN_SIDE = 32  # above every supported network's minimum
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a network's inputs and outputs."""
+
+    scale: int
+    """Output side over input side, at least 1."""
+    multiple: int
+    """Inputs' sides must be multiples of this; 1 where any size goes."""
+
+    def padded(self, side: int) -> int:
+        """The next side that the network takes."""
+        return -(-side // self.multiple) * self.multiple
+
+
+@torch.no_grad()
+def probe_sizes(net: nn.Module, channels: int) -> Sizes:
+    """Runs a network in eval mode on odd multiples of small numbers until one is accepted.
+
+    Raises UserError with the network's own complaint where none is.
+    """
+    parameter = next(net.parameters(), None)
+    device = None if parameter is None else parameter.device
+    complaint = ''
+    for multiple in _MULTIPLES:
+        times = -(-_MIN_SIDE // multiple) | 1  # odd, so that no other factor of two hides in the side
+        height, width = multiple * times, multiple * (times + 2)
+        try:
+            output = net(torch.zeros(1, channels, height, width, device=device))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            complaint = complaint or (str(error) or type(error).__name__).splitlines()[0]
+            continue
+        scale = output.shape[-2] // height
+        if output.ndim == 4 and scale >= 1 and output.shape[-2:] == (height * scale, width * scale):
+            return Sizes(scale, multiple)
+        complaint = complaint or f'{height}×{width} in gives {tuple(output.shape[-2:])} out'
+    raise UserError(f'{type(net).__name__} restores no image of any size tried: {complaint}')
+
+
+def run_padded(run: Callable[[Tensor], Tensor], x: Tensor, sizes: Sizes) -> Tensor:
+    """Runs a network on images of any size ``(B, C, H, W)``: pads at the right and bottom, and crops the output."""
+    height, width = x.shape[-2:]
+    below, right = sizes.padded(height) - height, sizes.padded(width) - width
+    if not below and not right:
+        return run(x)
+    mirrored = below < height and right < width
+    padded = functional.pad(x, (0, right, 0, below), mode='reflect' if mirrored else 'replicate')
+    return run(padded)[..., : height * sizes.scale, : width * sizes.scale]

@@ -1,0 +1,292 @@
+"""Trains and validates ClassPruning networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from os import path as osp
+from typing import Any
+
+import torch
+from basicsr.losses import build_loss
+from basicsr.utils import get_root_logger, imwrite
+from basicsr.utils.registry import MODEL_REGISTRY
+from torch import Tensor, nn
+
+from basicsr_classpruning.archs.classpruning_arch import ClassPruning
+from basicsr_classpruning.errors import UsageError, UserError
+from basicsr_classpruning.models.collapse import CollapseWatch
+from basicsr_classpruning.models.guarded_model import GuardedSRModel
+from basicsr_classpruning.models.stages import Schedule
+from basicsr_classpruning.models.validation import Report, evaluate
+from basicsr_classpruning.sparsity import DENSE
+
+_MAX_RECOVERIES = 3  # resets of the classifier after which a collapse stops the run
+
+
+class TrainingPass(nn.Module):
+    """Everything that gets gradients in one step, in one forward pass, as DistributedDataParallel wants it."""
+
+    def __init__(self, net: ClassPruning) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(
+        self, to_restore: Tensor | None, classes: Tensor | None, to_score: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Restores images with the candidates given, and scores images; each may be left out."""
+        restored = None if to_restore is None else self.net(to_restore, classes)
+        scores = None if to_score is None else self.net.scores(to_score)
+        return restored, scores
+
+
+@MODEL_REGISTRY.register()
+class ClassPruningModel(GuardedSRModel):
+    """Runs the stages of the training strategy (supernet, classifier, joint) on a ClassPruning network.
+
+    A static N:M network, or a dense one, is trained with it too: give a single candidate.
+    """
+
+    net_g: ClassPruning
+    net_g_ema: ClassPruning
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        if opt['network_g'].get('type') != 'ClassPruning':
+            raise UsageError(
+                f'network_g.type: {opt["network_g"].get("type")!r} is not allowed with model_type ClassPruningModel; '
+                'ClassPruning (or train the dense network with model_type GuardedSRModel)'
+            )
+        super().__init__(opt)
+
+    # ---------------------------------------------------------------- set-up
+
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        return net.to(self.device)  # the training pass is what gets distributed
+
+    def init_training_settings(self) -> None:
+        train_opt = self.opt['train']
+        self.schedule = Schedule.from_options(train_opt)
+        self.net_g.selection.decay = train_opt.get('srste_decay', 2e-4)
+        self.watch = CollapseWatch(len(self.net_g.candidates))
+        self.recoveries = 0
+        self.losses = {
+            name: build_loss(train_opt[key]).to(self.device)
+            for name, key in (('budget', 'budget_opt'), ('class', 'class_opt'), ('distill', 'distill_opt'))
+            if train_opt.get(key)
+        }
+        self.losses['routing'] = build_loss(train_opt.get('routing_opt') or {'type': 'RoutingLoss'}).to(self.device)
+        super().init_training_settings()
+        training_pass = TrainingPass(self.net_g)
+        # Which parameters a step uses depends on the stage and on the classes of the images at hand.
+        self.training_pass = self.distribute(training_pass, True) if self.opt['dist'] else training_pass
+
+    def setup_optimizers(self) -> None:
+        options = dict(self.opt['train']['optim_g'])
+        kind = options.pop('type')
+        rate = self.opt['train'].get('classifier_lr') or 1e-3
+        groups = [
+            {'params': list(self.net_g.base.parameters())},
+            {'params': list(self.net_g.classifier.parameters()), 'lr': rate},
+            # One number that has to cross orders of magnitude within a stage.
+            {'params': [self.net_g.log_price], 'lr': 10 * rate},
+        ]
+        self.optimizer_g = self.get_optimizer(kind, groups, **options)
+        self.optimizers.append(self.optimizer_g)
+
+    def load_params(self, net: nn.Module, params: dict[str, Tensor], strict: bool) -> None:
+        net.load_params(params)  # type: ignore[operator]
+
+    def network_options(self) -> dict[str, Any]:
+        return self.net_g.options
+
+    # -------------------------------------------------------------- training
+
+    def loss_terms(self, current_iter: int) -> Iterator[tuple[str, Tensor]]:
+        self.stage = self.schedule.stage(current_iter)
+        interval = self.opt['train'].get('mask_interval', 10)
+        if self.stage != 'classifier' and interval and current_iter % interval == 0:
+            self.net_g.rank_by_magnitude()
+        if self.stage == 'supernet':
+            self.classes = self._split(current_iter)
+            yield from self._restoration(self.classes, None)[0]
+        elif self.stage == 'classifier':
+            _, scores = self.training_pass(None, None, self.lq)
+            yield from self._classifier_terms(scores, self.lq, self.gt)
+        else:
+            self.classes = self._explore(self.net_g.classify(self.lq))
+            count = max(1, round(len(self.lq) * self.opt['train'].get('classifier_share', 0.25)))
+            terms, scores = self._restoration(self.classes, self.lq[:count])
+            yield from terms
+            yield from self._classifier_terms(scores, self.lq[:count], self.gt[:count])
+
+    def _split(self, current_iter: int) -> Tensor:
+        """Candidates of a mini-batch in turn, over all processes, beginning with another one each time."""
+        position = torch.arange(len(self.lq), device=self.device) * self.opt['world_size'] + self.opt['rank']
+        return (position + current_iter) % len(self.net_g.candidates)
+
+    def _explore(self, classes: Tensor) -> Tensor:
+        """Gives some images a random candidate, so that none stops learning because it is never chosen."""
+        share = self.opt['train'].get('explore', 0.1)
+        chance = torch.rand(len(classes), device=self.device) < share
+        return torch.where(chance, torch.randint_like(classes, len(self.net_g.candidates)), classes)
+
+    def _restoration(self, classes: Tensor, to_score: Tensor | None) -> tuple[list[tuple[str, Tensor]], Any]:
+        with self.autocast():
+            output, scores = self.training_pass(self.lq, classes, to_score)
+        self.output = output.float()
+        terms = list(self.restoration_terms(self.output))
+        if 'distill' in self.losses:
+            with torch.no_grad(), self.autocast():
+                teacher = self.net_g.run_sparse(self.lq, DENSE).float()
+            terms.append(('l_distill', self.losses['distill'](self.output, teacher)))
+        return terms, scores
+
+    @torch.no_grad()
+    def candidate_errors(self, lq: Tensor, gt: Tensor) -> Tensor:
+        """Mean squared error of each candidate on each image, ``(B, K)``; images ``(B, C, H, W)``."""
+        errors = []
+        with self.autocast():
+            for candidate in range(len(self.net_g.candidates)):
+                output = self.net_g.run_sparse(lq, candidate).float().clamp(0, 1)
+                errors.append((output - gt).square().mean((1, 2, 3)))
+        return torch.stack(errors, dim=1)
+
+    def _classifier_terms(self, scores: Tensor, lq: Tensor, gt: Tensor) -> Iterator[tuple[str, Tensor]]:
+        scores = scores.float()
+        costs = self.net_g.costs()
+        yield 'l_routing', self.losses['routing'](scores, self.candidate_errors(lq, gt), costs)
+        probabilities = self.net_g.probabilities(scores)
+        if 'budget' in self.losses:
+            yield 'l_budget', self.losses['budget'](probabilities, costs)
+        if 'class' in self.losses:
+            yield 'l_class', self.losses['class'](probabilities)
+        self.watch.update(probabilities.argmax(dim=1))
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        super().optimize_parameters(current_iter)
+        if self.watch.collapsed and not self._budget_asks_for_one_class():
+            self._handle_collapse(current_iter)
+
+    def _budget_asks_for_one_class(self) -> bool:
+        costs = self.net_g.costs()
+        target = self.losses['budget'].target if 'budget' in self.losses else 1.0
+        return not costs[0] * 1.02 < target < costs[-1] * 0.98
+
+    def _handle_collapse(self, current_iter: int) -> None:
+        """Warns, starts the classifier afresh or stops, as ``train.on_collapse`` says."""
+        shares = ', '.join(f'{name} {share:.1%}' for name, share in zip(self.net_g.candidates, self.watch.shares))
+        message = f'iteration {current_iter}: the classifier has collapsed to one class ({shares})'
+        action = self.opt['train'].get('on_collapse', 'recover')
+        if action == 'stop' or (action == 'recover' and self.recoveries >= _MAX_RECOVERIES):
+            raise UserError(f'{message}: training stopped; try a smaller train.classifier_lr')
+        get_root_logger().warning(message + ('; it starts afresh' if action == 'recover' else ''))
+        self.watch.restart()
+        if action == 'recover':
+            self.recoveries += 1
+            self._restart_classifier()
+
+    def _restart_classifier(self) -> None:
+        for module in self.net_g.classifier.modules():
+            if hasattr(module, 'reset_parameters'):
+                module.reset_parameters()
+        with torch.no_grad():
+            self.net_g.log_price.zero_()
+        for parameter in (*self.net_g.classifier.parameters(), self.net_g.log_price):
+            if self.opt['dist']:
+                torch.distributed.broadcast(parameter.data, 0)
+            self.optimizer_g.state.pop(parameter, None)
+        for group in self.optimizer_g.param_groups[1:]:
+            # What made it collapse once would do so again.
+            group['lr'] *= 0.3
+            group['initial_lr'] *= 0.3
+
+    def model_ema(self, decay: float = 0.999) -> None:
+        super().model_ema(decay)
+        with torch.no_grad():
+            averaged = dict(self.net_g_ema.named_buffers())
+            for name, buffer in self.net_g.named_buffers():
+                averaged[name].copy_(buffer)  # the masks in use, without which the averaged weights mean nothing
+        self.net_g_ema.drop_frozen()
+
+    def describe_step(self) -> str:
+        if self.stage == 'classifier':
+            return ' (stage classifier)'
+        names = sorted({self.net_g.candidates[k] for k in self.classes.tolist()})
+        return f' (stage {self.stage}, candidates {", ".join(names)})'
+
+    def extra_state(self) -> dict[str, Any]:
+        return {
+            'losses': {name: loss.state_dict() for name, loss in self.losses.items()},
+            'watch': self.watch.state_dict(),
+            'recoveries': self.recoveries,
+        }
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        super().resume_training(resume_state)
+        for name, state in resume_state['losses'].items():
+            self.losses[name].load_state_dict(state)
+        self.watch.load_state_dict(resume_state['watch'])
+        self.recoveries = resume_state['recoveries']
+
+    # ------------------------------------------------------------ validation
+
+    def network_for_testing(self) -> ClassPruning:
+        """The averaged network where there is one."""
+        return getattr(self, 'net_g_ema', self.net_g)
+
+    def nondist_validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
+        """Validates the routed network, every budget in ``val.budgets`` and every candidate on one data set.
+
+        The table goes to the log, the figures to TensorBoard and, a line for each data set, to ``metrics.jsonl``
+        beside the log.
+        """
+        net = self.network_for_testing()
+        name = dataloader.dataset.opt['name']
+        val_opt = self.opt['val']
+        save = self._picture_saver(name, current_iter) if save_img else None
+        training = net.training
+        net.eval()
+        try:
+            report = evaluate(
+                net,
+                dataloader,
+                val_opt.get('metrics') or {},
+                name=name,
+                iteration=current_iter,
+                budgets=val_opt.get('budgets') or (),
+                all_candidates=val_opt.get('candidates', True),
+                device=self.device,
+                on_result=save,
+            )
+        finally:
+            net.train(training)
+        get_root_logger().info(f'Validation {name}, {report.pictures} pictures\n{report.table()}')
+        with open(osp.join(self.opt['path']['log'], 'metrics.jsonl'), 'a', encoding='utf-8') as file:
+            file.write(report.to_json() + '\n')
+        self._keep_best(report)
+        if tb_logger:
+            for row in report.rows:
+                values = {**row.metrics, 'average_macs': row.macs, 'saved': row.saved}
+                for key, value in values.items():
+                    tb_logger.add_scalar(f'metrics/{name}/{row.name}/{key}', value, current_iter)
+            for candidate, share in zip(report.candidates, report.rows[0].class_share):
+                tb_logger.add_scalar(f'metrics/{name}/share/{candidate}', share, current_iter)
+
+    def _keep_best(self, report: Report) -> None:
+        if self.is_train and report.rows[0].metrics:
+            self._initialize_best_metric_results(report.dataset)
+            for metric, value in report.rows[0].metrics.items():
+                self._update_best_metric_result(report.dataset, metric, value, report.iteration)
+
+    def _picture_saver(self, dataset: str, current_iter: int | str) -> Callable[[Mapping[str, Any], Any], None]:
+        """Saves the routed network's pictures where BasicSR's models save theirs."""
+        folder = self.opt['path']['visualization']
+
+        def save(batch: Mapping[str, Any], picture: Any) -> None:
+            name = osp.splitext(osp.basename(batch['lq_path'][0]))[0]
+            if self.is_train:
+                path = osp.join(folder, name, f'{name}_{current_iter}.png')
+            else:
+                path = osp.join(folder, dataset, f'{name}_{self.opt["val"].get("suffix") or self.opt["name"]}.png')
+            imwrite(picture, path)
+
+        return save

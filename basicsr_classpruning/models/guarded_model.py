@@ -1,0 +1,219 @@
+"""BasicSR's SRModel with what a long run needs: mixed precision, exact resuming, whole checkpoints, a NaN guard."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections import OrderedDict
+from collections.abc import Iterator
+from os import path as osp
+from typing import Any
+
+import numpy as np
+import torch
+from basicsr.models.sr_model import SRModel
+from basicsr.utils import get_root_logger
+from basicsr.utils.dist_util import master_only
+from basicsr.utils.registry import MODEL_REGISTRY
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from basicsr_classpruning.checkpoint import read_checkpoint, save_file
+from basicsr_classpruning.errors import UsageError, UserError
+
+_AMP_TYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
+_MAX_SKIPPED = 20  # bad steps in a row after which skipping them is no longer a rescue
+
+
+def seed_iteration(seed: int, iteration: int, rank: int) -> None:
+    """Seeds Python, NumPy and torch for one iteration, so that a resumed run draws what the first one would have."""
+    words = np.random.SeedSequence((seed, iteration, rank)).generate_state(3)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))
+    torch.manual_seed(int(words[2]))
+
+
+class NonFiniteLoss(UserError):
+    """A loss or gradient that is NaN or infinite."""
+
+
+@MODEL_REGISTRY.register()
+class GuardedSRModel(SRModel):
+    """Trains a network as SRModel does, and adds ``train.amp``, ``train.channels_last``, ``train.grad_clip`` and
+    ``train.on_nan``; checkpoints are written whole or not at all, and a run that was stopped goes on bit for bit.
+    """
+
+    net_g: nn.Module
+
+    # ---------------------------------------------------------------- set-up
+
+    def init_training_settings(self) -> None:
+        train_opt = self.opt['train']
+        self.amp_type = _AMP_TYPES.get(train_opt.get('amp'))
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=train_opt.get('amp') == 'fp16')
+        self.skipped = 0
+        super().init_training_settings()
+        for net in self._networks():
+            if train_opt.get('channels_last', True):
+                net.to(memory_format=torch.channels_last)
+
+    def _networks(self) -> list[nn.Module]:
+        nets = [self.get_bare_model(self.net_g)]
+        return [*nets, self.net_g_ema] if hasattr(self, 'net_g_ema') else nets
+
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        net = net.to(self.device)
+        return self.distribute(net, self.opt.get('find_unused_parameters', False)) if self.opt['dist'] else net
+
+    def distribute(self, net: nn.Module, find_unused_parameters: bool) -> nn.Module:
+        """Wraps a network for a distributed run, on GPUs or on CPUs."""
+        devices = [torch.cuda.current_device()] if self.device.type == 'cuda' else None
+        return DistributedDataParallel(net, device_ids=devices, find_unused_parameters=find_unused_parameters)
+
+    # -------------------------------------------------------------- training
+
+    def feed_data(self, data: dict[str, Any]) -> None:
+        super().feed_data(data)
+        if self.is_train and self.opt['train'].get('channels_last', True):
+            self.lq = self.lq.contiguous(memory_format=torch.channels_last)
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Mixed precision as ``train.amp`` says."""
+        if self.amp_type is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.amp_type)
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        seed_iteration(self.opt['manual_seed'], current_iter, self.opt['rank'])
+        self.optimizer_g.zero_grad()
+        losses: OrderedDict[str, Tensor] = OrderedDict(self.loss_terms(current_iter))
+        if self.step(losses, current_iter) and self.ema_decay > 0:
+            self.model_ema(decay=self.ema_decay)
+        self.log_dict = self.reduce_loss_dict(OrderedDict((name, loss.detach()) for name, loss in losses.items()))
+
+    def loss_terms(self, current_iter: int) -> Iterator[tuple[str, Tensor]]:
+        """Yields the name and value of every term of this step's loss."""
+        with self.autocast():
+            self.output = self.net_g(self.lq)
+        yield from self.restoration_terms(self.output.float())
+
+    def restoration_terms(self, output: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """The losses that compare the output ``(B, C, H, W)`` with the ground truth."""
+        if self.cri_pix:
+            yield 'l_pix', self.cri_pix(output, self.gt)
+        if self.cri_perceptual:
+            perceptual, style = self.cri_perceptual(output, self.gt)
+            if perceptual is not None:
+                yield 'l_percep', perceptual
+            if style is not None:
+                yield 'l_style', style
+
+    def step(self, losses: dict[str, Tensor], current_iter: int) -> bool:
+        """One optimiser step on the sum of the losses; returns False where it was skipped as ``train.on_nan`` says."""
+        bad = [name for name, loss in losses.items() if not torch.isfinite(loss).all()]
+        if self._any_process(bool(bad)):
+            return self._bad_step(f'loss term {", ".join(bad) or "of another process"} is not finite', current_iter)
+        self.scaler.scale(sum(losses.values())).backward()
+        self.scaler.unscale_(self.optimizer_g)
+        parameters = [p for group in self.optimizer_g.param_groups for p in group['params'] if p.grad is not None]
+        limit = self.opt['train'].get('grad_clip') or float('inf')
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        if not torch.isfinite(norm) and not self.scaler.is_enabled():
+            return self._bad_step(f'the gradient of {" + ".join(losses)} is not finite', current_iter)
+        self.scaler.step(self.optimizer_g)  # with fp16 it skips overflows by itself and lowers its scale
+        self.scaler.update()
+        self.skipped = 0
+        return True
+
+    def _any_process(self, flag: bool) -> bool:
+        """Whether the flag is set in any process of a distributed run: all must skip or none."""
+        if not self.opt['dist']:
+            return flag
+        total = torch.tensor(float(flag), device=self.device)
+        torch.distributed.all_reduce(total)
+        return bool(total > 0)
+
+    def _bad_step(self, what: str, current_iter: int) -> bool:
+        self.optimizer_g.zero_grad()
+        self.skipped += 1
+        message = f'iteration {current_iter}: {what}{self.describe_step()}'
+        if self.opt['train'].get('on_nan', 'stop') == 'skip' and self.skipped <= _MAX_SKIPPED:
+            get_root_logger().warning(f'{message}; this step is skipped')
+            return False
+        again = f', the {self.skipped}th step in a row' if self.skipped > 1 else ''
+        raise NonFiniteLoss(f'{message}{again}: training stopped; the last checkpoint is untouched')
+
+    def describe_step(self) -> str:
+        """What a report of a bad step should add, for example the candidate."""
+        return ''
+
+    # ----------------------------------------------------------- checkpoints
+
+    def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = 'params') -> None:
+        checkpoint = read_checkpoint(load_path)
+        params = checkpoint.params(param_key)
+        get_root_logger().info(f'Loading {net.__class__.__name__} from {load_path}.')
+        try:
+            self.load_params(self.get_bare_model(net), params, strict)
+        except UserError as error:
+            raise UserError(f'{load_path}: {error}') from None
+
+    def load_params(self, net: nn.Module, params: dict[str, Tensor], strict: bool) -> None:
+        """Loads a state dict; raises UserError with one line where it does not fit."""
+        try:
+            net.load_state_dict(params, strict=strict)
+        except RuntimeError as error:
+            lines = [line.strip() for line in str(error).splitlines()[1:]]
+            raise UserError(f'weights do not fit the network: {lines[0][:200] if lines else error}') from None
+
+    @master_only
+    def save_network(self, net: Any, net_label: str, current_iter: int, param_key: Any = 'params') -> None:
+        nets = net if isinstance(net, list) else [net]
+        keys = param_key if isinstance(param_key, list) else [param_key]
+        content: dict[str, Any] = {
+            key: {name: value.detach().cpu().contiguous() for name, value in self.get_bare_model(n).state_dict().items()}
+            for key, n in zip(keys, nets)
+        }
+        content['network_g'] = self.network_options()
+        label = 'latest' if current_iter == -1 else current_iter
+        save_file(content, osp.join(self.opt['path']['models'], f'{net_label}_{label}.pth'))
+
+    def network_options(self) -> dict[str, Any]:
+        """The options that rebuild the network, as plain values."""
+        return _plain(self.opt['network_g'])
+
+    @master_only
+    def save_training_state(self, epoch: int, current_iter: int) -> None:
+        if current_iter == -1:
+            return
+        state = {
+            'epoch': epoch,
+            'iter': current_iter,
+            'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
+            'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
+            'scaler': self.scaler.state_dict(),
+            'best_metric_results': getattr(self, 'best_metric_results', {}),
+            **self.extra_state(),
+        }
+        save_file(state, osp.join(self.opt['path']['training_states'], f'{current_iter}.state'))
+
+    def extra_state(self) -> dict[str, Any]:
+        """What a subclass wants to find again when a run is resumed."""
+        return {}
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        if len(resume_state['optimizers']) != len(self.optimizers):
+            raise UsageError(f'{self.opt["path"]["resume_state"]}: belongs to a run with other optimisers')
+        super().resume_training(resume_state)
+        self.scaler.load_state_dict(resume_state.get('scaler', {}))
+        if resume_state.get('best_metric_results'):
+            self.best_metric_results = resume_state['best_metric_results']
+
+
+def _plain(value: Any) -> Any:
+    """Options as plain dictionaries, lists and values, which a checkpoint read with ``weights_only`` may hold."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

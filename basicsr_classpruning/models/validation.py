@@ -1,0 +1,174 @@
+"""Validation of a ClassPruning network: quality beside MACs, routed, at budgets, and pinned to each candidate."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from basicsr.metrics import calculate_metric
+from basicsr.utils import tensor2img
+from torch import Tensor
+
+from basicsr_classpruning.archs.classpruning_arch import ClassPruning
+from basicsr_classpruning.sparsity.budget import solve_budget
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to run the network over a data set."""
+
+    name: str
+    """``routed``, ``budget 0.6`` or a candidate such as ``2:4``."""
+    metrics: dict[str, float]
+    """Means over the pictures."""
+    macs: float
+    """Average MACs of a picture, the classifier's included where it decides."""
+    saved: float
+    """1 − average MACs / dense MACs."""
+    seconds: float
+    """Measured time of the network for all pictures."""
+    class_share: tuple[float, ...]
+    """Share of the pictures that each candidate restored, cheapest first."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Validation of one data set."""
+
+    dataset: str
+    iteration: int | str
+    pictures: int
+    macs_dense: float
+    """Average MACs of a picture through the dense network."""
+    candidates: tuple[str, ...]
+    rows: tuple[Row, ...]
+    """The routed network first, then budgets, then candidates."""
+
+    def table(self) -> str:
+        """The report as lines of text."""
+        names = list(self.rows[0].metrics)
+        header = ['', *names, 'average MACs', 'saved', 'seconds', 'share of ' + ' | '.join(self.candidates)]
+        lines = [header]
+        for row in self.rows:
+            values = [f'{row.metrics[name]:.4f}' for name in names]
+            share = ' | '.join(f'{value:.0%}' for value in row.class_share)
+            lines.append([row.name, *values, f'{row.macs / 1e9:.3f} G', f'{row.saved:.1%}', f'{row.seconds:.2f}', share])
+        widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+        return '\n'.join('  '.join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines)
+
+    def to_json(self) -> str:
+        """The report as one line of JSON."""
+        return json.dumps(asdict(self))
+
+
+@dataclass
+class _Picture:
+    """Measurements of one picture, by candidate."""
+
+    pixels: int
+    scores: Tensor
+    metrics: dict[int, dict[str, float]]
+    seconds: dict[int, float]
+
+
+def evaluate(
+    net: ClassPruning,
+    batches: Iterable[Mapping[str, Any]],
+    metrics: Mapping[str, Mapping[str, Any]],
+    *,
+    name: str,
+    iteration: int | str,
+    budgets: Iterable[float] = (),
+    all_candidates: bool = True,
+    device: torch.device | str = 'cpu',
+    on_result: Callable[[Mapping[str, Any], Any], None] | None = None,
+) -> Report:
+    """Runs a network over a data set, each picture routed as a whole.
+
+    Args:
+        net: in eval mode.
+        batches: of one picture each: ``lq``, ``gt`` ``(1, C, H, W)`` and ``lq_path``.
+        metrics: BasicSR's metric options by name.
+        name: of the data set.
+        iteration: of the training, or the name of the test run.
+        budgets: average MACs over the data set to be met, as fractions of the dense MACs.
+        all_candidates: whether rows for every pinned candidate are wanted too.
+        device: where the network is.
+        on_result: is given the batch and the routed network's picture, ``(H, W, C)`` uint8 BGR.
+    """
+    budgets = tuple(budgets)
+    count = len(net.candidates)
+    pictures = []
+    for batch in batches:
+        image = batch['lq'].to(device)
+        truth = tensor2img([batch['gt']])
+        with torch.no_grad():
+            scores = net.scores(image)
+        picture = _Picture(image.shape[-1] * image.shape[-2], scores[0].float().cpu(), {}, {})
+        routed = int(net.route(scores))
+        # A budget may send a picture to any candidate: that is known only when all pictures were scored.
+        for candidate in range(count) if all_candidates or budgets else (routed,):
+            start = time.perf_counter()
+            with torch.no_grad():
+                output = net.restore_with(image, candidate)
+            if image.is_cuda:
+                torch.cuda.synchronize()
+            picture.seconds[candidate] = time.perf_counter() - start
+            restored = tensor2img([output.cpu()])
+            if candidate == routed and on_result is not None:
+                on_result(batch, restored)
+            picture.metrics[candidate] = {
+                key: float(calculate_metric({'img': restored, 'img2': truth}, dict(options)))
+                for key, options in metrics.items()
+            }
+        pictures.append((picture, routed))
+    return _report(net, pictures, name, iteration, budgets, all_candidates)
+
+
+def _report(
+    net: ClassPruning,
+    pictures: list[tuple[_Picture, int]],
+    name: str,
+    iteration: int | str,
+    budgets: tuple[float, ...],
+    all_candidates: bool,
+) -> Report:
+    reference = net.reference_macs
+    area = reference.size[1] * reference.size[2]
+    pixels = torch.tensor([float(picture.pixels) for picture, _ in pictures])
+    mean_pixels = float(pixels.mean())
+    dense = reference.dense * mean_pixels / area
+
+    def row(title: str, classes: list[int], classified: bool) -> Row:
+        extra = reference.classifier if classified else 0
+        macs = sum(
+            (reference.candidates[k] + extra) * picture.pixels / area for (picture, _), k in zip(pictures, classes)
+        ) / len(pictures)
+        first = pictures[0][0].metrics[classes[0]]
+        return Row(
+            name=title,
+            metrics={
+                key: sum(picture.metrics[k][key] for (picture, _), k in zip(pictures, classes)) / len(pictures)
+                for key in first
+            },
+            macs=macs,
+            saved=1 - macs / dense,
+            seconds=sum(picture.seconds[k] for (picture, _), k in zip(pictures, classes)),
+            class_share=tuple(classes.count(k) / len(classes) for k in range(len(net.candidates))),
+        )
+
+    rows = [row('routed', [routed for _, routed in pictures], classified=True)]
+    scores = torch.stack([picture.scores for picture, _ in pictures])
+    costs = net.costs().cpu()
+    for budget in budgets:
+        classes = solve_budget(scores, costs, budget, pixels)
+        rows.append(row(f'budget {budget:g}', classes.tolist(), classified=True))
+    if all_candidates:
+        rows += [
+            row(candidate, [k] * len(pictures), classified=False) for k, candidate in enumerate(net.candidates)
+        ]
+    return Report(name, iteration, len(pictures), dense, net.candidates, tuple(rows))
