@@ -1,0 +1,183 @@
+"""Schema of a whole options file, for training and for testing."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Le
+from pydantic import Field, model_validator
+
+from basicsr_classpruning.archs.support import refusal
+from basicsr_classpruning.config.datasets import Dataset, check_phases, check_training_set
+from basicsr_classpruning.config.fields import Allowed, Count, CountOrZero, Section, Whole, refuse
+from basicsr_classpruning.config.networks import ClassPruningNetwork, PlainNetwork
+from basicsr_classpruning.config.training import (
+    ClassPruningTestVal,
+    ClassPruningTrain,
+    ClassPruningVal,
+    GuardedTrain,
+    Logger,
+    Paths,
+    TestVal,
+    Train,
+    Val,
+)
+
+CLASSPRUNING_MODEL = 'ClassPruningModel'
+GUARDED_MODEL = 'GuardedSRModel'
+KNOWN_MODELS = (CLASSPRUNING_MODEL, GUARDED_MODEL, 'SRModel', 'SwinIRModel')
+"""Models whose options are known to the last key. Other models may read further keys."""
+
+ModuleName = Annotated[str, Allowed('a module name')]
+
+
+class DistParams(Section):
+    """Distributed training; read with `--launcher slurm`."""
+
+    backend: Literal['nccl', 'gloo'] = 'nccl'
+    """Communication library of torch."""
+    port: Annotated[Whole, Ge(1), Le(65535)] | None = None
+    """Port of the main process."""
+
+
+class Options(Section):
+    """What files for training and for testing have in common."""
+
+    name: str
+    """Name of the experiment: results are written to `experiments/NAME` and `results/NAME` of the current folder.
+    A name with `debug` in it shortens the run."""
+    model_type: str
+    """`ClassPruningModel` for ClassPruning; `GuardedSRModel` (or BasicSR's `SRModel`) for a dense network."""
+    scale: Count = 1
+    """Output size divided by input size; 1 for denoising."""
+    num_gpu: CountOrZero | Literal['auto'] = 'auto'
+    """GPUs to use; 0 runs on the CPU, `auto` takes all there are."""
+    manual_seed: Annotated[Whole, Ge(0), Le(2**31)] | None = None
+    """Seed of all random numbers; null draws one."""
+    custom_imports: list[ModuleName] = Field(default_factory=list)
+    """Modules imported before names are looked up in the registries, e.g. `['my_project.my_arch']`."""
+    datasets: dict[str, Dataset]
+    """The data sets by phase: `train`, `val`, `val_1`, … in training; `test`, `test_1`, … in testing."""
+    network_g: PlainNetwork
+    """The network."""
+    path: Paths = Paths()
+    """Files to start from."""
+    dist_params: DistParams | None = None
+    """Distributed training; read with `--launcher slurm`."""
+    find_unused_parameters: bool = False
+    """Distributed training: search for parameters that a step did not use."""
+
+    @model_validator(mode='after')
+    def _agree(self) -> Options:
+        name = self.name
+        if not name.strip() or name in ('.', '..') or '/' in name or '\\' in name or not name.isprintable():
+            raise refuse('name', f'{name!r} is not allowed; it names a folder: printable, without / and \\')
+        if self.model_type in KNOWN_MODELS:
+            self._check_image_model()
+        return self
+
+    def _check_image_model(self) -> None:
+        """Checks across sections that hold for models that restore single images."""
+        key, network = 'network_g', self.network_g
+        if isinstance(network, ClassPruningNetwork):
+            key, network = 'network_g.base', network.base
+        elif network.type == 'ClassPruning':
+            raise refuse(
+                'model_type', f'{self.model_type!r} is not allowed with a ClassPruning network; {CLASSPRUNING_MODEL}'
+            )
+        reason = refusal(network.type)
+        if reason is not None:
+            text = f'{network.type!r} is not allowed with model_type {self.model_type}: {reason}'
+            raise refuse(f'{key}.type', text)
+        _check_scale(key, network, self.scale)
+        for name, dataset in self.datasets.items():
+            _check_degradation(name, dataset, self.scale)
+
+
+class TrainingOptions(Options):
+    """An options file for training a plain network."""
+
+    train: Train
+    """How the network is trained."""
+    val: Val | None = None
+    """Validation; null for none."""
+    logger: Logger = Logger()
+    """What is logged and saved."""
+
+    @model_validator(mode='after')
+    def _complete(self) -> TrainingOptions:
+        check_phases(self.datasets, ('train', 'val'))
+        check_training_set(self.datasets['train'], self.scale)
+        return self
+
+
+class TestingOptions(Options):
+    """An options file for testing a plain network."""
+
+    val: TestVal = TestVal()
+    """What is measured and written."""
+
+    @model_validator(mode='after')
+    def _complete(self) -> TestingOptions:
+        check_phases(self.datasets, ('test', 'val'))
+        return self
+
+
+class GuardedTrainingOptions(TrainingOptions):
+    """An options file for training a plain network with mixed precision, gradient clipping and a guard."""
+
+    model_type: Literal['GuardedSRModel']
+    """`GuardedSRModel`."""
+    train: GuardedTrain
+    """How the network is trained."""
+
+
+class ClassPruningTrainingOptions(TrainingOptions):
+    """An options file for training a ClassPruning network."""
+
+    model_type: Literal['ClassPruningModel']
+    """`ClassPruningModel`."""
+    network_g: ClassPruningNetwork  # type: ignore[assignment]  # narrower than the plain file's
+    """The ClassPruning network."""
+    train: ClassPruningTrain
+    """How the network is trained."""
+    val: ClassPruningVal | None = None
+    """Validation; null for none."""
+
+
+class ClassPruningTestingOptions(TestingOptions):
+    """An options file for testing a ClassPruning network."""
+
+    model_type: Literal['ClassPruningModel']
+    """`ClassPruningModel`."""
+    network_g: ClassPruningNetwork  # type: ignore[assignment]  # narrower than the plain file's
+    """The ClassPruning network."""
+    val: ClassPruningTestVal = ClassPruningTestVal()
+    """What is measured and written."""
+
+
+def options_class(model_type: str, is_train: bool) -> type[Options]:
+    """The schema of a file with this `model_type`, for training or testing."""
+    training: dict[str, type[Options]] = {
+        CLASSPRUNING_MODEL: ClassPruningTrainingOptions,
+        GUARDED_MODEL: GuardedTrainingOptions,
+    }
+    testing: dict[str, type[Options]] = {CLASSPRUNING_MODEL: ClassPruningTestingOptions}
+    return training.get(model_type, TrainingOptions) if is_train else testing.get(model_type, TestingOptions)
+
+
+def _check_scale(key: str, network: Any, scale: int) -> None:
+    """`scale` against the network's own factor, where the file states one (``upscale``, or ``scale``)."""
+    for name in ('upscale', 'scale'):
+        own = network.model_extra.get(name)
+        if isinstance(own, int) and own != scale:
+            raise refuse(f'{key}.{name}', f'{own} is not allowed; the same as scale ({scale})')
+
+
+def _check_degradation(name: str, dataset: Any, scale: int) -> None:
+    kind = getattr(getattr(dataset, 'degradation', None), 'type', None)
+    if kind in ('noise', 'jpeg') and scale != 1:
+        text = f'{kind!r} is not allowed with scale {scale}: it keeps the size of a picture; bicubic, or scale 1'
+        raise refuse(f'datasets.{name}.degradation.type', text)
+    if kind == 'bicubic' and scale == 1:
+        raise refuse('scale', f'1 is not allowed with the bicubic degradation of datasets.{name}; 2 or more')

@@ -1,0 +1,179 @@
+"""Checks options as a whole and fills in the defaults."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from basicsr_classpruning.archs.support import refusal
+from basicsr_classpruning.config import registries
+from basicsr_classpruning.config.networks import ClassPruningNetwork, PlainNetwork
+from basicsr_classpruning.config.problems import Problem, first_problem
+from basicsr_classpruning.config.registries import DATASET, LOSS, METRIC, MODEL, NETWORK, check_registered
+from basicsr_classpruning.config.schema import CLASSPRUNING_MODEL, KNOWN_MODELS, Options, options_class
+from basicsr_classpruning.config.wording import shown
+
+_LOSSES = ('pixel_opt', 'perceptual_opt', 'budget_opt', 'class_opt', 'distill_opt', 'routing_opt')
+_SCHEDULERS = {
+    'MultiStepLR': 'MultiStepRestartLR',
+    'MultiStepRestartLR': 'MultiStepRestartLR',
+    'CosineAnnealingRestartLR': 'CosineAnnealingRestartLR',
+}
+_OPTIMIZERS = ('Adam',)
+
+
+def validate(opt: Any, source: str, is_train: bool | None = None) -> dict[str, Any]:
+    """Checks the options of a whole file and returns them with all defaults filled in, as plain dictionaries.
+
+    ``opt`` is what the file holds; it is not changed. ``source`` names the file in errors. ``is_train`` says what the
+    options are for; None takes what the data sets say. Imports the modules of `custom_imports`.
+    Raises UsageError, one line, where something is unknown, missing or impossible.
+    """
+    try:
+        return _validated(opt, source, is_train)
+    except Problem as problem:
+        raise problem.as_error(source) from None
+
+
+def validate_network(opt: Any, source: str, key: str = 'network_g') -> dict[str, Any]:
+    """Checks a network's options alone (see `validate`); ``key`` is their place in the file."""
+    try:
+        return _validated_network(opt, key)
+    except Problem as problem:
+        raise problem.as_error(source) from None
+
+
+def _validated(opt: Any, source: str, is_train: bool | None) -> dict[str, Any]:
+    if not isinstance(opt, dict):
+        raise Problem('', 'is no options file; a mapping with name, model_type, datasets, network_g, …')
+    import_custom(opt, source)
+    model_type = _model_type(opt)
+    if is_train is None:
+        is_train = 'train' in opt or 'train' in (opt.get('datasets') or ())
+    schema = options_class(model_type, is_train)
+    checked, extras = _checked(schema, opt, known=model_type in KNOWN_MODELS)
+    result = checked.model_dump()
+    _check_names(result, known=model_type in KNOWN_MODELS)
+    for place, value in extras:
+        _container(result, place)[place[-1]] = value
+    return result
+
+
+def import_custom(opt: dict[str, Any], source: str) -> None:
+    """Imports what the options' `custom_imports` name. Raises UsageError."""
+    names = opt.get('custom_imports', [])
+    try:
+        TypeAdapter(list[str]).validate_python(names, strict=True)
+    except ValidationError:
+        text = f'{shown(names)} is not allowed; a list of module names'
+        raise Problem('custom_imports', text).as_error(source) from None
+    registries.import_modules(names, source)
+
+
+def _model_type(opt: dict[str, Any]) -> str:
+    if 'model_type' not in opt:
+        raise Problem('model_type', f'is missing; {CLASSPRUNING_MODEL}, SRModel or another of BasicSR')
+    model_type = opt['model_type']
+    if not isinstance(model_type, str):
+        raise Problem('model_type', f'{shown(model_type)} is not allowed; text, e.g. {CLASSPRUNING_MODEL}')
+    registries.find(MODEL, model_type, 'model_type')
+    return model_type
+
+
+def _checked(schema: type[Options], opt: dict[str, Any], known: bool) -> tuple[Options, list[tuple[list, Any]]]:
+    """Checks against the schema. A model that is not ``known`` may read keys of its own: they are returned apart."""
+    try:
+        return schema.model_validate(opt), []
+    except ValidationError as error:
+        unknown = [item['loc'] for item in error.errors() if item['type'] == 'extra_forbidden']
+        if known or not unknown:
+            raise first_problem(error, schema) from None
+    return _without(schema, opt, [list(place) for place in unknown])
+
+
+def _without(schema: type[Options], opt: dict[str, Any], places: list[list]) -> tuple[Options, list[tuple[list, Any]]]:
+    rest = _copied(opt)
+    extras = [(place, _container(rest, place).pop(place[-1])) for place in places]
+    try:
+        return schema.model_validate(rest), extras
+    except ValidationError as error:
+        raise first_problem(error, schema) from None
+
+
+def _container(opt: dict[str, Any], place: list) -> dict[str, Any]:
+    for part in place[:-1]:
+        opt = opt[part]
+    return opt
+
+
+def _copied(value: Any) -> Any:
+    """A copy of nested mappings; everything else is shared."""
+    return {key: _copied(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _check_names(opt: dict[str, Any], known: bool) -> None:
+    """Looks up everything that options name by `type`. Only ``known`` models keep to BasicSR's optimisers."""
+    _check_network(opt['network_g'], 'network_g')
+    for phase, dataset in opt['datasets'].items():
+        registries.find(DATASET, dataset['type'], f'datasets.{phase}.type')
+    for name, metric in ((opt.get('val') or {}).get('metrics') or {}).items():
+        check_registered(METRIC, metric, f'val.metrics.{name}')
+    train = opt.get('train') or {}
+    for name in _LOSSES:
+        if train.get(name):
+            check_registered(LOSS, train[name], f'train.{name}')
+    if train and known:
+        _check_optimizer(train['optim_g'])
+        _check_scheduler(train['scheduler'])
+
+
+def _check_optimizer(options: dict[str, Any]) -> None:
+    import torch
+
+    if options['type'] not in _OPTIMIZERS:
+        text = f'{shown(options["type"])} is not allowed; {", ".join(_OPTIMIZERS)}'
+        raise Problem('train.optim_g.type', text)
+    _check_called(getattr(torch.optim, options['type']), options, 'train.optim_g', frozenset({'params'}))
+
+
+def _check_scheduler(options: dict[str, Any]) -> None:
+    from basicsr.models import lr_scheduler
+
+    if options['type'] not in _SCHEDULERS:
+        text = f'{shown(options["type"])} is not allowed; {", ".join(_SCHEDULERS)}'
+        raise Problem('train.scheduler.type', text)
+    entry = getattr(lr_scheduler, _SCHEDULERS[options['type']])
+    _check_called(entry, options, 'train.scheduler', frozenset({'optimizer', 'last_epoch'}))
+
+
+def _check_called(entry: Any, options: dict[str, Any], key: str, supplied: frozenset[str]) -> None:
+    given = {name: value for name, value in options.items() if name != 'type'}
+    registries.check_arguments(entry, given, key, supplied)
+
+
+def _validated_network(opt: Any, key: str) -> dict[str, Any]:
+    if not isinstance(opt, dict):
+        raise Problem(key, f"{shown(opt)} is not allowed; a mapping with a network's type and its arguments")
+    schema = ClassPruningNetwork if opt.get('type') == 'ClassPruning' else PlainNetwork
+    try:
+        result = schema.model_validate(opt).model_dump()
+    except ValidationError as error:
+        problem = first_problem(error, schema)
+        raise Problem(f'{key}.{problem.key}'.strip('.'), problem.text) from None
+    if schema is PlainNetwork and (reason := refusal(result['type'])):
+        raise Problem(f'{key}.type'.strip('.'), f'{result["type"]!r} is not allowed: {reason}')
+    _check_network(result, key)
+    return result
+
+
+def _check_network(network: dict[str, Any], key: str) -> None:
+    if network['type'] != 'ClassPruning':
+        check_registered(NETWORK, network, key)
+        return
+    check_registered(NETWORK, network['base'], f'{key}.base'.strip('.'))
+    classifier = network['classifier']
+    classifier_key = f'{key}.classifier'.strip('.')
+    entry = registries.find(NETWORK, classifier['type'], f'{classifier_key}.type')
+    given = {name: value for name, value in classifier.items() if name != 'type'}
+    registries.check_arguments(entry, given, classifier_key, frozenset(), may_lack=True)
