@@ -1,1 +1,66 @@
+"""The ``classpruning`` command: parses, prints and gives exit statuses; one module for each sub-command."""
 
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from basicsr_classpruning.errors import UsageError, UserError
+from basicsr_classpruning.version import __version__
+
+# Sub-commands whose arguments are BasicSR's own.
+_PIPELINES = {
+    'train': 'train a network from an options file',
+    'test': 'measure a network on the data sets of an options file',
+}
+_COMMANDS = ('prune', 'restore', 'benchmark', 'analyze', 'export')
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong call in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f'{message} (see {self.prog} --help)')
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's parser with all its sub-commands."""
+    parser = _Parser(
+        prog='classpruning',
+        description='Image-adaptive N:M pruning of restoration networks, a plugin for BasicSR.',
+    )
+    parser.add_argument('--version', action='version', version=f'classpruning {__version__}')
+    subparsers = parser.add_subparsers(dest='command', metavar='COMMAND', required=True, parser_class=_Parser)
+    for name, summary in _PIPELINES.items():
+        subparsers.add_parser(name, help=summary)
+    for name in _COMMANDS:
+        importlib.import_module(f'basicsr_classpruning.cli.{name}').add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status: 0 done, 1 work that failed, 2 a wrong call, 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        if argv and argv[0] in _PIPELINES:
+            from basicsr_classpruning.cli import train
+
+            return int(getattr(train, argv[0])(argv[1:]))
+        args = build_parser().parse_args(argv)
+        return int(args.func(args) or 0)
+    except UserError as error:
+        print(f'classpruning: error: {error}', file=sys.stderr)
+        return error.status
+    except KeyboardInterrupt:
+        print('classpruning: interrupted', file=sys.stderr)
+        return 130
+    except MemoryError:
+        print('classpruning: error: not enough memory', file=sys.stderr)
+        return 1
+    except OSError as error:
+        where = f'{error.filename}: ' if error.filename else ''
+        print(f'classpruning: error: {where}{error.strerror or error}', file=sys.stderr)
+        return 1

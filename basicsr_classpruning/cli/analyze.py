@@ -1,0 +1,114 @@
+"""``classpruning analyze``: which layers are pruned, and what that saves."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from typing import Any
+
+from basicsr_classpruning.cli.common import add_model_arguments, format_table, load_model, parse_size, write_json
+from basicsr_classpruning.errors import UsageError
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the sub-command."""
+    parser = subparsers.add_parser(
+        'analyze',
+        help='show which layers are pruned, and what that saves',
+        description='Shows the MACs of each layer, dense and as each candidate, and why a layer is left dense.',
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument('--model', metavar='FILE', help='a ClassPruning or dense checkpoint')
+    source.add_argument('-opt', metavar='FILE', help='an options file; weights are not needed')
+    parser.add_argument('--size', metavar='CxHxW', required=True, help='size of the input image, e.g. 3x128x128')
+    parser.add_argument('--backend', choices=['cpu'], help='also show which layer runs on which kernel')
+    parser.add_argument('--json', metavar='FILE', help='write the figures here too')
+    add_model_arguments(parser)
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the sub-command."""
+    size = parse_size(args.size)
+    net = load_model(args.model, args) if args.model else _build(args)
+    if size[0] != net.num_in_ch:
+        raise UsageError(f'--size {args.size}: this network takes {net.num_in_ch} channel(s)')
+    report = _dense_report(net, size) if not hasattr(net, 'candidates') else _report(net, size)
+    if args.backend == 'cpu':
+        report['kernels'] = _kernels(net)
+    print(_text(report))
+    write_json(report, args.json)
+    return 0
+
+
+def _build(args: argparse.Namespace) -> Any:
+    from basicsr_classpruning.archs.classpruning_arch import ClassPruning, build_base, input_channels
+    from basicsr_classpruning.archs.dense import DenseNetwork
+    from basicsr_classpruning.config.loading import load_network_options
+    from basicsr_classpruning.loading import import_modules
+
+    import_modules(args.imports)
+    options = load_network_options(args.opt)
+    if options['type'] == 'ClassPruning':
+        return ClassPruning(**{key: value for key, value in options.items() if key != 'type'}).eval()
+    net = build_base(options)
+    return DenseNetwork(net, input_channels(net, options), options).eval()
+
+
+def _report(net: Any, size: tuple[int, int, int]) -> dict[str, Any]:
+    macs = net.macs(*size[1:])
+    return {
+        'network': net.options['base'].get('type'),
+        'size': list(macs.size),
+        'candidates': list(net.candidates),
+        'macs_dense': macs.dense,
+        'macs': list(macs.candidates),
+        'macs_classifier': macs.classifier,
+        'saved': [1 - (value + macs.classifier) / macs.dense for value in macs.candidates],
+        'params': sum(parameter.numel() for parameter in net.frozen_dense().parameters()),
+        'params_classifier': sum(parameter.numel() for parameter in net.classifier.parameters()),
+        'layers': [{**asdict(layer), 'pruned': layer.pruned} for layer in macs.layers],
+    }
+
+
+def _dense_report(net: Any, size: tuple[int, int, int]) -> dict[str, Any]:
+    macs = net.macs(*size[1:])
+    params = sum(parameter.numel() for parameter in net.parameters())
+    return {
+        'network': net.options.get('type'), 'size': list(size), 'candidates': [], 'macs_dense': macs, 'macs': [],
+        'macs_classifier': 0, 'saved': [], 'params': params, 'params_classifier': 0, 'layers': [],
+    }  # fmt: skip
+
+
+def _kernels(net: Any) -> dict[str, list[dict[str, Any]]]:
+    """What the CPU kernels do with each layer of each sparse candidate."""
+    from basicsr_classpruning import kernels
+
+    return {
+        candidate: [asdict(layer) for layer in kernels.plan(net.frozen(candidate), net.patterns(candidate))]
+        for candidate in getattr(net, 'candidates', ())
+        if net.patterns(candidate)
+    }
+
+
+def _text(report: dict[str, Any]) -> str:
+    rows = [['layer', 'dense', *report['candidates'], 'left dense because']]
+    for layer in report['layers']:
+        rows.append([layer['name'], *(f'{v:,}' for v in (layer['dense'], *layer['candidates'])), layer['reason']])
+    counted = [sum(column) for column in zip(*((v['dense'], *v['candidates']) for v in report['layers']))]
+    totals = [report['macs_dense'], *report['macs']]
+    if counted and totals != counted:
+        rest = [total - part for total, part in zip(totals, counted)]
+        rows.append(['not in layers', *(f'{value:,}' for value in rest), 'attention, normalisation, resizing'])
+    classifier = [f'{report["macs_classifier"]:,}'] * len(report['candidates'])
+    rows.append(['classifier', '0', *classifier, ''])
+    whole = [report['macs_dense'], *(value + report['macs_classifier'] for value in report['macs'])]
+    rows.append(['total', *(f'{value:,}' for value in whole), ''])
+    rows.append(['saved', '', *(f'{value:.1%}' for value in report['saved']), ''])
+    size = '×'.join(map(str, report['size']))
+    lines = [f'{report["network"]}, MACs of one {size} image, {report["params"]:,} parameters', '', format_table(rows)]
+    for candidate, layers in report.get('kernels', {}).items():
+        lines += ['', f'CPU kernels, candidate {candidate}']
+        keys = list(layers[0]) if layers else []
+        lines.append(format_table([keys, *([str(layer[key]) for key in keys] for layer in layers)]))
+    return '\n'.join(lines)

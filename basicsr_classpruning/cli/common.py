@@ -1,0 +1,62 @@
+"""Arguments and output that several sub-commands share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from basicsr_classpruning.errors import UsageError
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what every command that loads a model takes: ``--import`` and ``--arch``."""
+    parser.add_argument(
+        '--import', dest='imports', metavar='MODULE', action='append', default=[],
+        help='module that registers your own networks (may be given several times)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--arch', metavar='FILE.yml', help='options file with a network_g block, for a file that does not say what it is'
+    )
+
+
+def load_model(path: str, args: argparse.Namespace) -> Any:
+    """Loads the network of a checkpoint as the arguments of ``add_model_arguments`` say."""
+    from basicsr_classpruning import load
+    from basicsr_classpruning.config.loading import load_network_options
+    from basicsr_classpruning.loading import import_modules
+
+    import_modules(args.imports)
+    arch = load_network_options(args.arch) if args.arch else None
+    return load(path, arch)
+
+
+def parse_size(text: str) -> tuple[int, int, int]:
+    """Reads ``CxHxW``. Raises UsageError for anything else."""
+    parts = text.lower().split('x')
+    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UsageError(f'--size {text}: write channels, height and width, for example 3x128x128')
+    channels, height, width = map(int, parts)
+    if height * width > 2**24:
+        raise UsageError(f'--size {text}: at most {2**24:,} pixels; MACs are in proportion to the pixels')
+    return channels, height, width
+
+
+def write_json(content: dict[str, Any], path: str | None) -> None:
+    """Writes one JSON object, whole or not at all, where a path is given."""
+    from basicsr_classpruning.checkpoint import write_atomically
+
+    if path:
+        text = json.dumps(content, indent=2, allow_nan=False) + '\n'
+        write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def format_table(rows: list[list[str]]) -> str:
+    """Aligns cells in columns; the first row is the header, the first column is aligned to the left."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
+        lines.append('  '.join(cells).rstrip())
+    lines.insert(1, '  '.join('-' * width for width in widths))
+    return '\n'.join(lines)

@@ -1,0 +1,122 @@
+"""From a checkpoint file to a network that restores images."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from basicsr_classpruning.archs.classpruning_arch import ClassPruning, build_base, input_channels
+from basicsr_classpruning.archs.dense import DenseNetwork
+from basicsr_classpruning.archs.ecbsr_fold import fold_ecbsr_state_dict
+from basicsr_classpruning.checkpoint import Checkpoint, read_checkpoint
+from basicsr_classpruning.errors import UsageError, UserError
+
+SPANDREL = 'Spandrel'  # type of a base network that spandrel detects from its weights
+
+
+def import_modules(names: Iterable[str]) -> None:
+    """Imports the user's own modules, which register networks. Raises UsageError where one cannot be imported."""
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            raise UsageError(f'--import {name}: cannot be imported: {type(error).__name__}: {error}') from None
+
+
+def load(
+    path: str | os.PathLike[str], arch: Mapping[str, Any] | None = None, imports: Iterable[str] = ()
+) -> ClassPruning | DenseNetwork:
+    """Loads a network from a ClassPruning or a dense checkpoint.
+
+    Args:
+        path: BasicSR's format, a raw state dict or safetensors.
+        arch: options of the network (``network_g``), for a dense file that does not say what it is.
+        imports: names of the user's modules that register networks.
+
+    Returns:
+        The network in eval mode; it takes images ``(B, C, H, W)`` in [0, 1] of any size.
+
+    Raises:
+        UserError: the file cannot be read, or its weights do not fit.
+        UsageError: the architecture is unknown.
+    """
+    import_modules(imports)
+    checkpoint = read_checkpoint(path)
+    options = dict(arch or checkpoint.network_g or {})
+    try:
+        if options.get('type') == 'ClassPruning':
+            net: ClassPruning | DenseNetwork = load_classpruning(options, checkpoint.params())
+        else:
+            net = load_dense(options or None, checkpoint)
+    except UsageError as error:
+        raise UsageError(f'{checkpoint.path}: {error}') from None
+    except UserError as error:
+        raise UserError(f'{checkpoint.path}: {error}') from None
+    return net.eval()
+
+
+def load_classpruning(options: Mapping[str, Any], params: Mapping[str, Tensor]) -> ClassPruning:
+    """Builds a ClassPruning network from its options and loads its weights."""
+    options = {key: value for key, value in options.items() if key != 'type'}
+    base_net = None
+    if options.get('base', {}).get('type') == SPANDREL:
+        dense = {
+            key.removeprefix('base.'): value
+            for key, value in params.items()
+            if key.startswith('base.') and not _belongs_to_candidates(key)
+        }
+        base_net = detect(dense)[0]
+    try:
+        net = ClassPruning(**options, base_net=base_net)
+    except TypeError as error:
+        raise UsageError(f'network_g: {error}') from None
+    net.load_params(params)
+    return net
+
+
+def load_dense(options: Mapping[str, Any] | None, checkpoint: Checkpoint) -> DenseNetwork:
+    """Loads a dense network; without options, spandrel finds out what it is."""
+    params = checkpoint.params()
+    if options is None or options.get('type') == SPANDREL:
+        net, channels, options = detect(params)
+        return DenseNetwork(net, channels, options)
+    try:
+        net = build_base(options)
+    except TypeError as error:
+        raise UsageError(f'network_g: {error}') from None
+    if options.get('type') == 'ECBSR':
+        params = fold_ecbsr_state_dict(options, params)
+    ClassPruning._load(net, params)
+    return DenseNetwork(net, input_channels(net, options), dict(options))
+
+
+def detect(params: Mapping[str, Tensor]) -> tuple[nn.Module, int, dict[str, Any]]:
+    """Lets spandrel build the network that fits a state dict.
+
+    Returns:
+        The network with its weights, its input channels and the options that stand for it.
+    """
+    import spandrel
+
+    try:
+        descriptor = spandrel.ModelLoader(device='cpu').load_from_state_dict(dict(params))
+    except spandrel.UnsupportedModelError:
+        raise UsageError(
+            'its architecture is neither in the file nor detected; name it with --arch FILE.yml (a network_g block)'
+        ) from None
+    except Exception as error:  # detection stumbles in many ways over files that are not quite what they seem
+        raise UserError(f'its architecture could not be detected ({type(error).__name__}: {error})') from None
+    if not isinstance(descriptor, spandrel.ImageModelDescriptor):
+        raise UsageError(f'a {descriptor.architecture.name} network does not restore single images')
+    options = {'type': SPANDREL, 'architecture': descriptor.architecture.id}
+    return descriptor.model, descriptor.input_channels, options
+
+
+def _belongs_to_candidates(key: str) -> bool:
+    """Whether a key of a ClassPruning state dict holds a candidate's mask, bias or weight."""
+    parts = key.split('.')
+    return parts[-1] == 'ranks' or (len(parts) > 1 and parts[-2] in ('biases', 'weights') and parts[-1].isdigit())

@@ -1,0 +1,8 @@
+"""Training, started as in every BasicSR descendant: ``python basicsr_classpruning/train.py -opt FILE``."""
+
+import sys
+
+from basicsr_classpruning.cli import main
+
+if __name__ == '__main__':
+    sys.exit(main(['train', *sys.argv[1:]]))
