@@ -1,0 +1,120 @@
+"""Which candidate each tile gets, so that the average MACs meet a budget."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from basicsr_classpruning.errors import UsageError
+
+TOLERANCE = 0.01
+"""How far from the budget the average may end, relative to it, where the granularity of the tiles allows."""
+
+
+def solve_budget(scores: np.ndarray, costs: np.ndarray, sizes: np.ndarray, budget: float) -> np.ndarray:
+    """Classes with the highest total score whose average cost meets the budget.
+
+    With a price lambda on cost, each tile takes the class of highest ``score - lambda * cost``: a point of the upper
+    convex hull of its (cost, score) points. Walking all tiles' hulls by falling slope visits the solutions of every
+    lambda in turn, so the walk stops at the last one within the budget, exactly. What is left of the budget is filled
+    greedily, by single steps that fit.
+
+    A budget is spent even where the scores say that a cheaper class would do (lambda is then negative): scores are
+    predictions, and somebody who asks for more MACs expects them to be used.
+
+    Args:
+        scores: ``(T, K)``, higher is better, additive over tiles.
+        costs: ``(K,)``, rising: average cost of each class, in any unit, everything included (unpruned layers,
+            classifier).
+        sizes: ``(T,)``, positive: weight of each tile in the average (its pixels).
+        budget: wanted average cost, in the unit of ``costs``.
+
+    Returns:
+        ``(T,)`` classes. Their average cost is at most 1 % above the budget, and not more than one tile's smallest
+        step below it.
+
+    Raises:
+        UsageError: the budget is outside the range of ``costs`` by more than 1 %.
+    """
+    check_budget(budget, float(costs[0]), float(costs[-1]))
+    tiles, total = len(scores), float(sizes.sum())
+    allowed = budget * total
+    if costs[-1] * total <= allowed * (1 + TOLERANCE):
+        return np.full(tiles, len(costs) - 1)
+    tile, before, after, slope = _hull_steps(np.asarray(scores, np.float64), costs, sizes)
+    order = np.lexsort((after, tile, -slope))
+    tile, before, after = tile[order], before[order], after[order]
+    spent = costs[0] * total + np.cumsum(sizes[tile] * (costs[after] - costs[before]))
+    taken = int(np.searchsorted(spent, allowed * (1 + 1e-9), side='right'))
+    classes = np.zeros(tiles, np.int64)
+    np.maximum.at(classes, tile[:taken], after[:taken])
+    return _fill(classes, scores, costs, sizes, allowed)
+
+
+def check_budget(budget: float, cheapest: float, dearest: float) -> None:
+    """Raises UsageError if an average cost of ``budget`` cannot be reached to within 1 %."""
+    if not cheapest * (1 - TOLERANCE) <= budget * (1 + 1e-9) or not budget <= dearest * (1 + TOLERANCE):
+        raise UsageError(
+            f'budget {budget:g} cannot be met: allowed is {cheapest:.3g} to {dearest:.3g} of the dense MACs'
+        )
+
+
+def average_cost(classes: np.ndarray, costs: np.ndarray, sizes: np.ndarray) -> float:
+    """Average cost of an allocation, weighted by the tiles' sizes."""
+    return float((sizes * costs[classes]).sum() / sizes.sum())
+
+
+def random_allocation(classes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The same shares of the classes, dealt to tiles by chance: what routing is worth without looking."""
+    return rng.permutation(classes)
+
+
+def _hull_steps(
+    scores: np.ndarray, costs: np.ndarray, sizes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Steps along each tile's upper convex hull, from the cheapest class to the dearest.
+
+    Returns tile, class before, class after and slope (score per cost) of every step, all ``(S,)``. Slopes fall along
+    a tile's steps.
+    """
+    tiles, classes = scores.shape
+    rows = np.arange(tiles)
+    current = np.zeros(tiles, np.int64)
+    steps = []
+    while (alive := rows[current < classes - 1]).size:
+        now = current[alive]
+        rise = scores[alive] - scores[alive, now][:, None]
+        run = costs[None] - costs[now][:, None]
+        slopes = np.full(rise.shape, -np.inf)
+        np.divide(rise, run, out=slopes, where=run > 0)
+        # The steepest next point; of equals the farthest, so that slopes fall strictly.
+        following = classes - 1 - np.argmax(slopes[:, ::-1], axis=1)
+        slope = slopes[np.arange(len(alive)), following] / sizes[alive]
+        steps.append((alive, now, following, slope))
+        current[alive] = following
+    if not steps:
+        empty = np.zeros(0, np.int64)
+        return empty, empty, empty, np.zeros(0)
+    tile, before, after, slope = (np.concatenate(column) for column in zip(*steps))
+    return tile, before, after, slope
+
+
+def _fill(classes: np.ndarray, scores: np.ndarray, costs: np.ndarray, sizes: np.ndarray, allowed: float) -> np.ndarray:
+    """Spends what is left by single steps; the last one may pass the budget by 1 % if that is nearer to it."""
+    classes = classes.copy()
+    rows = np.arange(len(classes))
+    left = allowed - float((sizes * costs[classes]).sum())
+    while True:
+        extra = sizes[:, None] * (costs[None] - costs[classes][:, None])
+        gain = scores - scores[rows, classes][:, None]
+        fits = (extra > 0) & (extra <= left * (1 + 1e-9))
+        if not fits.any():
+            break
+        worth = np.where(fits, gain / np.where(extra > 0, extra, 1), -np.inf)
+        tile, chosen = np.unravel_index(int(np.argmax(worth)), worth.shape)
+        left -= float(extra[tile, chosen])
+        classes[tile] = chosen
+    nearer = (extra > 0) & (extra <= left + allowed * TOLERANCE) & (extra - left < left)
+    if nearer.any():
+        tile, chosen = np.unravel_index(int(np.argmax(np.where(nearer, gain, -np.inf))), nearer.shape)
+        classes[tile] = chosen
+    return classes
