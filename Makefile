@@ -1,0 +1,28 @@
+# One command for each thing; every target sets up what it needs. `make help` lists them.
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SOURCES := setup.cfg pyproject.toml constraints.txt tools/setup_venv.sh $(wildcard setup.py basicsr_classpruning/kernels/csrc/*)
+
+.PHONY: help demo test lint docs bench tables clean
+.DEFAULT_GOAL := help
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(INSTALLED): $(SOURCES)
+	tools/setup_venv.sh $(VENV)
+
+demo: $(INSTALLED) ## train a small network on scikit-image's photographs, test it, print a table
+	$(BIN)/python tools/demo.py
+
+test: $(INSTALLED) ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## check format, style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## remove what was built and installed, not what was trained
+	rm -rf $(VENV) build dist *.egg-info
