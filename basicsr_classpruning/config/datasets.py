@@ -5,18 +5,22 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le, Len
-from pydantic import ConfigDict, Discriminator, Tag, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from basicsr_classpruning.config.fields import (
     Count,
     CountOrZero,
-    NotNegative,
     Section,
     SparseSection,
     Whole,
     refuse,
 )
 
+# How pydantic's errors call the kinds of data sets.
+_TAGS = {'DegradedImageDataset': '<degraded>', 'PairedImageDataset': '<paired>'}
+_OTHER = '<other>'
+
+Sigma = Annotated[float, Ge(0), Le(255)]
 Quality = Annotated[Whole, Ge(1), Le(100)]
 
 
@@ -41,7 +45,7 @@ class IoBackend(SparseSection):
 
 
 class Loader(SparseSection):
-    """Keys that BasicSR's data loader reads. Validation reads pictures one by one and ignores the batch."""
+    """Keys that BasicSR's data loader reads; validation reads pictures one by one and ignores the batch size."""
 
     batch_size_per_gpu: Count | None = None
     """Images in a batch, for each GPU (for each process on CPUs). Needed for training."""
@@ -72,9 +76,9 @@ class Pictures(Loader):
     """Where the pictures are read from."""
     gt_size: Count | None = None
     """Side of the square crops of the ground truth in pixels, a multiple of `scale`. Needed for training."""
-    use_hflip: bool = False
+    use_hflip: bool = True
     """Flip crops at random (training)."""
-    use_rot: bool = False
+    use_rot: bool = True
     """Turn crops by multiples of 90 degrees at random (training)."""
 
 
@@ -84,7 +88,7 @@ class Degradation(SparseSection):
 
     type: Literal['noise', 'jpeg', 'bicubic']
     """`noise`: Gaussian noise; `jpeg`: JPEG compression; `bicubic`: MATLAB-like reduction by `scale`."""
-    sigma: Annotated[list[NotNegative], Len(2, 2)] | None = None
+    sigma: Annotated[list[Sigma], Len(2, 2)] | None = None
     """noise only: least and greatest standard deviation, for pixel values 0 to 255, e.g. `[0, 50]`."""
     quality: Annotated[list[Quality], Len(2, 2)] | None = None
     """jpeg only: least and greatest JPEG quality, 1 to 100, e.g. `[10, 90]`."""
@@ -142,12 +146,8 @@ class OtherDataset(SparseSection):
 
     name: str
     """Name in logs and result folders."""
-    type: str
+    type: str = Field(json_schema_extra={'not': {'enum': list(_TAGS)}})
     """Name in BasicSR's data set registry; names from `custom_imports` count."""
-
-
-_TAGS = {'DegradedImageDataset': '<degraded>', 'PairedImageDataset': '<paired>'}
-_OTHER = '<other>'
 
 
 def _tag(value: Any) -> str:

@@ -24,6 +24,8 @@ from basicsr_classpruning.config.fields import (
 class Optimizer(Registered):
     """The optimiser of the network."""
 
+    type: str
+    """`Adam`."""
     lr: Positive
     """Learning rate at the start."""
     weight_decay: NotNegative | None = None
@@ -33,8 +35,10 @@ class Optimizer(Registered):
 
 
 class Scheduler(Registered):
-    """How the learning rate falls. `type` is `MultiStepLR`, `MultiStepRestartLR` or `CosineAnnealingRestartLR`."""
+    """How the learning rate falls."""
 
+    type: str
+    """`MultiStepLR`, `MultiStepRestartLR` or `CosineAnnealingRestartLR`."""
     milestones: list[CountOrZero] | None = None
     """Multi-step: iterations at which the learning rate is multiplied by `gamma`."""
     gamma: Positive | None = None

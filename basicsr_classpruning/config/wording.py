@@ -137,6 +137,8 @@ def _union(members: tuple[Any, ...]) -> str:
     words: list[str] = []
     for member in members:
         inner, metadata = unwrap(member)
-        values = typing.get_args(inner) if typing.get_origin(inner) is Literal else ()
+        values = (
+            (True, False) if inner is bool else typing.get_args(inner) if typing.get_origin(inner) is Literal else ()
+        )
         words += [literal(value) for value in values] or [allowed(inner, metadata)]
     return listed(sorted(dict.fromkeys(words), key=lambda word: word == 'null'))
