@@ -1,0 +1,147 @@
+"""Turns a frozen candidate network into one whose layers run on the N:M kernels."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import itertools
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from basicsr_classpruning.kernels import native
+from basicsr_classpruning.kernels.fusion import activation_of_module, fuse_graph
+from basicsr_classpruning.kernels.layers import Epilogue, KernelConv2d, KernelLayer, KernelLinear
+from basicsr_classpruning.kernels.tracing import NotTraceable, trace
+from basicsr_classpruning.sparsity.pattern import Pattern
+
+logger = logging.getLogger('basicsr_classpruning')
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What one layer of an accelerated network runs on."""
+
+    name: str
+    """Dotted name in the network."""
+    engine: str
+    """``'avx512'``, ``'avx2'`` or ``'reference'`` (the N:M kernels), or ``'torch'``."""
+    why: str
+    """Why the layer stays with torch; empty otherwise."""
+    fused: tuple[str, ...]
+    """What is computed before the layer's output is stored: ``'scale'``, an activation, ``'residual'``."""
+
+
+def accelerate(net: nn.Module, patterns: Mapping[str, Pattern]) -> nn.Module:
+    """Copies a frozen candidate network, its layers packed for the N:M kernels.
+
+    Bias, scale, activation and residual are fused into the kernels where the network can be traced; elsewhere the
+    activations inside an ``nn.Sequential`` are. Dense convolutions run on the same kernels, so that all activations
+    stay in one memory format. Whatever the kernels cannot run stays as it is.
+
+    Args:
+        net: plain ``nn.Conv2d`` and ``nn.Linear`` layers with zeros in place, eval mode, float32, on the CPU. It is not
+            changed.
+        patterns: patterns of the pruned layers, by dotted name. Only linear layers need one: a dense linear layer stays
+            with torch.
+
+    Returns:
+        A module with the same forward, for inference: ``(B, C, H, W)`` float32.
+    """
+    return _Acceleration(net, patterns).run()
+
+
+def plan(net: nn.Module, patterns: Mapping[str, Pattern]) -> list[LayerPlan]:
+    """What each convolution and linear layer runs on after ``accelerate(net, patterns)``, in the network's order."""
+    acceleration = _Acceleration(net, patterns)
+    acceleration.run()
+    engine = native.available() or native.REFERENCE
+    plans = []
+    for name, why in acceleration.why_torch.items():
+        made = acceleration.epilogues.get(name)
+        if made is None:
+            plans.append(LayerPlan(name, 'torch', why or 'not called in the forward pass', ()))
+        else:
+            plans.append(LayerPlan(name, engine, '', made.fused))
+    return plans
+
+
+def why_torch(layer: nn.Module, pruned: bool) -> str:
+    """Why the kernels do not run a layer; empty where they do."""
+    if type(layer) not in (nn.Conv2d, nn.Linear):
+        return f'{type(layer).__name__}: not an nn.Conv2d or nn.Linear itself'
+    weight = layer.weight
+    assert isinstance(weight, torch.Tensor)
+    if weight.dtype != torch.float32 or weight.device.type != 'cpu':
+        return f'weights are {weight.dtype} on {weight.device.type}, not float32 on the CPU'
+    if isinstance(layer, nn.Linear):
+        return '' if pruned else 'a dense linear layer'
+    assert isinstance(layer, nn.Conv2d)
+    if layer.groups != 1:
+        return f'a convolution in {layer.groups} groups'
+    if layer.padding_mode != 'zeros' or isinstance(layer.padding, str):
+        return f'padding {layer.padding_mode!r}, {layer.padding!r}'
+    if max(layer.stride) > native.MAX_STRIDE:
+        return f'stride {layer.stride}'
+    return ''
+
+
+class _Acceleration:
+    """One network on its way: which layers the kernels run, and what was fused into them."""
+
+    def __init__(self, net: nn.Module, patterns: Mapping[str, Pattern]) -> None:
+        self.net = net
+        self.layers = {n: m for n, m in net.named_modules() if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear))}
+        self.why_torch = {name: why_torch(layer, name in patterns) for name, layer in self.layers.items()}
+        self.epilogues: dict[str, Epilogue] = {}
+
+    def run(self) -> nn.Module:
+        """The accelerated copy."""
+        chosen = {name for name, why in self.why_torch.items() if not why}
+        try:
+            traced = trace(self.net)
+        except NotTraceable as error:
+            logger.info('%s: only neighbours in an nn.Sequential are fused', error)
+            return self._replace(chosen).eval()
+        fuse_graph(traced, chosen, self._make)
+        return traced.eval()
+
+    def _make(self, name: str, epilogue: Epilogue) -> KernelLayer:
+        self.epilogues[name] = epilogue
+        layer = self.layers[name]
+        if isinstance(layer, nn.Linear):
+            return KernelLinear(layer, epilogue)
+        assert isinstance(layer, nn.Conv2d)
+        return KernelConv2d(layer, epilogue)
+
+    def _replace(self, chosen: set[str]) -> nn.Module:
+        """A copy with the chosen layers replaced where they are, and the activations that follow them in a sequence."""
+        following = dict(_activations_in_sequence(self.net))
+        made: dict[int, object] = {}
+        for name in chosen:
+            layer = self._make(name, following[name][1] if name in following else Epilogue())
+            layer.weight = self.layers[name].weight.detach()  # code that could not be traced may read it
+            made[id(self.layers[name])] = layer
+        replaced = copy.deepcopy(self.net, made)
+        for name, (activation, _) in following.items():
+            if name in chosen:
+                parent, _, child = activation.rpartition('.')
+                replaced.get_submodule(parent)._modules[child] = nn.Identity()
+        return replaced
+
+
+def _activations_in_sequence(net: nn.Module) -> Iterator[tuple[str, tuple[str, Epilogue]]]:
+    """Layers that an activation follows in a plain ``nn.Sequential``: (layer, (name of the activation, epilogue))."""
+    places = collections.Counter(id(module) for _, module in net.named_modules(remove_duplicate=False))
+    for name, parent in net.named_modules():
+        if type(parent) is not nn.Sequential:
+            continue
+        for (child, layer), (after, activation) in itertools.pairwise(parent.named_children()):
+            epilogue = activation_of_module(activation)
+            fits = epilogue is not None and (epilogue.activation != 'prelu' or isinstance(layer, nn.Conv2d))
+            if epilogue is not None and fits and places[id(layer)] == 1:
+                prefix = f'{name}.' if name else ''
+                yield prefix + child, (prefix + after, epilogue)

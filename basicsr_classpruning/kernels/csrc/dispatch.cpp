@@ -1,0 +1,65 @@
+// Chooses the code by the processor, and checks calls before they reach it.
+#include <cstring>
+
+#include "layout.h"
+#include "machine.h"
+
+namespace cp {
+
+const machine& machine_of(int isa) {
+  static const machine avx2 = {CP_AVX2_WIDTH, CP_AVX2_ROWS, 26 << 10, {CP_AVX2_SINGLE_ROWS, CP_AVX2_PAIR_ROWS,
+                               CP_AVX2_QUAD_ROWS, CP_AVX2_QUAD_ROWS}, false};
+  static const machine avx512 = {CP_AVX512_WIDTH, CP_AVX512_ROWS, 34 << 10, {CP_AVX512_SINGLE_ROWS,
+                                 CP_AVX512_PAIR_ROWS, CP_AVX512_QUAD_ROWS, CP_AVX512_QUAD_ROWS}, true};
+  return isa == CP_AVX2 ? avx2 : avx512;
+}
+
+namespace {
+
+const engine* engine_of(int isa) {
+  if (!cp_supported(isa)) return nullptr;
+  return isa == CP_AVX2 ? &avx2_engine : isa == CP_AVX512 ? &avx512_engine : &wide_engine;
+}
+
+int64_t output_size(int64_t size, int kernel, int stride, int pad, int dilation) {
+  return (size + 2 * pad - dilation * (kernel - 1) - 1) / stride + 1;
+}
+
+// Whether the call's sizes are those that its weight was packed for, so that nothing outside x and y is touched.
+bool fits(const cp_call& c, const header& h) {
+  const cp_geometry& g = h.geometry;
+  return h.magic == magic && g.in_channels == c.in_channels && g.out_channels == c.out_channels &&
+         output_size(c.height, g.kernel_h, g.stride_h, g.pad_h, g.dilation_h) == c.out_height &&
+         output_size(c.width, g.kernel_w, g.stride_w, g.pad_w, g.dilation_w) == c.out_width;
+}
+
+bool is_pointwise(const cp_geometry& g) {
+  return g.kernel_h == 1 && g.kernel_w == 1 && g.stride_h == 1 && g.stride_w == 1 && g.pad_h == 0 && g.pad_w == 0;
+}
+
+}  // namespace
+}  // namespace cp
+
+int32_t cp_abi_version() { return 1; }
+
+int32_t cp_supported(int32_t isa) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (isa == CP_AVX512) return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl");
+  return (isa == CP_AVX2 || isa == CP_WIDE) && avx2;
+#else
+  return 0;
+#endif
+}
+
+int32_t cp_run(const cp_call* call) {
+  cp::header head;
+  std::memcpy(&head, call->packed, sizeof head);
+  if (!cp::fits(*call, head)) return CP_NOT_PACKED_FOR_THIS;
+  const cp::engine* engine = cp::engine_of(head.isa);
+  if (!engine) return CP_NOT_SUPPORTED;
+  if (call->layout == CP_PLANES && call->x_stride_w == 1) return engine->planes(*call);
+  if (call->layout == CP_TOKENS && call->x_stride_c == 1 && cp::is_pointwise(head.geometry)) return engine->tokens(*call);
+  return CP_NOT_PACKED_FOR_THIS;
+}

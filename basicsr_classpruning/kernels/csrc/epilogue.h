@@ -1,0 +1,152 @@
+// What follows the sums: bias, residual, activation, and the store into the output.
+#pragma once
+#include <cstring>
+
+#include "micro.h"
+
+namespace {
+
+inline void start_with_bias(vec* sums, const float* bias, int channels, int rows) {
+  for (int o = 0; o < channels; o++) {
+    const vec b = broadcast(bias ? bias[o] : 0.f);
+    for (int r = 0; r < rows; r++) sums[o * CP_ROWS + r] = b;
+  }
+}
+
+// A rational approximation of erf on [-4, 4], outside of which erf is 1 to float precision: x P(x^2) / Q(x^2), the
+// coefficients widely used for single precision (Eigen, XNNPACK); within 4e-7 of erf.
+inline vec erf(vec x) {
+  const vec limit = broadcast(4.f);
+  x = x > limit ? limit : x;
+  x = x < -limit ? -limit : x;
+  const vec s = x * x;
+  vec p = broadcast(-2.72614225801306e-10f);
+  p = p * s + 2.77068142495902e-08f;
+  p = p * s + -2.10102402082508e-06f;
+  p = p * s + -5.69250639462346e-05f;
+  p = p * s + -7.34990630326855e-04f;
+  p = p * s + -2.95459980854025e-03f;
+  p = p * s + -1.60960333262415e-02f;
+  vec q = broadcast(-1.45660718464996e-05f);
+  q = q * s + -2.13374055278905e-04f;
+  q = q * s + -1.68282697438203e-03f;
+  q = q * s + -7.37332916720468e-03f;
+  q = q * s + -1.42647390514189e-02f;
+  return x * p / q;
+}
+
+// NaN stays NaN, as in torch.
+template <int ACTIVATION>
+inline __attribute__((always_inline)) vec activate(vec x, vec slope) {
+  if constexpr (ACTIVATION == CP_RELU) return x < 0.f ? vec{} : x;
+  if constexpr (ACTIVATION == CP_LEAKY || ACTIVATION == CP_PRELU) return x < 0.f ? x * slope : x;
+  if constexpr (ACTIVATION == CP_GELU) return x * 0.5f * (1.f + erf(x * 0.70710678118654752f));
+  return x;
+}
+
+template <int ACTIVATION>
+inline __attribute__((always_inline)) vec finish(vec x, vec residual, vec slope, int order) {
+  if (order == CP_BEFORE_ACTIVATION) x += residual;
+  x = activate<ACTIVATION>(x, slope);
+  if (order == CP_AFTER_ACTIVATION) x += residual;
+  return x;
+}
+
+inline vec load_some(const float* p, int count) {
+  if (count == CP_WIDTH) return *reinterpret_cast<const unaligned_vec*>(p);
+  alignas(sizeof(vec)) float all[CP_WIDTH] = {};
+  std::memcpy(all, p, count * sizeof(float));
+  return *reinterpret_cast<const vec*>(all);
+}
+
+inline void store_some(float* p, vec x, int count) {
+  if (count == CP_WIDTH) {
+    *reinterpret_cast<unaligned_vec*>(p) = x;
+    return;
+  }
+  alignas(sizeof(vec)) float all[CP_WIDTH];
+  *reinterpret_cast<vec*>(all) = x;
+  std::memcpy(p, all, count * sizeof(float));
+}
+
+// Where the rows of a tile lie in one channel's plane: `rows` vectors, `pitch` apart, of `columns` valid floats; the
+// last row has `last_columns`.
+struct span {
+  long start, pitch;
+  int rows, columns, last_columns;
+};
+
+template <int ACTIVATION>
+void store_plane(const vec* sums, const span& at, const cp_call& e, vec slope) {
+  for (int r = 0; r < at.rows; r++) {
+    const int columns = r + 1 < at.rows ? at.columns : at.last_columns;
+    const long i = at.start + r * at.pitch;
+    const vec residual = e.order ? load_some(e.residual + i, columns) : vec{};
+    store_some(e.y + i, finish<ACTIVATION>(sums[r], residual, slope, e.order), columns);
+  }
+}
+
+inline vec slope_of(const cp_call& e, int o) {
+  if (!e.slope) return vec{};
+  return broadcast(e.slope[e.activation == CP_PRELU ? o : 0]);
+}
+
+// Stores a tile of all output channels into planes, plane_size apart.
+template <int ACTIVATION>
+void store_planes(const vec* sums, span at, long plane_size, int channels, const cp_call& e) {
+  for (int o = 0; o < channels; o++, at.start += plane_size)
+    store_plane<ACTIVATION>(sums + o * CP_ROWS, at, e, slope_of(e, o));
+}
+
+// W x W transposition: step by step, quarters swap places.
+inline void transpose(vec (&m)[CP_WIDTH]) {
+  typedef int lanes __attribute__((vector_size(CP_WIDTH * 4)));
+#pragma GCC unroll 4
+  for (int s = 1; s < CP_WIDTH; s *= 2) {
+    lanes low{}, high{};
+#pragma GCC unroll 16
+    for (int l = 0; l < CP_WIDTH; l++) {
+      low[l] = l & s ? CP_WIDTH + (l ^ s) : l;
+      high[l] = l & s ? CP_WIDTH + l : l | s;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < CP_WIDTH; i++)
+      if (!(i & s)) {
+        const vec a = m[i], b = m[i | s];
+        m[i] = __builtin_shuffle(a, b, low);
+        m[i | s] = __builtin_shuffle(a, b, high);
+      }
+  }
+}
+
+// Stores a tile of tokens: row r of the sums holds the tokens from first + r * CP_WIDTH on.
+template <int ACTIVATION>
+void store_tokens(const vec* sums, long first, long tokens, int channels, const cp_call& e) {
+  for (long t0 = first; t0 < tokens; t0 += CP_WIDTH, sums++) {
+    const int count = tokens - t0 < CP_WIDTH ? static_cast<int>(tokens - t0) : CP_WIDTH;
+    for (int o = 0; o < channels; o += CP_WIDTH) {
+      const int n = channels - o < CP_WIDTH ? channels - o : CP_WIDTH;
+      vec m[CP_WIDTH];
+      for (int j = 0; j < CP_WIDTH; j++) m[j] = j < n ? sums[(o + j) * CP_ROWS] : vec{};
+      transpose(m);
+      const vec slope = e.activation == CP_PRELU ? load_some(e.slope + o, n) : slope_of(e, 0);
+      for (int t = 0; t < count; t++) {
+        const long i = (t0 + t) * channels + o;
+        const vec residual = e.order ? load_some(e.residual + i, n) : vec{};
+        store_some(e.y + i, finish<ACTIVATION>(m[t], residual, slope, e.order), n);
+      }
+    }
+  }
+}
+
+// Calls Store<activation>(arguments...).
+#define CP_WITH_ACTIVATION(activation, store, ...)           \
+  switch (activation) {                                      \
+    case CP_RELU: store<CP_RELU>(__VA_ARGS__); break;        \
+    case CP_LEAKY: store<CP_LEAKY>(__VA_ARGS__); break;      \
+    case CP_PRELU: store<CP_PRELU>(__VA_ARGS__); break;      \
+    case CP_GELU: store<CP_GELU>(__VA_ARGS__); break;        \
+    default: store<CP_NONE>(__VA_ARGS__);                    \
+  }
+
+}  // namespace

@@ -1,0 +1,77 @@
+// How a packed weight and the tile buffers are laid out: what packing writes and the tile loops read.
+//
+// The output is cut into tiles of up to `rows` x `width` (one vector wide). For each tile the input channels are taken
+// in chunks that fit the L1 cache: the chunk's input is copied into a tile buffer
+//     [channel of the chunk][kernel column][row phase][row][width]
+// with one copy for each kernel column, so that every vector load is aligned. Rows are split by their phase
+// (input row modulo the stride), so that consecutive output rows are consecutive vectors for any stride. An output
+// channel then walks through its non-zeros: (byte offset into the buffer, weight).
+#pragma once
+#include "api.h"
+
+namespace cp {
+
+// Kernels: how many output channels one job computes together.
+enum kind { SINGLE = 0, PAIR = 1, QUAD = 2, SORTED_QUAD = 3, KINDS = 4 };
+constexpr int channels_of[KINDS] = {1, 2, 4, 4};
+constexpr int classes = 15;  // of SORTED_QUAD: which of four channels use an input position
+
+struct header {
+  int32_t magic, isa;
+  cp_geometry geometry;
+  int32_t chunk;        // input channels copied at a time
+  int32_t rows;         // output rows of a tile
+  int32_t plane_rows;   // rows of one phase in the buffer
+  int32_t phases;       // row phases that some kernel row reads
+  int32_t counts[KINDS];
+};
+constexpr int32_t magic = 0x4e4d3031;
+constexpr int header_words = sizeof(header) / sizeof(word);
+// After the header: for each chunk, for each job in the order of the output channels:
+//   word 0: kind. SINGLE, PAIR, QUAD: word 1: count, then count x (offset, one weight per channel).
+//   SORTED_QUAD: 15 counts, then for each class its entries (offset, one weight per channel of the class).
+// The stream of a chunk ends with kind = -1.
+constexpr int32_t end_of_chunk = -1;
+
+struct machine {
+  int width;             // floats of a vector
+  int rows;              // most output rows of a tile
+  int l1_bytes;          // what a tile buffer may take of the L1 cache
+  int kind_rows[KINDS];  // rows a kernel holds in registers
+  bool sorted;           // whether channels without a common mask are sorted by use, four together
+};
+const machine& machine_of(int isa);
+
+// Floats of one input channel in the tile buffer.
+inline long channel_floats(const header& h, int width) {
+  return static_cast<long>(h.geometry.kernel_w) * h.phases * h.plane_rows * width;
+}
+
+// Index of a row phase among those used, and the rows a kernel row is shifted by within its phase.
+inline int phase_of(const cp_geometry& g, int ky) { return (ky * g.dilation_h) % g.stride_h; }
+inline int shift_of(const cp_geometry& g, int ky) { return (ky * g.dilation_h) / g.stride_h; }
+
+// Fills `index` (stride_h entries): position among the used phases, or -1. Returns how many are used.
+inline int used_phases(const cp_geometry& g, int32_t* index) {
+  for (int p = 0; p < g.stride_h; p++) index[p] = -1;
+  int used = 0;
+  for (int ky = 0; ky < g.kernel_h; ky++)
+    if (index[phase_of(g, ky)] < 0) index[phase_of(g, ky)] = used++;
+  return used;
+}
+constexpr int max_stride = 4;
+
+// Scratch memory of the calling thread, aligned to 64 bytes; null if there is none.
+float* scratch(long floats);
+
+// Calls body(context, index) for index in [0, count), on up to `threads` threads.
+void parallel_for(long count, int threads, void (*body)(void*, long), void* context);
+
+// The tile loops of one instruction set. A call returns cp_status.
+struct engine {
+  int (*planes)(const cp_call&);
+  int (*tokens)(const cp_call&);
+};
+extern const engine avx2_engine, avx512_engine, wide_engine;
+
+}  // namespace cp

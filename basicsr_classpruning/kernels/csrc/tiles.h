@@ -1,0 +1,172 @@
+// The tile loops: copy a chunk of the input into the tile buffer, run the jobs on it, store the tile.
+#pragma once
+#include "epilogue.h"
+
+namespace {
+
+inline long ceil_div(long a, long b) { return (a + b - 1) / b; }
+inline long at_most(long a, long b) { return a < b ? a : b; }
+
+struct workspace {
+  float* tile;
+  vec* sums;
+};
+
+// The calling thread's tile buffer and sums; null where memory is short.
+inline workspace get_workspace(const cp::header& h) {
+  const long tile = h.chunk * cp::channel_floats(h, CP_WIDTH);
+  const long sums = static_cast<long>(h.geometry.out_channels) * CP_ROWS * CP_WIDTH;
+  float* memory = cp::scratch(tile + sums);
+  return {memory, memory ? reinterpret_cast<vec*>(memory + tile) : nullptr};
+}
+
+// A convolution whose output is cut into row blocks x column blocks.
+struct planes {
+  const cp_call& call;
+  cp::header head;
+  int32_t phase_index[cp::max_stride];
+  long row_blocks, column_blocks;
+  int failed = 0;  // set where scratch memory is short
+
+  explicit planes(const cp_call& c) : call(c) {
+    std::memcpy(&head, c.packed, sizeof head);
+    cp::used_phases(head.geometry, phase_index);
+    row_blocks = ceil_div(c.out_height, CP_ROWS);
+    column_blocks = ceil_div(c.out_width, CP_WIDTH);
+  }
+  long tiles() const { return call.batch * row_blocks * column_blocks; }
+
+  // One buffer row of every kernel column: input columns left + kx * dilation + lane * stride of `row` (null: padding).
+  void copy_row(const float* row, long left, float* to, long plane) const {
+    const cp_geometry& g = head.geometry;
+    const long width = call.width;
+    const long reach = (CP_WIDTH - 1) * g.stride_w + (g.kernel_w - 1) * g.dilation_w;
+    if (row && g.stride_w == 1 && left >= 0 && left + reach < width) {
+      for (int kx = 0; kx < g.kernel_w; kx++)
+        *reinterpret_cast<vec*>(to + kx * plane) = *reinterpret_cast<const unaligned_vec*>(row + left + kx * g.dilation_w);
+      return;
+    }
+    for (int kx = 0; kx < g.kernel_w; kx++) {
+      float* lane = to + kx * plane;
+      for (int l = 0; l < CP_WIDTH; l++) {
+        const long x = left + kx * g.dilation_w + static_cast<long>(l) * g.stride_w;
+        lane[l] = row && x >= 0 && x < width ? row[x] : 0.f;
+      }
+    }
+  }
+
+  // Copies the input that the output rows from y0 and columns from x0 read, channels [c0, c1).
+  void copy_chunk(const float* image, int c0, int c1, long y0, long x0, int rows, float* tile) const {
+    const cp_geometry& g = head.geometry;
+    const long plane = static_cast<long>(head.phases) * head.plane_rows * CP_WIDTH;
+    const long left = x0 * g.stride_w - g.pad_w;
+    const int needed = rows + cp::shift_of(g, g.kernel_h - 1);
+    for (int c = c0; c < c1; c++, tile += g.kernel_w * plane) {
+      const float* channel = image + c * call.x_stride_c;
+      for (int p = 0; p < g.stride_h; p++) {
+        if (phase_index[p] < 0) continue;
+        float* to = tile + phase_index[p] * head.plane_rows * CP_WIDTH;
+        for (int r = 0; r < needed; r++, to += CP_WIDTH) {
+          const long y = (y0 + r) * g.stride_h + p - g.pad_h;
+          copy_row(y >= 0 && y < call.height ? channel + y * call.x_stride_h : nullptr, left, to, plane);
+        }
+      }
+    }
+  }
+
+  void run_tile(long index) {
+    const cp_geometry& g = head.geometry;
+    const workspace w = get_workspace(head);
+    if (!w.tile) {
+      __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+      return;
+    }
+    const long column = index % column_blocks, block = index / column_blocks % row_blocks;
+    const long image = index / column_blocks / row_blocks;
+    const long y0 = block * call.out_height / row_blocks, y1 = (block + 1) * call.out_height / row_blocks;
+    const long x0 = column * CP_WIDTH;
+    const int rows = static_cast<int>(y1 - y0);
+    const float* x = call.x + image * call.x_stride_n;
+    start_with_bias(w.sums, call.bias, g.out_channels, rows);
+    const word* stream = call.packed + cp::header_words;
+    for (int c0 = 0; c0 < g.in_channels; c0 += head.chunk) {
+      copy_chunk(x, c0, static_cast<int>(at_most(c0 + head.chunk, g.in_channels)), y0, x0, rows, w.tile);
+      stream = run_chunk(stream, w.tile, rows, w.sums);
+    }
+    const long plane = call.out_height * call.out_width;
+    const int columns = static_cast<int>(at_most(CP_WIDTH, call.out_width - x0));
+    const span at{image * g.out_channels * plane + y0 * call.out_width + x0, call.out_width, rows, columns, columns};
+    CP_WITH_ACTIVATION(call.activation, store_planes, w.sums, at, plane, g.out_channels, call);
+  }
+};
+
+// A linear layer or 1 x 1 convolution whose channels lie together: a tile is up to CP_ROWS x CP_WIDTH tokens.
+struct tokens {
+  const cp_call& call;
+  cp::header head;
+  int failed = 0;
+
+  long count, vectors, blocks;  // tokens, vectors of tokens, tiles
+
+  explicit tokens(const cp_call& c) : call(c) {
+    std::memcpy(&head, c.packed, sizeof head);
+    count = c.batch * c.height * c.width;
+    vectors = ceil_div(count, CP_WIDTH);
+    blocks = ceil_div(vectors, CP_ROWS);
+  }
+  long tiles() const { return blocks; }
+
+  void copy_chunk(int c0, int c1, long first, long last, float* tile) const {
+    for (long t0 = first; t0 < last; t0 += CP_WIDTH, tile += CP_WIDTH)
+      for (int c = c0; c < c1; c += CP_WIDTH) {
+        const int n = static_cast<int>(at_most(CP_WIDTH, c1 - c));
+        vec m[CP_WIDTH];
+        for (int t = 0; t < CP_WIDTH; t++)
+          m[t] = t0 + t < last ? load_some(call.x + (t0 + t) * call.x_stride_w + c, n) : vec{};
+        transpose(m);
+        for (int j = 0; j < n; j++) *reinterpret_cast<vec*>(tile + (c - c0 + j) * CP_ROWS * CP_WIDTH) = m[j];
+      }
+  }
+
+  void run_tile(long index) {
+    const cp_geometry& g = head.geometry;
+    const workspace w = get_workspace(head);
+    if (!w.tile) {
+      __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+      return;
+    }
+    const long first = index * vectors / blocks * CP_WIDTH;
+    const long last = at_most((index + 1) * vectors / blocks * CP_WIDTH, count);
+    const int rows = static_cast<int>(ceil_div(last - first, CP_WIDTH));
+    start_with_bias(w.sums, call.bias, g.out_channels, rows);
+    const word* stream = call.packed + cp::header_words;
+    for (int c0 = 0; c0 < g.in_channels; c0 += head.chunk) {
+      copy_chunk(c0, static_cast<int>(at_most(c0 + head.chunk, g.in_channels)), first, last, w.tile);
+      stream = run_chunk(stream, w.tile, rows, w.sums);
+    }
+    CP_WITH_ACTIVATION(call.activation, store_tokens, w.sums, first, last, g.out_channels, call);
+  }
+};
+
+// Neighbouring tiles share cache lines of the output: a thread takes a whole line's worth at once.
+constexpr long tiles_at_once = 16 / CP_WIDTH;
+
+template <class Layer>
+void run_tiles(void* layer, long ticket) {
+  Layer* l = static_cast<Layer*>(layer);
+  const long end = at_most((ticket + 1) * tiles_at_once, l->tiles());
+  for (long i = ticket * tiles_at_once; i < end; i++) l->run_tile(i);
+}
+
+template <class Layer>
+int run_layer(const cp_call& call) {
+  Layer layer(call);
+  if (layer.head.rows != CP_ROWS) return CP_NOT_PACKED_FOR_THIS;
+  cp::parallel_for(ceil_div(layer.tiles(), tiles_at_once), call.threads, run_tiles<Layer>, &layer);
+  return layer.failed ? CP_NO_MEMORY : CP_OK;
+}
+
+int run_planes(const cp_call& call) { return run_layer<planes>(call); }
+int run_tokens(const cp_call& call) { return run_layer<tokens>(call); }
+
+}  // namespace

@@ -1,0 +1,175 @@
+"""Finds what can be computed with a layer's output before it is stored: scales, activations, residuals.
+
+Works on the graph of a network (``tracing``); where there is none, on the neighbours inside an ``nn.Sequential``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from basicsr_classpruning.kernels.layers import Epilogue
+from basicsr_classpruning.kernels.tracing import function_name, module_of
+
+MakeLayer = Callable[[str, Epilogue], nn.Module]
+
+
+def activation_of_module(module: nn.Module | None) -> Epilogue | None:
+    """An activation module as an epilogue, or None where it is none of those that the kernels know."""
+    if isinstance(module, nn.ReLU):
+        return Epilogue('relu')
+    if isinstance(module, nn.LeakyReLU):
+        return Epilogue('leaky_relu', torch.tensor([module.negative_slope]))
+    if isinstance(module, nn.PReLU):
+        return Epilogue('prelu' if module.num_parameters > 1 else 'leaky_relu', module.weight)
+    if isinstance(module, nn.GELU) and module.approximate == 'none':
+        return Epilogue('gelu')
+    return None
+
+
+def _activation_of(net: nn.Module, node: fx.Node) -> Epilogue | None:
+    if node.op == 'call_module':
+        return activation_of_module(module_of(net, node))
+    name = function_name(node)
+    if name == 'relu':
+        return Epilogue('relu')
+    if name == 'leaky_relu':
+        slope = node.args[1] if len(node.args) > 1 else node.kwargs.get('negative_slope', 0.01)
+        return Epilogue('leaky_relu', torch.tensor([slope]))
+    if name == 'gelu' and len(node.args) == 1 and node.kwargs.get('approximate', 'none') == 'none':
+        return Epilogue('gelu')
+    return None
+
+
+def _factor(net: fx.GraphModule, value: object, channels: int) -> Tensor | None:
+    """A number, or a parameter with one entry for each channel of (B, C, H, W), as a scale."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return torch.tensor([float(value)])
+    if not isinstance(value, fx.Node) or value.op != 'get_attr':
+        return None
+    tensor: Any = functools.reduce(getattr, str(value.target).split('.'), net)
+    shape = tuple(tensor.shape)
+    per_channel = shape in ((1, channels, 1, 1), (channels, 1, 1))
+    return tensor.reshape(-1) if per_channel or (channels and tensor.numel() == 1 and len(shape) <= 4) else None
+
+
+class _Chain:
+    """A layer's node and the nodes after it that its epilogue takes over, grown one by one."""
+
+    def __init__(self, net: fx.GraphModule, node: fx.Node) -> None:
+        self.net = net
+        self.nodes = [node]
+        self.channels = int(getattr(module_of(net, node), 'out_channels', 0))  # 0 (linear): scales by numbers only
+        self.epilogue = Epilogue()
+        self.residual: fx.Node | None = None
+
+    def grow(self) -> bool:
+        """Takes over the only reader of the chain's last node, if an epilogue can."""
+        if len(self.last.users) != 1:
+            return False
+        reader = next(iter(self.last.users))
+        grown = self._scaled(reader) or self._added(reader) or self._activated(reader)
+        if grown:
+            self.nodes.append(reader)
+        return grown
+
+    @property
+    def last(self) -> fx.Node:
+        """The node whose value the epilogue computes so far."""
+        return self.nodes[-1]
+
+    def _scale_by(self, factor: Tensor) -> None:
+        scale = self.epilogue.scale
+        self.epilogue = replace(self.epilogue, scale=factor if scale is None else scale * factor)
+
+    def _scaled(self, reader: fx.Node) -> bool:
+        if self.epilogue.activation != 'none' or self.epilogue.order != 'none':
+            return False
+        name = function_name(reader)
+        left, right = (*reader.args, None)[:2]
+        if name == 'mul' and left is not right:
+            factor = _factor(self.net, right if left is self.last else left, self.channels)
+        elif name in ('truediv', 'div') and left is self.last and isinstance(right, (int, float)):
+            factor = torch.tensor([1 / right])
+        elif name == 'neg':
+            factor = torch.tensor([-1.0])
+        else:
+            return False
+        if factor is not None:
+            self._scale_by(factor)
+        return factor is not None
+
+    def _added(self, reader: fx.Node) -> bool:
+        if self.epilogue.order != 'none' or len(reader.args) != 2 or reader.kwargs:
+            return False
+        name = function_name(reader)
+        left, right = reader.args
+        other = right if left is self.last else left
+        if name not in ('add', 'sub') or not isinstance(other, fx.Node) or left is right or other.op == 'get_attr':
+            return False
+        if name == 'sub':
+            if left is self.last or self.epilogue.activation != 'none':
+                return False
+            self._scale_by(torch.tensor([-1.0]))
+        self.residual = other
+        order = 'before' if self.epilogue.activation == 'none' else 'after'
+        self.epilogue = replace(self.epilogue, order=order)
+        return True
+
+    def _activated(self, reader: fx.Node) -> bool:
+        found = _activation_of(self.net, reader)
+        if found is None or self.epilogue.activation != 'none' or reader.args[0] is not self.last:
+            return False
+        if found.slope is not None and found.slope.numel() not in (1, self.channels):
+            return False
+        self.epilogue = replace(self.epilogue, activation=found.activation, slope=found.slope)
+        return True
+
+
+def _swap_shuffles(net: fx.GraphModule) -> None:
+    """Moves activations that treat every value alike from behind a pixel shuffle to before it, next to the layer."""
+    for node in list(net.graph.nodes):
+        if not isinstance(module_of(net, node), nn.PixelShuffle) and function_name(node) != 'pixel_shuffle':
+            continue
+        layer = node.args[0]
+        if len(node.users) != 1 or not isinstance(layer, fx.Node) or len(layer.users) != 1:
+            continue
+        reader = next(iter(node.users))
+        found = _activation_of(net, reader)
+        if found is None or found.activation == 'prelu':
+            continue
+        reader.replace_all_uses_with(node)
+        reader.replace_input_with(node, layer)
+        node.replace_input_with(layer, reader)
+        layer.append(reader)
+
+
+def fuse_graph(net: fx.GraphModule, names: set[str], make_layer: MakeLayer) -> None:
+    """Replaces the named layers of a graph, and what follows them, by ``make_layer(name, epilogue)``, in place.
+
+    A layer that is called in several places is made once for each, as what follows it differs.
+    """
+    _swap_shuffles(net)
+    calls: dict[str, int] = {}
+    for node in [n for n in net.graph.nodes if n.op == 'call_module' and str(n.target) in names]:
+        name = str(node.target)
+        calls[name] = calls.get(name, 0) + 1
+        chain = _Chain(net, node)
+        while chain.grow():
+            pass
+        target = name if calls[name] == 1 else f'{name}_call{calls[name]}'
+        net.add_submodule(f'kernel_layers.{target}', make_layer(name, chain.epilogue))
+        arguments = (node.args[0],) if chain.residual is None else (node.args[0], chain.residual)
+        with net.graph.inserting_after(chain.last):
+            fused = net.graph.call_module(f'kernel_layers.{target}', arguments)
+        chain.last.replace_all_uses_with(fused)
+        for replaced in reversed(chain.nodes):
+            net.graph.erase_node(replaced)
+    net.delete_all_unused_submodules()
+    net.graph.lint()
+    net.recompile()

@@ -1,0 +1,135 @@
+"""Layers that run on the N:M kernels, with what follows them fused in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from basicsr_classpruning.kernels import native
+from basicsr_classpruning.kernels.ops import activate, nm_conv2d, nm_linear, output_size
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What is computed with a layer's output before it is stored.
+
+    ``y = activation(scale * layer(x) + residual)`` or ``activation(scale * layer(x)) + residual``.
+    """
+
+    activation: str = 'none'
+    """One of ``native.ACTIVATIONS``."""
+    slope: Tensor | None = None
+    """Slope below zero: one value (leaky_relu) or one for each output channel (prelu)."""
+    order: str = 'none'
+    """Where a residual is added: ``'none'``, ``'before'`` or ``'after'`` the activation."""
+    scale: Tensor | None = None
+    """Factor of the layer's own output, one value or one for each output channel; folded into weight and bias."""
+
+    @property
+    def fused(self) -> tuple[str, ...]:
+        """The names of what is fused, in the order of computation."""
+        steps = [self.activation]
+        if self.order != 'none':
+            steps.insert(0 if self.order == 'before' else 1, 'residual')
+        if self.scale is not None:
+            steps.insert(0, 'scale')
+        return tuple(step for step in steps if step != 'none')
+
+
+def _fold_scale(weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    if scale is None:
+        return weight, bias
+    factors = scale.detach().to(weight.dtype).expand(weight.shape[0])
+    folded = weight * factors.reshape(-1, *[1] * (weight.dim() - 1))
+    return folded, None if bias is None else bias * factors
+
+
+class KernelLayer(nn.Module):
+    """Weight and epilogue of a layer, packed once."""
+
+    packed: Tensor
+    bias: Tensor | None
+    slope: Tensor | None
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, geometry: Sequence[int], epilogue: Epilogue) -> None:
+        super().__init__()
+        self.geometry = list(geometry)
+        self.epilogue = (epilogue.activation, epilogue.order)
+        weight, bias = _fold_scale(layer.weight.detach(), layer.bias, epilogue.scale)
+        self.register_buffer('packed', _pack(weight.reshape(*weight.shape[:2], *geometry[2:4]), geometry))
+        for name, value in (('bias', bias), ('slope', epilogue.slope)):
+            self.register_buffer(name, None if value is None else value.detach().float().contiguous().clone())
+
+    def run(self, x: Tensor, residual: Tensor | None, activation: str, order: str) -> Tensor:
+        """Calls the layer's operator."""
+        raise NotImplementedError
+
+    def output_shape(self, x: Tensor) -> tuple[int, ...]:
+        """Shape of the output for an input."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The layer with its epilogue. ``residual`` is given where the epilogue adds one, in any shape that fits."""
+        activation, order = self.epilogue
+        if residual is None or tuple(residual.shape) == self.output_shape(x):
+            return self.run(x, residual, activation, order)
+        if order == 'after':
+            return self.run(x, None, activation, 'none') + residual
+        return activate(self.run(x, None, 'none', 'none') + residual, activation, self.slope)
+
+    def extra_repr(self) -> str:
+        """Sizes and fused steps, as ``print(net)`` shows them."""
+        out_channels, in_channels, *kernel = self.geometry[:4]
+        activation, order = self.epilogue
+        return f'{in_channels}, {out_channels}, kernel_size={tuple(kernel)}, {activation=}, residual={order!r}'
+
+
+def _pack(weight: Tensor, geometry: Sequence[int]) -> Tensor:
+    isa, library = native.isa_in_use(), native.load()
+    if isa is None or library is None:
+        return weight.clone()
+    return library.pack(weight, native.Geometry(*geometry), isa)
+
+
+class KernelConv2d(KernelLayer):
+    """A convolution without groups. (B, C, H, W) float32 to (B, O, H', W')."""
+
+    def __init__(self, layer: nn.Conv2d, epilogue: Epilogue) -> None:
+        super().__init__(layer, conv_geometry(layer), epilogue)
+
+    def output_shape(self, x: Tensor) -> tuple[int, ...]:
+        """(B, O, H', W')."""
+        sizes = (output_size(x.shape[2 + i], *self.geometry[2 + i :: 2]) for i in range(2))
+        return (x.shape[0], self.geometry[0], *sizes)
+
+    def run(self, x: Tensor, residual: Tensor | None, activation: str, order: str) -> Tensor:
+        """Calls ``classpruning::nm_conv2d``."""
+        return nm_conv2d(x, self.packed, self.bias, self.slope, residual, activation, order, self.geometry)
+
+
+class KernelLinear(KernelLayer):
+    """A linear layer. (…, C) float32 to (…, O)."""
+
+    def __init__(self, layer: nn.Linear, epilogue: Epilogue) -> None:
+        super().__init__(layer, linear_geometry(layer), epilogue)
+
+    def output_shape(self, x: Tensor) -> tuple[int, ...]:
+        """(…, O)."""
+        return (*x.shape[:-1], self.geometry[0])
+
+    def run(self, x: Tensor, residual: Tensor | None, activation: str, order: str) -> Tensor:
+        """Calls ``classpruning::nm_linear``."""
+        return nm_linear(x, self.packed, self.bias, self.slope, residual, activation, order, self.geometry[0])
+
+
+def conv_geometry(layer: nn.Conv2d) -> list[int]:
+    """The sizes of a convolution with numeric padding, as ``nm_conv2d`` takes them."""
+    sizes = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+    return [layer.out_channels, layer.in_channels, *(int(size) for pair in sizes for size in pair)]
+
+
+def linear_geometry(layer: nn.Linear) -> list[int]:
+    """A linear layer as a 1 x 1 convolution."""
+    return [layer.out_features, layer.in_features, 1, 1, 1, 1, 0, 0, 1, 1]

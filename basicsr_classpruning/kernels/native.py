@@ -1,0 +1,173 @@
+"""The compiled kernels: finding the library, choosing the instruction set, calling it.
+
+The library has a plain C interface (``csrc/api.h``) and is loaded with ctypes, so it depends on no version of Python or
+torch; ctypes releases the interpreter lock during a call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from basicsr_classpruning.errors import UsageError
+
+LIBRARY = 'libclasspruning_kernels.so'
+ABI_VERSION = 1
+MAX_STRIDE = 4
+
+REFERENCE = 'reference'
+_ISA_CODES = {'avx2': 0, 'avx512': 1, 'wide': 2}  # cp_isa; 'wide' is the AVX-512 code in AVX2 instructions, for tests
+_PREFERENCE = ('avx512', 'avx2')
+ISA_VARIABLE = 'CLASSPRUNING_ISA'
+
+ACTIVATIONS = {'none': 0, 'relu': 1, 'leaky_relu': 2, 'prelu': 3, 'gelu': 4}  # cp_activation
+RESIDUALS = {'none': 0, 'before': 1, 'after': 2}  # cp_residual
+PLANES, TOKENS = 0, 1  # cp_layout
+
+logger = logging.getLogger('basicsr_classpruning')
+
+
+class Geometry(ctypes.Structure):
+    """``cp_geometry``: the sizes of a convolution; a linear layer is a 1 x 1 convolution."""
+
+    _fields_ = [
+        (name, ctypes.c_int32)
+        for name in (
+            'out_channels',
+            'in_channels',
+            'kernel_h',
+            'kernel_w',
+            'stride_h',
+            'stride_w',
+            'pad_h',
+            'pad_w',
+            'dilation_h',
+            'dilation_w',
+        )
+    ]
+
+
+class Call(ctypes.Structure):
+    """``cp_call``: one call of a packed layer."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ('packed', 'x', 'y', 'bias', 'residual', 'slope')),
+        *((name, ctypes.c_int64) for name in ('batch', 'in_channels', 'height', 'width')),
+        *((name, ctypes.c_int64) for name in ('out_channels', 'out_height', 'out_width')),
+        *((name, ctypes.c_int64) for name in ('x_stride_n', 'x_stride_c', 'x_stride_h', 'x_stride_w')),
+        *((name, ctypes.c_int32) for name in ('layout', 'activation', 'order', 'threads')),
+    ]
+
+
+_FAILURES = {
+    1: 'this processor cannot run the instructions that the layer was packed for: accelerate the network again here',
+    2: 'the packed weight does not belong to a layer of this geometry',
+    3: 'out of memory',
+}
+
+
+@dataclass(frozen=True)
+class Native:
+    """The loaded library."""
+
+    library: ctypes.CDLL
+    path: Path
+
+    def supports(self, isa: str) -> bool:
+        """Whether this processor can run the code of ``isa``."""
+        return bool(self.library.cp_supported(_ISA_CODES[isa]))
+
+    def pack(self, weight: torch.Tensor, geometry: Geometry, isa: str) -> torch.Tensor:
+        """The non-zeros of a float32 weight ``(O, C, kh, kw)`` in the order of the kernels, as int32 words."""
+        weight = weight.detach().to('cpu', torch.float32).contiguous()
+        source, code = ctypes.c_void_p(weight.data_ptr()), _ISA_CODES[isa]
+        words = self.library.cp_pack(source, ctypes.byref(geometry), code, None)
+        packed = torch.empty(words, dtype=torch.int32)
+        self.library.cp_pack(source, ctypes.byref(geometry), code, ctypes.c_void_p(packed.data_ptr()))
+        return packed
+
+    def run(self, call: Call) -> None:
+        """Runs a packed layer. Raises RuntimeError where the call does not fit it or memory is short."""
+        status = self.library.cp_run(ctypes.byref(call))
+        if status:
+            raise RuntimeError(f'N:M kernel: {_FAILURES[status]}')
+
+
+def _openmp_parallel() -> ctypes.c_void_p | None:
+    """GOMP_parallel of the OpenMP runtime that torch has loaded, if there is one."""
+    bundled = sorted((Path(torch.__file__).parent / 'lib').glob('libgomp*'))
+    for path in [None, *map(str, bundled)]:
+        try:
+            return ctypes.cast(ctypes.CDLL(path).GOMP_parallel, ctypes.c_void_p)
+        except (OSError, AttributeError):
+            continue
+    return None
+
+
+@functools.cache
+def load() -> Native | None:
+    """The compiled library, or None where it was not built (or is older than this code)."""
+    path = Path(__file__).with_name(LIBRARY)
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError:
+        return None
+    if library.cp_abi_version() != ABI_VERSION:
+        logger.warning('%s is older than the package: build it again (pip install). It is not used.', path)
+        return None
+    library.cp_pack.restype = ctypes.c_int64
+    library.cp_pack.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p]
+    library.cp_use_parallel.argtypes = [ctypes.c_void_p]
+    library.cp_use_parallel(_openmp_parallel())
+    return Native(library, path)
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    logger.warning(message)
+
+
+def available() -> str | None:
+    """The instruction set that the kernels use here: ``'avx512'``, ``'avx2'``, or None (the reference path runs).
+
+    The environment variable ``CLASSPRUNING_ISA`` (avx2, avx512 or reference) forces one. Raises UsageError where it
+    names another, or one that cannot run here.
+    """
+    native = load()
+    wanted = os.environ.get(ISA_VARIABLE)
+    if wanted == REFERENCE:
+        return None
+    if wanted:
+        if wanted not in _ISA_CODES:
+            raise UsageError(f'{ISA_VARIABLE}={wanted}: must be avx2, avx512 or {REFERENCE}')
+        if native is None:
+            raise UsageError(f'{ISA_VARIABLE}={wanted}: the compiled kernels are not installed')
+        if not native.supports(wanted):
+            raise UsageError(f'{ISA_VARIABLE}={wanted}: this processor has no {wanted}')
+        return wanted
+    return next((isa for isa in _PREFERENCE if native is not None and native.supports(isa)), None)
+
+
+def isa_in_use() -> str | None:
+    """As ``available``; says once, in the log, that the reference path runs where it does."""
+    isa = available()
+    if isa is None:
+        _say_once(describe())
+    return isa
+
+
+def describe() -> str:
+    """One line for the user: what the N:M kernels run on, and why."""
+    isa = available()
+    if isa is not None:
+        return f'N:M kernels: compiled, {isa}'
+    if os.environ.get(ISA_VARIABLE) == REFERENCE:
+        return f'N:M kernels: reference path in PyTorch ({ISA_VARIABLE}={REFERENCE}); sparsity saves no time'
+    why = 'this processor has neither AVX2 nor AVX-512' if load() else 'they were not compiled at installation'
+    return f'N:M kernels: reference path in PyTorch, as {why}; sparsity saves no time'

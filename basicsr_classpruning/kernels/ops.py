@@ -1,0 +1,189 @@
+"""The operators ``classpruning::nm_conv2d`` and ``classpruning::nm_linear``, and what they compute, in PyTorch.
+
+``packed`` is a packed weight: int32 words for the compiled kernels (``native``), or the dense float32 weight, zeros in
+place, for the reference path. Inference only: no gradient is registered.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from basicsr_classpruning.kernels import native
+
+_EPILOGUE = 'Tensor? bias, Tensor? slope, Tensor? residual, str activation, str order'
+_library = torch.library.Library('classpruning', 'DEF')
+# geometry: out_channels, in_channels, kernel, stride, padding and dilation, each (vertical, horizontal)
+_library.define(f'nm_conv2d(Tensor x, Tensor packed, {_EPILOGUE}, int[] geometry) -> Tensor')
+_library.define(f'nm_linear(Tensor x, Tensor packed, {_EPILOGUE}, int out_features) -> Tensor')
+
+
+def activate(x: Tensor, activation: str, slope: Tensor | None) -> Tensor:
+    """The activation of an epilogue on ``(B, C, …)``; ``slope`` has one entry, or one for each channel (PReLU)."""
+    if activation == 'relu':
+        return F.relu(x)
+    if activation == 'gelu':
+        return F.gelu(x)
+    if activation in ('leaky_relu', 'prelu'):
+        assert slope is not None
+        return F.prelu(x, slope)
+    return x
+
+
+def _finish(y: Tensor, slope: Tensor | None, residual: Tensor | None, activation: str, order: str) -> Tensor:
+    if residual is not None and order == 'before':
+        y = y + residual
+    y = activate(y, activation, slope)
+    return y + residual if residual is not None and order == 'after' else y
+
+
+def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    """Height or width that a convolution makes of ``size``."""
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def _is_tokens(x: Tensor, geometry: list[int]) -> bool:
+    """Whether a convolution runs on pixels whose channels lie together: pointwise and channels-last."""
+    return (
+        geometry[2:] == [1, 1, 1, 1, 0, 0, 1, 1]
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and not x.is_contiguous()
+    )
+
+
+def _empty_conv_output(x: Tensor, geometry: list[int]) -> Tensor:
+    """Uninitialised output of a convolution. Raises ValueError where x is not a float32 (B, C, H, W) that fits."""
+    out_channels, in_channels, *sizes = geometry
+    if x.dim() != 4 or x.shape[1] != in_channels:
+        raise ValueError(f'nm_conv2d: x must be (B, {in_channels}, H, W), not {tuple(x.shape)}')
+    if x.dtype != torch.float32:
+        raise ValueError(f'nm_conv2d: x must be float32, not {x.dtype}')
+    height, width = (output_size(x.shape[2 + i], *sizes[i::2]) for i in range(2))
+    if height < 0 or width < 0:
+        raise ValueError(f'nm_conv2d: a picture of {x.shape[2]} x {x.shape[3]} is smaller than the kernel')
+    layout = torch.channels_last if _is_tokens(x, geometry) else torch.contiguous_format
+    return torch.empty((x.shape[0], out_channels, height, width), dtype=x.dtype, device=x.device, memory_format=layout)
+
+
+def _empty_linear_output(x: Tensor, packed: Tensor, out_features: int) -> Tensor:
+    if x.dtype != torch.float32:
+        raise ValueError(f'nm_linear: x must be float32, not {x.dtype}')
+    return x.new_empty((*x.shape[:-1], out_features))
+
+
+def _pointer(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
+def _laid_out_as(y: Tensor, residual: Tensor | None) -> Tensor | None:
+    """The residual in y's memory layout. Raises ValueError where it cannot be added to y as it is."""
+    if residual is None:
+        return None
+    if residual.shape != y.shape or residual.dtype != y.dtype:
+        raise ValueError(f'residual must be {tuple(y.shape)} {y.dtype}, not {tuple(residual.shape)} {residual.dtype}')
+    return residual if residual.stride() == y.stride() else torch.empty_like(y).copy_(residual)
+
+
+def _check_epilogue(y_channels: int, bias: Tensor | None, slope: Tensor | None, activation: str) -> None:
+    for name, tensor in (('bias', bias), ('slope', slope)):
+        if tensor is None:
+            continue
+        entries = 1 if name == 'slope' and activation == 'leaky_relu' else y_channels
+        if tensor.shape != (entries,) or tensor.dtype != torch.float32 or not tensor.is_contiguous():
+            raise ValueError(f'{name} must be {entries} contiguous float32 values')
+    if slope is None and activation in ('leaky_relu', 'prelu'):
+        raise ValueError(f'{activation} needs a slope')
+
+
+def _nm_conv2d(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    slope: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    order: str,
+    geometry: list[int],
+) -> Tensor:
+    geometry = list(geometry)
+    y = _empty_conv_output(x, geometry)
+    residual = _laid_out_as(y, residual)
+    _check_epilogue(y.shape[1], bias, slope, activation)
+    if packed.dtype == torch.float32:
+        stride, padding, dilation = geometry[4:6], geometry[6:8], geometry[8:10]
+        reference = F.conv2d(x, packed, bias, stride, padding, dilation)
+        return y.copy_(_finish(reference, slope, residual, activation, order))
+    if y.numel() == 0:
+        return y
+    layout = native.TOKENS if _is_tokens(x, geometry) else native.PLANES
+    if layout == native.PLANES and x.stride(3) != 1 and x.shape[3] > 1:
+        x = x.contiguous()
+    stride_w = 1 if layout == native.PLANES else x.stride(3)
+    batch, channels, height, width = x.shape
+    _run(
+        native.Call(
+            packed.data_ptr(), x.data_ptr(), y.data_ptr(), _pointer(bias), _pointer(residual), _pointer(slope),
+            batch, channels, height, width, *y.shape[1:], *x.stride()[:3], stride_w,
+            layout, native.ACTIVATIONS[activation], native.RESIDUALS[order], torch.get_num_threads(),
+        )
+    )  # fmt: skip
+    return y
+
+
+def _nm_linear(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    slope: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    order: str,
+    out_features: int,
+) -> Tensor:
+    y = _empty_linear_output(x, packed, out_features)
+    residual = _laid_out_as(y, residual)
+    _check_epilogue(out_features, bias, slope, activation)
+    if packed.dtype == torch.float32:
+        reference = F.linear(x, packed[:, :, 0, 0], bias).movedim(-1, 0).unsqueeze(0)  # channels second, for PReLU
+        moved = None if residual is None else residual.movedim(-1, 0).unsqueeze(0)
+        return y.copy_(_finish(reference, slope, moved, activation, order)[0].movedim(0, -1))
+    if y.numel() == 0:
+        return y
+    rows = x.reshape(-1, x.shape[-1])
+    rows = rows if rows.stride(1) == 1 else rows.contiguous()
+    count, features = rows.shape
+    _run(
+        native.Call(
+            packed.data_ptr(), rows.data_ptr(), y.data_ptr(), _pointer(bias), _pointer(residual), _pointer(slope),
+            1, features, 1, count, out_features, 1, count, 0, 1, 0, rows.stride(0),
+            native.TOKENS, native.ACTIVATIONS[activation], native.RESIDUALS[order], torch.get_num_threads(),
+        )
+    )  # fmt: skip
+    return y
+
+
+def _run(call: native.Call) -> None:
+    library = native.load()
+    if library is None:
+        raise RuntimeError('N:M kernel: the layer was packed for compiled kernels, which are not installed here')
+    library.run(call)
+
+
+def _fake_conv2d(x, packed, bias, slope, residual, activation, order, geometry):
+    return _empty_conv_output(x, list(geometry))
+
+
+def _fake_linear(x, packed, bias, slope, residual, activation, order, out_features):
+    return _empty_linear_output(x, packed, out_features)
+
+
+for _name, _kernel, _fake in (
+    ('nm_conv2d', _nm_conv2d, _fake_conv2d),
+    ('nm_linear', _nm_linear, _fake_linear),
+):
+    _library.impl(_name, _kernel, 'CPU')
+    torch.library.register_fake(f'classpruning::{_name}', _fake, lib=_library)
+
+nm_conv2d = torch.ops.classpruning.nm_conv2d
+nm_linear = torch.ops.classpruning.nm_linear

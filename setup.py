@@ -1,0 +1,65 @@
+"""Builds the compiled N:M kernels, where a C++ compiler is there. Everything else is in setup.cfg."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+CSRC = Path('basicsr_classpruning/kernels/csrc')
+LIBRARY = 'libclasspruning_kernels.so'
+FLAGS = ['-O3', '-fPIC', '-std=c++17', '-fvisibility=hidden', '-Wall', '-Wextra', '-Wno-psabi']
+AVX2 = ['-mavx2', '-mfma']
+# One binary for all processors: each engine has its own instructions, and the program chooses at run time.
+SOURCES = {
+    'dispatch.cpp': [],
+    'pack.cpp': [],
+    'threads.cpp': [],
+    'engine_avx2.cpp': AVX2,
+    'engine_wide.cpp': AVX2,
+    'engine_avx512.cpp': ['-mavx512f', '-mavx512vl', '-mfma'],
+}
+
+
+class BuildKernels(build_ext):
+    """Compiles a plain shared library (it is loaded with ctypes, not imported)."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split('.')[:-1]) / LIBRARY)
+
+    def get_export_symbols(self, ext: Extension) -> list[str]:
+        return []
+
+    def build_extension(self, ext: Extension) -> None:
+        try:
+            self._compile(ext)
+        except Exception as error:
+            print(
+                f'classpruning: the N:M kernels were NOT compiled ({error}). The package works without them, but '
+                'sparsity saves no time. Install a C++ compiler (g++ >= 9) and install the package again.',
+                file=sys.stderr,
+            )
+
+    def _compile(self, ext: Extension) -> None:
+        if sys.platform != 'linux' or platform.machine() not in ('x86_64', 'AMD64'):
+            raise RuntimeError(f'they are written for Linux on x86-64, not {sys.platform} on {platform.machine()}')
+        objects = []
+        for name, flags in SOURCES.items():
+            objects += self.compiler.compile(
+                [str(CSRC / name)], output_dir=self.build_temp, extra_postargs=[*FLAGS, *flags], depends=ext.depends
+            )
+        target = self.get_ext_fullpath(ext.name)
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        self.compiler.link_shared_object(objects, target, extra_postargs=['-pthread'], target_lang='c++')
+
+
+kernels = Extension(
+    'basicsr_classpruning.kernels._kernels',
+    sources=[str(CSRC / name) for name in SOURCES],
+    depends=[str(path) for path in sorted(CSRC.glob('*.h'))],
+    optional=True,
+)
+setup(ext_modules=[kernels], cmdclass={'build_ext': BuildKernels})
