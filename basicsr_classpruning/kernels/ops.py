@@ -110,12 +110,12 @@ def _nm_conv2d(
     y = _empty_conv_output(x, geometry)
     residual = _laid_out_as(y, residual)
     _check_epilogue(y.shape[1], bias, slope, activation)
+    if y.numel() == 0:
+        return y
     if packed.dtype == torch.float32:
         stride, padding, dilation = geometry[4:6], geometry[6:8], geometry[8:10]
         reference = F.conv2d(x, packed, bias, stride, padding, dilation)
         return y.copy_(_finish(reference, slope, residual, activation, order))
-    if y.numel() == 0:
-        return y
     layout = native.TOKENS if _is_tokens(x, geometry) else native.PLANES
     if layout == native.PLANES and x.stride(3) != 1 and x.shape[3] > 1:
         x = x.contiguous()
@@ -144,12 +144,12 @@ def _nm_linear(
     y = _empty_linear_output(x, packed, out_features)
     residual = _laid_out_as(y, residual)
     _check_epilogue(out_features, bias, slope, activation)
+    if y.numel() == 0:
+        return y
     if packed.dtype == torch.float32:
         reference = F.linear(x, packed[:, :, 0, 0], bias).movedim(-1, 0).unsqueeze(0)  # channels second, for PReLU
         moved = None if residual is None else residual.movedim(-1, 0).unsqueeze(0)
         return y.copy_(_finish(reference, slope, moved, activation, order)[0].movedim(0, -1))
-    if y.numel() == 0:
-        return y
     rows = x.reshape(-1, x.shape[-1])
     rows = rows if rows.stride(1) == 1 else rows.contiguous()
     count, features = rows.shape
