@@ -15,10 +15,11 @@ from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 from torch.utils.data import DataLoader
 
 import basicsr_classpruning.data  # noqa: F401  # registers the data set
+from basicsr_classpruning.data import degraded_image_dataset
 from basicsr_classpruning.data.bicubic import bicubic_shrink
 from basicsr_classpruning.data.degradations import as_float, as_uint8
 from basicsr_classpruning.data.degraded_image_dataset import DegradedImageDataset
-from basicsr_classpruning.data.pictures import PictureError, list_lmdb_keys, list_pictures
+from basicsr_classpruning.data.pictures import PictureError, Pictures, list_lmdb_keys, list_pictures
 from basicsr_classpruning.errors import UsageError, UserError
 
 NAMES = ('b', 'a', 'c.d')
@@ -198,6 +199,28 @@ def test_one_lmdb_serves_two_data_sets_and_the_workers_of_both(lmdb):
     found = list(DataLoader(validation, batch_size=None, num_workers=2))
     assert all(same(a, b) for a, b in zip(expected, found))
     assert len(list(DataLoader(training, batch_size=3, num_workers=1))) == 1
+
+
+@pytest.mark.parametrize('room', [0, 2 * 60 * 84 * 3, 2**20])
+def test_samples_do_not_depend_on_which_pictures_are_kept(folder, monkeypatch, room):
+    read: list[int] = []
+
+    class Counted(Pictures):
+        def read(self, index: int) -> np.ndarray:
+            read.append(index)
+            return super().read(index)
+
+    def draw(allowed: int) -> list[dict]:
+        monkeypatch.setattr(degraded_image_dataset, '_KEPT_BYTES', allowed)
+        dataset = DegradedImageDataset(options(folder))
+        dataset.pictures = Counted(str(folder))
+        seed_all(1)
+        read.clear()
+        return [dataset[i % 3] for i in range(30)]
+
+    expected, found = draw(2**20), draw(room)
+    assert all(same(a, b) for a, b in zip(expected, found))
+    assert len(read) == {0: 30, 2 * 60 * 84 * 3: 2 + 10, 2**20: 3}[room]
 
 
 def test_small_pictures_are_mirrored_up_to_the_crop(tmp_path):

@@ -145,6 +145,7 @@ def test_wrong_text_is_refused_in_one_line(text):
     [
         ({'type': 'noise', 'sigma': [0, 50]}, 1, GaussianNoise(0, 50)),
         ({'type': 'jpeg', 'quality': [10, 90]}, 1, JpegCompression(10, 90)),
+        ({'type': 'jpeg', 'quality': [10, 90], 'sigma': None}, 1, JpegCompression(10, 90)),
         ({'type': 'bicubic'}, 3, BicubicDownscaling(3)),
     ],
 )

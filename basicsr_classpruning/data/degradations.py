@@ -114,7 +114,7 @@ class Degradation(ABC):
         if kind not in _OPTIONS:
             raise UsageError(f'degradation.type: {kind!r} is not one of {", ".join(_OPTIONS)}')
         key = _OPTIONS[kind]
-        wrong = [name for name in options if name not in ('type', key)]
+        wrong = [name for name, value in options.items() if name not in ('type', key) and value is not None]
         if wrong:
             raise UsageError(f'degradation.{wrong[0]}: unknown; {kind} takes {key or "nothing but its type"}')
         if key is None:

@@ -8,14 +8,17 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from basicsr.data.transforms import augment
 from basicsr.utils.registry import DATASET_REGISTRY
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from basicsr_classpruning.data.degradations import BicubicDownscaling, Degradation, as_float, as_uint8, picture_rng
 from basicsr_classpruning.data.pictures import Pictures
 from basicsr_classpruning.data.region import Region
 from basicsr_classpruning.errors import UsageError
+
+# Decoding takes longer than all else that is done for a crop: pictures are kept up to so many bytes, shared evenly
+# among the loader's workers. Beyond that, none is replaced: with random draws any choice is as good.
+_KEPT_BYTES = 512 * 2**20
 
 
 @DATASET_REGISTRY.register()
@@ -64,6 +67,8 @@ class DegradedImageDataset(Dataset):
         except UsageError as error:
             raise UsageError(f'data set {opt.get("name", "without name")}: {error}') from None
         self.shrinking = BicubicDownscaling(self.shrink)
+        self._kept: dict[int, np.ndarray] = {}
+        self._kept_bytes = 0
 
     def _checked_gt_size(self) -> int:
         size = self.opt.get('gt_size')
@@ -80,18 +85,40 @@ class DegradedImageDataset(Dataset):
 
         Raises PictureError where the picture cannot be read or decoded.
         """
-        picture = self._at_least(self.least_size * self.shrink, self.pictures.read(index))
         if self.training:
-            # Before degrading: a camera's JPEG blocks are not mirrored either.
-            picture = augment(picture, self.opt.get('use_hflip', True), self.opt.get('use_rot', True))
+            # Turned before it is degraded: a camera's JPEG blocks are not mirrored either.
+            picture = self._turned(self._at_least(self.least_size * self.shrink, self._kept_picture(index)))
             part = self._random_part(self._clean_size(picture))
             rng = np.random.default_rng(np.random.randint(2**32, size=4, dtype=np.uint64))
         else:
+            picture = self._at_least(self.least_size * self.shrink, self.pictures.read(index))
             part = Region(0, 0, *self._clean_size(picture))
             rng = picture_rng(self.pictures.names[index], index)
         clean, degraded = self._pair(picture, part, rng)
         path = self.pictures.paths[index]
         return {'lq': _tensor(degraded), 'gt': _tensor(clean), 'lq_path': path, 'gt_path': path}
+
+    def _kept_picture(self, index: int) -> np.ndarray:
+        """Picture ``index``, decoded once if there is room for it. Not to be written to."""
+        if index in self._kept:
+            return self._kept[index]
+        picture = self.pictures.read(index)
+        worker = get_worker_info()
+        if self._kept_bytes + picture.nbytes <= _KEPT_BYTES // (worker.num_workers if worker else 1):
+            self._kept[index] = picture
+            self._kept_bytes += picture.nbytes
+        return picture
+
+    def _turned(self, picture: np.ndarray) -> np.ndarray:
+        """A random flip and rotation, as a view; each as likely as in BasicSR's ``augment``."""
+        if self.opt.get('use_hflip', True) and random.random() < 0.5:
+            picture = picture[:, ::-1]
+        if self.opt.get('use_rot', True):
+            if random.random() < 0.5:
+                picture = picture[::-1]
+            if random.random() < 0.5:
+                picture = picture.transpose(1, 0, 2)
+        return picture
 
     def _clean_size(self, picture: np.ndarray) -> tuple[int, int]:
         """Height and width once shrunk and cropped to multiples of the scale."""
