@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
-from os import path as osp
 from pathlib import Path
 from typing import Any
 
 import basicsr.test
 import basicsr.train
 from basicsr.data import build_dataloader, build_dataset
-from basicsr.utils import get_root_logger
+from basicsr.utils.logger import initialized_logger
 from basicsr.utils.misc import check_resume
 
 from basicsr_classpruning.checkpoint import load_file, read_checkpoint
@@ -25,11 +27,14 @@ from basicsr_classpruning.errors import UsageError, UserError
 def train(argv: Sequence[str]) -> None:
     """Trains as BasicSR's ``train.py`` does, with the same arguments, into the current folder's ``experiments``."""
     run = _TrainingRun(argv)
-    with _replaced(
-        basicsr.train,
-        parse_options=run.parse_options,
-        load_resume_state=run.load_resume_state,
-        create_train_val_dataloader=run.create_dataloaders,
+    with (
+        _fresh_log(),
+        _replaced(
+            basicsr.train,
+            parse_options=run.parse_options,
+            load_resume_state=run.load_resume_state,
+            create_train_val_dataloader=run.create_dataloaders,
+        ),
     ):
         basicsr.train.train_pipeline(os.getcwd())
 
@@ -40,7 +45,7 @@ def test(argv: Sequence[str]) -> None:
     def parse(root_path: str, is_train: bool) -> tuple[dict[str, Any], Any]:
         return parse_options(root_path, is_train, argv)
 
-    with _replaced(basicsr.test, parse_options=parse):
+    with _fresh_log(), _replaced(basicsr.test, parse_options=parse):
         basicsr.test.test_pipeline(os.getcwd())
 
 
@@ -57,23 +62,45 @@ def _replaced(module: Any, **functions: Any) -> Iterator[None]:
             setattr(module, name, function)
 
 
+@contextlib.contextmanager
+def _fresh_log() -> Iterator[None]:
+    """Gives a run a log file of its own: BasicSR keeps the process's first logger, with a file or without."""
+    _close_log()
+    try:
+        yield
+    finally:
+        _close_log()
+
+
+def _close_log() -> None:
+    logger = logging.getLogger('basicsr')
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    initialized_logger.pop(logger.name, None)
+
+
 class _TrainingRun:
     """The functions that one training run puts in BasicSR's place; what one learns, a later one uses."""
 
     def __init__(self, argv: Sequence[str]) -> None:
         self.argv = argv
-        self.finished = 0  # iterations done before this run
+        self.resumed: dict[str, Any] = {'iter': 0}  # the training state that this run goes on from
+        self.notices: list[str] = []  # what is to be logged as soon as there is a log
 
     def parse_options(self, root_path: str, is_train: bool) -> tuple[dict[str, Any], Any]:
-        return parse_options(root_path, is_train, self.argv)
+        opt, args = parse_options(root_path, is_train, self.argv)
+        if opt['num_gpu'] > 1 and not opt['dist']:
+            self.notices.append(f'Using one of {opt["num_gpu"]} GPUs; torchrun … --launcher pytorch uses all')
+            opt['num_gpu'] = 1
+        return opt, args
 
     def load_resume_state(self, opt: dict[str, Any]) -> dict[str, Any] | None:
         """The training state to go on from: the one named in the options or, with ``--auto_resume``, the newest whole
         one. A state counts only together with its network's file; damaged ones are passed over with a line."""
         if opt['auto_resume']:
-            found = _newest_state(opt)
-            opt['path']['resume_state'] = None if found is None else found[0]
-            state = None if found is None else found[1]
+            path, state = self._newest_state(Path(opt['path']['experiments_root']))
+            opt['path']['resume_state'] = path
         elif opt['path'].get('resume_state'):
             state = _load_state(Path(opt['path']['resume_state']))
         else:
@@ -81,11 +108,28 @@ class _TrainingRun:
         if state is None:
             return None
         check_resume(opt, state['iter'])
-        self.finished = int(state['iter'])
+        self.resumed = state
         return state
+
+    def _newest_state(self, root: Path) -> tuple[str | None, dict[str, Any] | None]:
+        states = sorted((root / 'training_states').glob('*.state'), key=_iteration, reverse=True)
+        for path in states:
+            network = root / 'models' / f'net_g_{_iteration(path)}.pth'
+            try:
+                for file in (path, network):
+                    _check_sums(file)
+                read_checkpoint(network)
+                return str(path), _load_state(path)
+            except UserError as error:
+                self.notices.append(f'{error}; going back to the checkpoint before it')
+        if states:
+            raise UserError(f'{root}: none of {len(states)} checkpoints is whole; remove the folder to start afresh')
+        return None, None
 
     def create_dataloaders(self, opt: dict[str, Any], logger: Any) -> tuple[Any, Any, list[Any], int, int]:
         """BasicSR's function, but samples depend on the seed and the step alone, and epochs are whole batches."""
+        for notice in self.notices:
+            logger.warning(notice)
         train_loader = sampler = None
         val_loaders = []
         total_iters = int(opt['train']['total_iter'])
@@ -101,8 +145,10 @@ class _TrainingRun:
                     batch,
                     opt['manual_seed'],
                 )
-                epoch, offset = divmod(self.finished, sampler.steps_per_epoch)
+                epoch, offset = divmod(int(self.resumed['iter']), sampler.steps_per_epoch)
                 sampler.resume_at(epoch, offset)
+                # BasicSR goes on with this epoch; a state saved at the end of one names that one, not the next.
+                self.resumed['epoch'] = epoch
                 train_loader = build_dataloader(
                     train_set,
                     dataset_opt,
@@ -127,25 +173,21 @@ class _TrainingRun:
         return train_loader, sampler, val_loaders, total_epochs, total_iters
 
 
-def _newest_state(opt: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    root = Path(opt['path']['experiments_root'])
-    states = sorted((root / 'training_states').glob('*.state'), key=_iteration, reverse=True)
-    for path in states:
-        network = root / 'models' / f'net_g_{_iteration(path)}.pth'
-        try:
-            state = _load_state(path)
-            read_checkpoint(network)
-        except UserError as error:
-            _announce(f'{error}; going back to the checkpoint before it')
-            continue
-        return str(path), state
-    if states:
-        raise UserError(f'{root}: none of its {len(states)} checkpoints is whole; remove the folder to start afresh')
-    return None
-
-
 def _iteration(path: Path) -> int:
     return int(path.stem) if path.stem.isdigit() else -1
+
+
+def _check_sums(path: Path) -> None:
+    """Compares a file's contents with its check sums, which torch writes but does not read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except FileNotFoundError:
+        raise UserError(f'{path}: no such file') from None
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f'{path}: damaged ({error})') from None
+    if damaged is not None:
+        raise UserError(f'{path}: damaged (check sum of {damaged})')
 
 
 def _load_state(path: Path) -> dict[str, Any]:
@@ -154,8 +196,3 @@ def _load_state(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not wanted <= state.keys():
         raise UserError(f'{path}: not a training state (BasicSR writes them to training_states/)')
     return state
-
-
-def _announce(message: str) -> None:
-    """Says something before the run's log file exists."""
-    get_root_logger().warning(message)

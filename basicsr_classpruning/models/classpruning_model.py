@@ -11,9 +11,11 @@ from basicsr.losses import build_loss
 from basicsr.utils import get_root_logger, imwrite
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
+from torch.nn import functional
 
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.errors import UsageError, UserError
+from basicsr_classpruning.losses.classpruning_loss import batch_mean
 from basicsr_classpruning.models.collapse import CollapseWatch
 from basicsr_classpruning.models.guarded_model import GuardedSRModel
 from basicsr_classpruning.models.stages import Schedule
@@ -21,6 +23,7 @@ from basicsr_classpruning.models.validation import Report, evaluate
 from basicsr_classpruning.sparsity import DENSE
 
 _MAX_RECOVERIES = 3  # resets of the classifier after which a collapse stops the run
+_RESTART_RATE = 0.3  # factor of the classifier's learning rate at each reset
 
 
 class TrainingPass(nn.Module):
@@ -32,11 +35,18 @@ class TrainingPass(nn.Module):
 
     def forward(
         self, to_restore: Tensor | None, classes: Tensor | None, to_score: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Restores images with the candidates given, and scores images; each may be left out."""
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Restores images with the candidates given, and scores images; each may be left out.
+
+        Returns restored images ``(B, C', H · scale, W · scale)``, and scores and class probabilities ``(B, K)``. A loss
+        that uses the scores must use the probabilities too, as DistributedDataParallel waits for the gradient of
+        every parameter behind an output; and it knows of no parameter that is used outside this method.
+        """
         restored = None if to_restore is None else self.net(to_restore, classes)
-        scores = None if to_score is None else self.net.scores(to_score)
-        return restored, scores
+        if to_score is None:
+            return restored, None, None
+        scores = self.net.scores(to_score).float()
+        return restored, scores, self.net.probabilities(scores)
 
 
 @MODEL_REGISTRY.register()
@@ -107,16 +117,19 @@ class ClassPruningModel(GuardedSRModel):
             self.net_g.rank_by_magnitude()
         if self.stage == 'supernet':
             self.classes = self._split(current_iter)
-            yield from self._restoration(self.classes, None)[0]
+            with self.autocast():
+                output, _, _ = self.training_pass(self.lq, self.classes, None)
+            yield from self._restoration(output)
         elif self.stage == 'classifier':
-            _, scores = self.training_pass(None, None, self.lq)
-            yield from self._classifier_terms(scores, self.lq, self.gt)
+            _, scores, probabilities = self.training_pass(None, None, self.lq)
+            yield from self._classifier_terms(scores, probabilities)
         else:
             self.classes = self._explore(self.net_g.classify(self.lq))
             count = max(1, round(len(self.lq) * self.opt['train'].get('classifier_share', 0.25)))
-            terms, scores = self._restoration(self.classes, self.lq[:count])
-            yield from terms
-            yield from self._classifier_terms(scores, self.lq[:count], self.gt[:count])
+            with self.autocast():
+                output, scores, probabilities = self.training_pass(self.lq, self.classes, self.lq[:count])
+            yield from self._restoration(output)
+            yield from self._classifier_terms(scores, probabilities)
 
     def _split(self, current_iter: int) -> Tensor:
         """Candidates of a mini-batch in turn, over all processes, beginning with another one each time."""
@@ -129,16 +142,13 @@ class ClassPruningModel(GuardedSRModel):
         chance = torch.rand(len(classes), device=self.device) < share
         return torch.where(chance, torch.randint_like(classes, len(self.net_g.candidates)), classes)
 
-    def _restoration(self, classes: Tensor, to_score: Tensor | None) -> tuple[list[tuple[str, Tensor]], Any]:
-        with self.autocast():
-            output, scores = self.training_pass(self.lq, classes, to_score)
+    def _restoration(self, output: Tensor) -> Iterator[tuple[str, Tensor]]:
         self.output = output.float()
-        terms = list(self.restoration_terms(self.output))
+        yield from self.restoration_terms(self.output)
         if 'distill' in self.losses:
             with torch.no_grad(), self.autocast():
                 teacher = self.net_g.run_sparse(self.lq, DENSE).float()
-            terms.append(('l_distill', self.losses['distill'](self.output, teacher)))
-        return terms, scores
+            yield 'l_distill', self.losses['distill'](self.output, teacher)
 
     @torch.no_grad()
     def candidate_errors(self, lq: Tensor, gt: Tensor) -> Tensor:
@@ -150,16 +160,17 @@ class ClassPruningModel(GuardedSRModel):
                 errors.append((output - gt).square().mean((1, 2, 3)))
         return torch.stack(errors, dim=1)
 
-    def _classifier_terms(self, scores: Tensor, lq: Tensor, gt: Tensor) -> Iterator[tuple[str, Tensor]]:
-        scores = scores.float()
+    def _classifier_terms(self, scores: Tensor, probabilities: Tensor) -> Iterator[tuple[str, Tensor]]:
         costs = self.net_g.costs()
-        yield 'l_routing', self.losses['routing'](scores, self.candidate_errors(lq, gt), costs)
-        probabilities = self.net_g.probabilities(scores)
+        errors = self.candidate_errors(self.lq[: len(scores)], self.gt[: len(scores)])
+        # Without the two terms below nothing else depends on the price, but its gradient is waited for.
+        yield 'l_routing', self.losses['routing'](scores, errors, costs) + 0 * probabilities.sum()
         if 'budget' in self.losses:
             yield 'l_budget', self.losses['budget'](probabilities, costs)
         if 'class' in self.losses:
             yield 'l_class', self.losses['class'](probabilities)
-        self.watch.update(probabilities.argmax(dim=1))
+        chosen = functional.one_hot(probabilities.argmax(dim=1), len(costs))
+        self.watch.update(batch_mean(chosen.float()))
 
     def optimize_parameters(self, current_iter: int) -> None:
         super().optimize_parameters(current_iter)
@@ -194,10 +205,12 @@ class ClassPruningModel(GuardedSRModel):
             if self.opt['dist']:
                 torch.distributed.broadcast(parameter.data, 0)
             self.optimizer_g.state.pop(parameter, None)
+        # What made it collapse once would do so again.
         for group in self.optimizer_g.param_groups[1:]:
-            # What made it collapse once would do so again.
-            group['lr'] *= 0.3
-            group['initial_lr'] *= 0.3
+            group['lr'] *= _RESTART_RATE
+            group['initial_lr'] *= _RESTART_RATE
+        for scheduler in self.schedulers:
+            scheduler.base_lrs[1:] = [rate * _RESTART_RATE for rate in scheduler.base_lrs[1:]]
 
     def model_ema(self, decay: float = 0.999) -> None:
         super().model_ema(decay)
@@ -220,12 +233,12 @@ class ClassPruningModel(GuardedSRModel):
             'recoveries': self.recoveries,
         }
 
-    def resume_training(self, resume_state: dict[str, Any]) -> None:
-        super().resume_training(resume_state)
-        for name, state in resume_state['losses'].items():
-            self.losses[name].load_state_dict(state)
-        self.watch.load_state_dict(resume_state['watch'])
-        self.recoveries = resume_state['recoveries']
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        for name, loss in self.losses.items():
+            if name in state['losses']:  # a term added since starts afresh
+                loss.load_state_dict(state['losses'][name])
+        self.watch.load_state_dict(state['watch'])
+        self.recoveries = state['recoveries']
 
     # ------------------------------------------------------------ validation
 

@@ -21,10 +21,9 @@ class CollapseWatch:
         self.steps = 0
         self.shares = torch.full((classes,), 1 / classes)
 
-    def update(self, chosen: Tensor) -> None:
-        """Takes the classes ``(B,)`` chosen in one step."""
-        share = torch.bincount(chosen.cpu(), minlength=len(self.shares)) / max(len(chosen), 1)
-        self.shares = torch.lerp(self.shares, share, 1 / self.memory)
+    def update(self, share: Tensor) -> None:
+        """Takes the share ``(K,)`` of each class in one step: of all processes, so that they agree on a collapse."""
+        self.shares = torch.lerp(self.shares, share.detach().cpu(), 1 / self.memory)
         self.steps += 1
 
     @property

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from basicsr_classpruning.checkpoint import read_checkpoint, save_file
-from basicsr_classpruning.errors import UsageError, UserError
+from basicsr_classpruning.errors import UserError
 
 _AMP_TYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 _MAX_SKIPPED = 20  # bad steps in a row after which skipping them is no longer a rescue
@@ -149,7 +149,9 @@ class GuardedSRModel(SRModel):
 
     # ----------------------------------------------------------- checkpoints
 
-    def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = 'params') -> None:
+    def load_network(
+        self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = 'params'
+    ) -> None:
         checkpoint = read_checkpoint(load_path)
         params = checkpoint.params(param_key)
         get_root_logger().info(f'Loading {net.__class__.__name__} from {load_path}.')
@@ -171,7 +173,9 @@ class GuardedSRModel(SRModel):
         nets = net if isinstance(net, list) else [net]
         keys = param_key if isinstance(param_key, list) else [param_key]
         content: dict[str, Any] = {
-            key: {name: value.detach().cpu().contiguous() for name, value in self.get_bare_model(n).state_dict().items()}
+            key: {
+                name: value.detach().cpu().contiguous() for name, value in self.get_bare_model(n).state_dict().items()
+            }
             for key, n in zip(keys, nets)
         }
         content['network_g'] = self.network_options()
@@ -201,11 +205,19 @@ class GuardedSRModel(SRModel):
         """What a subclass wants to find again when a run is resumed."""
         return {}
 
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Takes what ``extra_state`` gave, from a whole training state."""
+
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        if len(resume_state['optimizers']) != len(self.optimizers):
-            raise UsageError(f'{self.opt["path"]["resume_state"]}: belongs to a run with other optimisers')
-        super().resume_training(resume_state)
-        self.scaler.load_state_dict(resume_state.get('scaler', {}))
+        """Goes on from a training state. Raises UserError where it belongs to a run with other options."""
+        try:
+            super().resume_training(resume_state)
+            if resume_state.get('scaler'):  # empty unless that run used fp16
+                self.scaler.load_state_dict(resume_state['scaler'])
+            self.load_extra_state(resume_state)
+        except (AssertionError, KeyError, RuntimeError, ValueError) as error:
+            path, reason = self.opt['path']['resume_state'], f'{type(error).__name__}: {error}'.splitlines()[0]
+            raise UserError(f'{path}: belongs to a run with other options ({reason})') from None
         if resume_state.get('best_metric_results'):
             self.best_metric_results = resume_state['best_metric_results']
 

@@ -56,7 +56,9 @@ class Report:
         for row in self.rows:
             values = [f'{row.metrics[name]:.4f}' for name in names]
             share = ' | '.join(f'{value:.0%}' for value in row.class_share)
-            lines.append([row.name, *values, f'{row.macs / 1e9:.3f} G', f'{row.saved:.1%}', f'{row.seconds:.2f}', share])
+            lines.append(
+                [row.name, *values, f'{row.macs / 1e9:.3f} G', f'{row.saved:.1%}', f'{row.seconds:.2f}', share]
+            )
         widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
         return '\n'.join('  '.join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines)
 
@@ -168,7 +170,5 @@ def _report(
         classes = solve_budget(scores, costs, budget, pixels)
         rows.append(row(f'budget {budget:g}', classes.tolist(), classified=True))
     if all_candidates:
-        rows += [
-            row(candidate, [k] * len(pictures), classified=False) for k, candidate in enumerate(net.candidates)
-        ]
+        rows += [row(candidate, [k] * len(pictures), classified=False) for k, candidate in enumerate(net.candidates)]
     return Report(name, iteration, len(pictures), dense, net.candidates, tuple(rows))
