@@ -9,17 +9,21 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
 
 from basicsr_classpruning.errors import UserError
+from basicsr_classpruning.sparsity.packing import PACKABLE, PackedTensor, check, pack, packed_bytes, unpack
 
 # Containers in which published checkpoints keep their weights, the best first.
 _CONTAINERS = ('params_ema', 'params', 'state_dict')
 # Containers of training scripts that wrap a state dict under the network's name.
 _PREFIX = 'module.'
+# Tensors are packed where that saves this share of their bytes, and more than the file's own book-keeping takes.
+_PACKING_SAVES = 0.1
+_PACKING_SAVES_BYTES = 1024
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Checkpoint:
     def params(self, prefer: str | None = None) -> dict[str, Tensor]:
         """The state dict in one container, by default the averaged weights where there are any."""
         for name in (prefer, *_CONTAINERS):
-            if name in self.weights:
+            if name is not None and name in self.weights:
                 return dict(self.weights[name])
         raise UserError(f'{self.path}: no weights in it')  # unreachable for files read by read_checkpoint
 
@@ -77,12 +81,19 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     content = load_file(path)
     if not isinstance(content, Mapping):
         raise UserError(f'{path}: not a checkpoint: a {type(content).__name__} where a dictionary of weights is wanted')
-    weights = {name: _clean(content[name]) for name in _CONTAINERS if _is_state_dict(content.get(name))}
+    packed = _unpack_containers(path, content.get('packed', {}))
+    weights = {
+        name: _clean(_merge(path, content.get(name, {}), packed.get(name, {})))
+        for name in _CONTAINERS
+        if _is_state_dict(content.get(name)) or name in packed
+    }
     if not weights and _is_state_dict(content):
         weights = {'params': _clean(content)}
     if not weights:
         keys = ', '.join(map(repr, list(content)[:5]))
-        raise UserError(f'{path}: no weights found: it has {keys or "nothing"}, wanted params, params_ema or state_dict')
+        raise UserError(
+            f'{path}: no weights found: it has {keys or "nothing"}, wanted params, params_ema or state_dict'
+        )
     network = content.get('network_g')
     return Checkpoint(path, weights, network if isinstance(network, dict) else None)
 
@@ -104,6 +115,67 @@ def _read_safetensors(path: str) -> Checkpoint:
     if not params:
         raise UserError(f'{path}: no weights in it')
     return Checkpoint(path, {'params': _clean(params)}, network if isinstance(network, dict) else None)
+
+
+def _unpack_containers(path: str, content: object) -> dict[str, dict[str, Tensor]]:
+    """Unpacks ``packed`` of a checkpoint file: container → key → ``values``, ``mask``, ``shape``."""
+    if not isinstance(content, Mapping) or not all(isinstance(part, Mapping) for part in content.values()):
+        raise UserError(f'{path}: packed: damaged: wanted dictionaries of packed weights')
+    parts = {
+        name: {str(key): _packed_entry(path, key, entry) for key, entry in content[name].items()}
+        for name in _CONTAINERS
+        if name in content
+    }
+    # Many entries may share one mask, and a small file then asks for much memory.
+    if sum(len(packed.mask) for part in parts.values() for packed in part.values()) > os.path.getsize(path):
+        raise UserError(f'{path}: packed: refused: the weights claim more masks than the file can hold')
+    return {name: {key: _unpack(path, key, packed) for key, packed in part.items()} for name, part in parts.items()}
+
+
+def _packed_entry(path: str, key: str, entry: object) -> PackedTensor:
+    if (
+        not isinstance(entry, Mapping)
+        or set(entry) != {'values', 'mask', 'shape'}
+        or not isinstance(entry['shape'], (list, tuple))
+    ):
+        raise UserError(f'{path}: packed weight {key}: damaged: wanted values, mask and shape')
+    packed = PackedTensor(entry['values'], entry['mask'], tuple(entry['shape']))
+    try:
+        check(packed)
+    except ValueError as error:
+        raise UserError(f'{path}: packed weight {key}: damaged: {error}') from None
+    return packed
+
+
+def _unpack(path: str, key: str, packed: PackedTensor) -> Tensor:
+    try:
+        return unpack(packed)
+    except ValueError as error:
+        raise UserError(f'{path}: packed weight {key}: damaged: {error}') from None
+
+
+def _merge(path: str, plain: Mapping[str, Tensor], unpacked: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    for key in unpacked:
+        if key in plain:
+            raise UserError(f'{path}: weight {key} is there twice, plain and packed')
+    return {**plain, **unpacked}
+
+
+def _split(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, PackedTensor]]:
+    """Parts a state dict in the weights to be stored as they are, and those worth packing."""
+    plain, packed = {}, {}
+    for key, tensor in state_dict.items():
+        if _worth_packing(tensor):
+            packed[key] = pack(tensor)
+        else:
+            plain[key] = tensor
+    return plain, packed
+
+
+def _worth_packing(tensor: Tensor) -> bool:
+    if tensor.dtype not in PACKABLE or tensor.nbytes < _PACKING_SAVES_BYTES:
+        return False
+    return tensor.nbytes - packed_bytes(tensor) >= max(_PACKING_SAVES_BYTES, _PACKING_SAVES * tensor.nbytes)
 
 
 def _is_state_dict(value: object) -> bool:
@@ -134,7 +206,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp', delete=False) as file:
             temporary = file.name
-            write(file)
+            write(cast(BinaryIO, file))
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
@@ -153,6 +225,45 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
 def save_file(content: Any, path: str | os.PathLike[str]) -> None:
     """``torch.save``, atomically. Raises UserError where the file cannot be written."""
     write_atomically(path, lambda file: torch.save(content, file))
+
+
+def write_checkpoint(
+    path: str | os.PathLike[str], weights: Mapping[str, Mapping[str, Tensor]], network_g: Mapping[str, Any] | None
+) -> None:
+    """Writes a checkpoint in BasicSR's format, whole or not at all.
+
+    Weights of a ClassPruning network that are mostly zeros (its candidates' own weights) are stored packed, in a
+    container of their own, and unpacked by ``read_checkpoint``: exact but for the sign of zeros. Other networks' files
+    hold all weights as they are, since BasicSR itself reads them.
+
+    Args:
+        path: where the file goes; its folder must exist.
+        weights: state dicts by container, for example ``{'params': …, 'params_ema': …}``.
+        network_g: plain values that rebuild the network; None where they are not known.
+
+    Raises UserError with one line where the file cannot be written.
+    """
+    stored = {name: {key: _at_rest(value) for key, value in part.items()} for name, part in weights.items()}
+    content: dict[str, Any] = {}
+    if network_g is not None and network_g.get('type') == 'ClassPruning':
+        content['packed'] = {}
+        for name, part in stored.items():
+            content[name], packed = _split(part)
+            content['packed'][name] = {
+                key: {'values': tensor.values, 'mask': tensor.mask, 'shape': tensor.shape}
+                for key, tensor in packed.items()
+            }
+    else:
+        content.update(stored)
+    if network_g is not None:
+        content['network_g'] = dict(network_g)
+    save_file(content, path)
+
+
+def _at_rest(tensor: Tensor) -> Tensor:
+    """A tensor as files hold it: on the CPU, row-major, with no more memory behind it than it needs."""
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
 def _umask() -> int:
