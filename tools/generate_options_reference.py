@@ -74,7 +74,7 @@ TABLES = (
     Table('`datasets.…` of type DegradedImageDataset, besides', datasets.DegradedImages, datasets.Loader),
     Table('`datasets.….degradation`', datasets.Degradation),
     Table('`datasets.…` of type PairedImageDataset, besides', datasets.PairedImages, datasets.Loader),
-    Table('`datasets.….io_backend`', datasets.IoBackend),
+    Table('`datasets.….io_backend`', datasets.PairedIoBackend),
     Table('`datasets.…` of other types', datasets.OtherDataset),
     Table('`train`', training.Train),
     Table('`train` with GuardedSRModel, besides', training.GuardedTrain, training.Train),

@@ -25,4 +25,4 @@ _REFUSED = {
 
 def refusal(name: str) -> str | None:
     """Why the network registered as ``name`` cannot be a base network, or None where nothing speaks against it."""
-    return _REFUSED.get(name)
+    return _REFUSED.get(name.removesuffix('_basicsr'))  # BasicSR's registry knows some of its own by both names

@@ -24,20 +24,25 @@ Sigma = Annotated[float, Ge(0), Le(255)]
 Quality = Annotated[Whole, Ge(1), Le(100)]
 
 
-class IoBackend(SparseSection):
+class IoBackend(Section):
     """Where the pictures are read from."""
 
     type: Literal['disk', 'lmdb'] = 'disk'
     """`disk`: a folder of picture files; `lmdb`: a folder `*.lmdb` made by `tools/prepare_data.py`."""
+
+
+class PairedIoBackend(IoBackend, SparseSection):
+    """Where the pictures are read from."""
+
     readonly: bool | None = None
-    """lmdb only: open the database for reading only (LMDB's default: true)."""
+    """PairedImageDataset with lmdb: open the database for reading only (LMDB's default: true)."""
     lock: bool | None = None
-    """lmdb only: lock the database against other processes (default: false)."""
+    """PairedImageDataset with lmdb: lock the database against other processes (default: false)."""
     readahead: bool | None = None
-    """lmdb only: let the system read ahead (default: false)."""
+    """PairedImageDataset with lmdb: let the system read ahead (default: false)."""
 
     @model_validator(mode='after')
-    def _lmdb_only(self) -> IoBackend:
+    def _lmdb_only(self) -> PairedIoBackend:
         for key in ('readonly', 'lock', 'readahead'):
             if self.type == 'disk' and key in self.model_fields_set:
                 raise refuse(key, 'is an option of type lmdb only')
@@ -127,6 +132,8 @@ class PairedImages(Pictures):
     """`PairedImageDataset`."""
     dataroot_lq: str
     """Folder (or LMDB) of the degraded pictures; `~` is the home folder."""
+    io_backend: PairedIoBackend = PairedIoBackend()
+    """Where the pictures are read from."""
     meta_info_file: str | None = None
     """Text file that lists the pictures to use, one a line."""
     filename_tmpl: str = '{}'

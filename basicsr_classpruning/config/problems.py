@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 
 from basicsr_classpruning.config.fields import Section
 from basicsr_classpruning.config.places import Place, follow, members
-from basicsr_classpruning.config.schema import CLASSPRUNING_MODEL, GUARDED_MODEL, options_class
+from basicsr_classpruning.config.schema import CLASSPRUNING_MODEL, GUARDED_MODEL, PLAIN_MODEL, options_class
 from basicsr_classpruning.config.wording import allowed, printable, shown, suggestion
 from basicsr_classpruning.errors import UsageError
 
@@ -32,7 +32,7 @@ def first_problem(error: ValidationError, model: type[Section]) -> Problem:
     """The most telling of the problems: a wrong `type` explains other keys; a misspelt key is missing as well."""
     details = min(error.errors(include_url=False), key=_rank)
     place = follow(details['loc'], model)
-    return Problem(_key(place, details.get('ctx', {}).get('key', '')), _text(details, place))
+    return Problem(under(place.dotted, details.get('ctx', {}).get('key', '')), _text(details, place))
 
 
 def _rank(details: ErrorDetails) -> int:
@@ -41,9 +41,10 @@ def _rank(details: ErrorDetails) -> int:
     return 1 if details['type'] == 'extra_forbidden' else 2
 
 
-def _key(place: Place, rest: str) -> str:
-    separator = '.' if place.dotted and rest and not rest.startswith('[') else ''
-    return f'{place.dotted}{separator}{rest}'
+def under(key: str, rest: str) -> str:
+    """The dotted key of ``rest`` inside ``key``; either may be '', and ``rest`` may begin with an index."""
+    separator = '.' if key and rest and not rest.startswith('[') else ''
+    return f'{key}{separator}{rest}'
 
 
 def _text(details: ErrorDetails, place: Place) -> str:
@@ -61,9 +62,9 @@ def _text(details: ErrorDetails, place: Place) -> str:
 
 def _hint(details: ErrorDetails, place: Place) -> str:
     """Where the unknown key belongs, or what it may have been meant for."""
-    for model_type in (GUARDED_MODEL, CLASSPRUNING_MODEL):
+    for model_type in (PLAIN_MODEL, GUARDED_MODEL, CLASSPRUNING_MODEL):
         for is_train, phase in ((True, 'training'), (False, 'testing')):
             if follow(details['loc'], options_class(model_type, is_train)).known:
-                return f'it is read when {phase} with model_type {model_type}'
+                return f'it is read when {phase}' + (f' with model_type {model_type}' * (model_type != PLAIN_MODEL))
     names = [name for section in members(place.annotation) for name in getattr(section, 'model_fields', ())]
     return suggestion(str(place.parts[-1]), names)

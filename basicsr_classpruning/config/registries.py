@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from basicsr_classpruning.config.problems import Problem
+from basicsr_classpruning.config.problems import Problem, under
 from basicsr_classpruning.config.wording import literal, shown, suggestion
 
 _MODULE = re.compile(r'[A-Za-z_]\w*(\.[A-Za-z_]\w*)*')
@@ -73,7 +73,7 @@ def find(kind: Kind, name: str, key: str) -> Any:
 
 def check_registered(kind: Kind, options: dict[str, Any], key: str) -> None:
     """Checks ``options['type']`` and, against the signature of what it names, all other keys."""
-    entry = find(kind, options['type'], f'{key}.type')
+    entry = find(kind, options['type'], under(key, 'type'))
     given = {name: value for name, value in options.items() if name != 'type'}
     check_arguments(entry, given, key, kind.supplied)
 
@@ -100,12 +100,12 @@ def check_arguments(
         for name in given:
             if name not in named and name not in supplied:
                 text = f'unknown key of {entry.__name__}; {suggestion(name, set(named) - supplied)}'
-                raise Problem(f'{key}.{name}', text)
+                raise Problem(under(key, name), text)
     for name, parameter in named.items():
         if name in given:
-            _check_kind_of_value(parameter.default, given[name], f'{key}.{name}')
+            _check_kind_of_value(parameter.default, given[name], under(key, name))
         elif parameter.default is parameter.empty and name not in supplied and not may_lack:
-            raise Problem(f'{key}.{name}', f'is missing; {entry.__name__} needs it')
+            raise Problem(under(key, name), f'is missing; {entry.__name__} needs it')
 
 
 def _check_kind_of_value(default: Any, value: Any, key: str) -> None:

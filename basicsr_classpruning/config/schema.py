@@ -25,7 +25,8 @@ from basicsr_classpruning.config.training import (
 
 CLASSPRUNING_MODEL = 'ClassPruningModel'
 GUARDED_MODEL = 'GuardedSRModel'
-KNOWN_MODELS = (CLASSPRUNING_MODEL, GUARDED_MODEL, 'SRModel', 'SwinIRModel')
+PLAIN_MODEL = 'SRModel'
+KNOWN_MODELS = (CLASSPRUNING_MODEL, GUARDED_MODEL, PLAIN_MODEL, 'SwinIRModel')
 """Models whose options are known to the last key. Other models may read further keys."""
 
 ModuleName = Annotated[str, Allowed('a module name')]
@@ -46,7 +47,7 @@ class Options(Section):
     name: str
     """Name of the experiment: results are written to `experiments/NAME` and `results/NAME` of the current folder.
     A name with `debug` in it shortens the run."""
-    model_type: str
+    model_type: str = Field(json_schema_extra={'not': {'const': CLASSPRUNING_MODEL}})
     """`ClassPruningModel` for ClassPruning; `GuardedSRModel` (or BasicSR's `SRModel`) for a dense network."""
     scale: Count = 1
     """Output size divided by input size; 1 for denoising."""

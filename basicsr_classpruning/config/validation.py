@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from basicsr_classpruning.archs.support import refusal
 from basicsr_classpruning.config import registries
 from basicsr_classpruning.config.networks import ClassPruningNetwork, PlainNetwork
-from basicsr_classpruning.config.problems import Problem, first_problem
+from basicsr_classpruning.config.problems import Problem, first_problem, under
 from basicsr_classpruning.config.registries import DATASET, LOSS, METRIC, MODEL, NETWORK, check_registered
 from basicsr_classpruning.config.schema import CLASSPRUNING_MODEL, KNOWN_MODELS, Options, options_class
 from basicsr_classpruning.config.wording import shown
@@ -160,9 +160,9 @@ def _validated_network(opt: Any, key: str) -> dict[str, Any]:
         result = schema.model_validate(opt).model_dump()
     except ValidationError as error:
         problem = first_problem(error, schema)
-        raise Problem(f'{key}.{problem.key}'.strip('.'), problem.text) from None
+        raise Problem(under(key, problem.key), problem.text) from None
     if schema is PlainNetwork and (reason := refusal(result['type'])):
-        raise Problem(f'{key}.type'.strip('.'), f'{result["type"]!r} is not allowed: {reason}')
+        raise Problem(under(key, 'type'), f'{result["type"]!r} is not allowed: {reason}')
     _check_network(result, key)
     return result
 
@@ -171,9 +171,9 @@ def _check_network(network: dict[str, Any], key: str) -> None:
     if network['type'] != 'ClassPruning':
         check_registered(NETWORK, network, key)
         return
-    check_registered(NETWORK, network['base'], f'{key}.base'.strip('.'))
+    check_registered(NETWORK, network['base'], under(key, 'base'))
     classifier = network['classifier']
-    classifier_key = f'{key}.classifier'.strip('.')
-    entry = registries.find(NETWORK, classifier['type'], f'{classifier_key}.type')
+    classifier_key = under(key, 'classifier')
+    entry = registries.find(NETWORK, classifier['type'], under(classifier_key, 'type'))
     given = {name: value for name, value in classifier.items() if name != 'type'}
     registries.check_arguments(entry, given, classifier_key, frozenset(), may_lack=True)

@@ -12,12 +12,13 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from basicsr_classpruning.config.problems import Problem
 from basicsr_classpruning.config.wording import shown
 
-MAX_BYTES = 256 * 1024
+MAX_BYTES = 64 * 1024
 MAX_DEPTH = 32
-MAX_VALUES = 50_000
+MAX_VALUES = 10_000
 """Values after repeating what aliases (``*name``) stand for."""
 
 _PLAIN = 'tag:yaml.org,2002:'
+_SCALARS = ('str', 'null', 'bool', 'int', 'float')
 _FLOAT = re.compile(
     r'[-+]?(\.[0-9][0-9_]*|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$'
 )
@@ -31,11 +32,16 @@ class _Loader(yaml.SafeLoader):
     """
 
     depth = 0
+    nodes = 0
 
     def compose_node(self, parent: Any, index: Any) -> Node | None:
         self.depth += 1
+        self.nodes += 1
+        line = self.peek_event().start_mark.line
         if self.depth > MAX_DEPTH:
-            raise _at(self.peek_event().start_mark.line, f'more than {MAX_DEPTH} levels deep')
+            raise _at(line, f'more than {MAX_DEPTH} levels deep, which no options file is')
+        if self.nodes > 2 * MAX_VALUES:  # keys count here, too
+            raise _at(line, f'more than {MAX_VALUES} values, which no options file has')
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -101,13 +107,13 @@ class _Builder:
         line = node.start_mark.line
         self.values += 1
         if depth > MAX_DEPTH or self.values > MAX_VALUES:
-            raise _at(line, f'aliases that repeat more than {MAX_VALUES} values, or themselves')
+            raise _at(line, f'aliases (*name) that stand for more than {MAX_VALUES} values')
         kind = node.tag.removeprefix(_PLAIN)
         if isinstance(node, MappingNode) and kind == 'map':
             return self._mapping(node, depth)
         if isinstance(node, SequenceNode) and kind == 'seq':
             return [self.value(item, depth + 1) for item in node.value]
-        if isinstance(node, ScalarNode) and kind in ('str', 'null', 'bool', 'int', 'float'):
+        if isinstance(node, ScalarNode) and kind in _SCALARS:
             return self._scalar(node, kind, line)
         tag = node.tag.replace(_PLAIN, '!!')
         raise _at(line, f'the tag {shown(tag)} is not allowed; only plain text, numbers, lists and mappings')
@@ -120,8 +126,8 @@ class _Builder:
             if key_node.tag == f'{_PLAIN}merge':
                 merged = {**self._merge(value_node, depth), **merged}
                 continue
-            if not isinstance(key_node, ScalarNode):
-                raise _at(line, 'a key is not allowed to be a list or mapping; text')
+            if not isinstance(key_node, ScalarNode) or key_node.tag.removeprefix(_PLAIN) not in _SCALARS:
+                raise _at(line, 'a key is plain text')
             key = key_node.value
             if key in result:
                 raise _at(line, f'the key {shown(key)} is there twice')

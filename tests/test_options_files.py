@@ -1,0 +1,52 @@
+"""The example options files: they are checked, build, and fit together."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from basicsr.archs import build_network
+
+import basicsr_classpruning  # noqa: F401  # registers the networks, losses and models
+from basicsr_classpruning.config import load_options
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / 'options').glob('*/*.yml'))
+NAMES = [f'{path.parent.name}/{path.name}' for path in FILES]
+
+
+@pytest.mark.parametrize('path', FILES, ids=NAMES)
+def test_checks_and_says_how_it_is_run(path):
+    opt = load_options(str(path), is_train=path.parent.name == 'train')
+    head = path.read_text(encoding='utf-8').split('\nname:')[0]
+    assert f'classpruning {path.parent.name} -opt options/{path.parent.name}/{path.name}' in head
+    roots = {dataset['dataroot_gt'] for dataset in opt['datasets'].values()}
+    assert all(root in head for root in roots), 'the head says where the data are expected'
+
+
+@pytest.mark.parametrize('path', [path for path in FILES if path.parent.name == 'train'], ids=lambda path: path.stem)
+def test_tests_what_was_trained(path):
+    trained = load_options(str(path))
+    tested = load_options(str(ROOT / 'options' / 'test' / path.name))
+    assert tested['network_g'] == trained['network_g']
+    assert (tested['name'], tested['scale']) == (trained['name'], trained['scale'])
+    assert tested['path']['pretrain_network_g'] == f'experiments/{trained["name"]}/models/net_g_latest.pth'
+    start = trained['path']['pretrain_network_g']
+    if start is not None:
+        dense = load_options(str(path.with_name(f'{path.stem}_dense.yml')))
+        assert start == f'experiments/{dense["name"]}/models/net_g_latest.pth'
+        assert dense['network_g'] == trained['network_g']['base']
+
+
+@pytest.mark.parametrize('path', [path for path in FILES if path.parent.name == 'train'], ids=lambda path: path.stem)
+def test_builds(path):
+    network = load_options(str(path))['network_g']
+    net = build_network(network)
+    if network['type'] == 'ClassPruning':
+        assert list(net.candidates) == network['candidates']
+        assert any(choice.patterns for choice in net.choices)
+
+
+def test_the_demo_restores():
+    net = build_network(load_options(str(ROOT / 'options' / 'train' / 'demo.yml'))['network_g']).eval()
+    with torch.no_grad():
+        assert net(torch.rand(2, 3, 24, 40)).shape == (2, 3, 24, 40)
