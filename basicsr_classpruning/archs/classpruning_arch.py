@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import threading
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -34,7 +35,7 @@ _REFERENCE_SIZE = 64  # side of the images for which costs are counted; their ra
 
 
 def build_base(base: Mapping[str, Any]) -> nn.Module:
-    """Builds a base network from its options. Raises UsageError for unknown and unsupported types."""
+    """Builds a base network from its options. Raises UsageError for unknown and unsupported types and arguments."""
     options = deepcopy(dict(base))
     name = options.pop('type', None)
     reason = refusal(name) if isinstance(name, str) else None
@@ -43,7 +44,13 @@ def build_base(base: Mapping[str, Any]) -> nn.Module:
     if name not in ARCH_REGISTRY and f'{name}_basicsr' not in ARCH_REGISTRY:
         raise UsageError(f'network_g.base.type: {name!r} is not in ARCH_REGISTRY; import your own with custom_imports')
     registered = name if name in ARCH_REGISTRY else f'{name}_basicsr'
-    net = ARCH_REGISTRY.get(registered)(**options)
+    try:
+        net = ARCH_REGISTRY.get(registered)(**options)
+    except UserError:
+        raise
+    except Exception as error:  # a constructor may stumble over its arguments in any way
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError(f'network_g.base: {name} cannot be built: {reason}') from None
     return fold_ecbsr(net) if name == 'ECBSR' else net
 
 
@@ -110,19 +117,22 @@ class ClassPruning(nn.Module):
             expression: _parse_ladder(ladder, block, share_taps, f'network_g.layers.{expression}')
             for expression, ladder in (layers or {}).items()
         }
+        for expression, ladder in layer_patterns.items():
+            if len(ladder) != len(patterns):
+                raise UsageError(f'network_g.layers.{expression}: {len(patterns)} patterns are needed, one a candidate')
         self.base = build_base(base) if base_net is None else base_net
         self.num_in_ch = input_channels(self.base, base)
         self.choices = tuple(choose_layers(self.base, patterns, skip, layer_patterns))
         if not any(choice.patterns for choice in self.choices):
             reasons = '; '.join(sorted({choice.reason for choice in self.choices})) or 'it has no such layers'
-            raise UsageError(f'network_g: no layer of {base.get("type")} can be pruned to {", ".join(candidates)}: {reasons}')
+            raise UsageError(
+                f'network_g: no layer of {base.get("type")} can be pruned to {", ".join(candidates)}: {reasons}'
+            )
         self.selection = sparsify(self.base, self.choices, weights == 'own')
         name = classifier.pop('type')
         if name not in ARCH_REGISTRY:
             raise UsageError(f'network_g.classifier.type: {name!r} is not in ARCH_REGISTRY')
-        self.classifier = ARCH_REGISTRY.get(name)(
-            num_in_ch=self.num_in_ch, num_classes=len(candidates), **classifier
-        )
+        self.classifier = ARCH_REGISTRY.get(name)(num_in_ch=self.num_in_ch, num_classes=len(candidates), **classifier)
         # What the dense network's MACs cost, in the unit of the scores: the router maximises score − price · cost.
         self.log_price = nn.Parameter(torch.zeros(()))
         self.budget: float | None = None
@@ -160,9 +170,9 @@ class ClassPruning(nn.Module):
         self.drop_frozen()
         return super()._apply(*args, **kwargs)
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        self.drop_frozen()
-        return super().load_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.drop_frozen()  # here, because loading a module that holds this one comes by too
+        super()._load_from_state_dict(*args, **kwargs)
 
     # ------------------------------------------------------------ candidates
 
@@ -347,6 +357,6 @@ def _parse_ladder(candidates: Sequence[str], block: int, share_taps: bool, key: 
         raise UsageError(f'{key}: at least one pattern such as "2:4" is needed')
     if len({pattern.m for pattern in patterns}) > 1:
         raise UsageError(f'{key}: {", ".join(candidates)} must all have the same M')
-    if key == 'network_g.candidates' and any(a.n >= b.n for a, b in zip(patterns, patterns[1:])):
+    if key == 'network_g.candidates' and any(a.n >= b.n for a, b in itertools.pairwise(patterns)):
         raise UsageError(f'{key}: {", ".join(candidates)} must go from cheapest to dearest, each once')
     return patterns

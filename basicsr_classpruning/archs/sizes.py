@@ -12,7 +12,7 @@ from torch.nn import functional
 from basicsr_classpruning.errors import UserError
 
 _MULTIPLES = (1, 2, 4, 7, 8, 12, 14, 16, 24, 32, 64)  # sides tried, among them the windows of common transformers
-_MIN_SIDE = 32  # above every supported network's minimum
+_SAFE_SIDE = 32  # above every supported network's minimum
 
 
 @dataclass(frozen=True)
@@ -23,34 +23,55 @@ class Sizes:
     """Output side over input side, at least 1."""
     multiple: int
     """Inputs' sides must be multiples of this; 1 where any size goes."""
+    minimum: int = 1
+    """Least side of inputs, in pixels; a network that mirrors its input at the border needs something to mirror."""
 
     def padded(self, side: int) -> int:
         """The next side that the network takes."""
-        return -(-side // self.multiple) * self.multiple
+        return -(-max(side, self.minimum) // self.multiple) * self.multiple
 
 
 @torch.no_grad()
 def probe_sizes(net: nn.Module, channels: int) -> Sizes:
-    """Runs a network in eval mode on odd multiples of small numbers until one is accepted.
+    """Runs a network in eval mode on odd multiples of small numbers until one is accepted, then on small images.
 
     Raises UserError with the network's own complaint where none is.
     """
-    parameter = next(net.parameters(), None)
-    device = None if parameter is None else parameter.device
     complaint = ''
     for multiple in _MULTIPLES:
-        times = -(-_MIN_SIDE // multiple) | 1  # odd, so that no other factor of two hides in the side
-        height, width = multiple * times, multiple * (times + 2)
+        times = -(-_SAFE_SIDE // multiple) | 1  # odd, so that no other factor of two hides in the side
         try:
-            output = net(torch.zeros(1, channels, height, width, device=device))
-        except (RuntimeError, AssertionError, ValueError) as error:
-            complaint = complaint or (str(error) or type(error).__name__).splitlines()[0]
+            scale = _measure_scale(net, channels, multiple * times, multiple * (times + 2))
+        except ValueError as error:
+            complaint = complaint or str(error)
             continue
-        scale = output.shape[-2] // height
-        if output.ndim == 4 and scale >= 1 and output.shape[-2:] == (height * scale, width * scale):
-            return Sizes(scale, multiple)
-        complaint = complaint or f'{height}×{width} in gives {tuple(output.shape[-2:])} out'
+        return Sizes(scale, multiple, _least_side(net, channels, multiple))
     raise UserError(f'{type(net).__name__} restores no image of any size tried: {complaint}')
+
+
+def _least_side(net: nn.Module, channels: int, multiple: int) -> int:
+    side = multiple
+    while side < _SAFE_SIDE:
+        try:
+            _measure_scale(net, channels, side, side)
+        except ValueError:
+            side *= 2
+        else:
+            break
+    return side
+
+
+def _measure_scale(net: nn.Module, channels: int, height: int, width: int) -> int:
+    """Output side over input side; raises ValueError where the network does not take the size."""
+    parameter = next(net.parameters(), None)
+    try:
+        output = net(torch.zeros(1, channels, height, width, device=None if parameter is None else parameter.device))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ValueError((str(error) or type(error).__name__).splitlines()[0]) from None
+    scale = output.shape[-2] // height
+    if output.ndim != 4 or scale < 1 or output.shape[-2:] != (height * scale, width * scale):
+        raise ValueError(f'{height}×{width} in gives {tuple(output.shape[-2:])} out')
+    return scale
 
 
 def run_padded(run: Callable[[Tensor], Tensor], x: Tensor, sizes: Sizes) -> Tensor:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from basicsr_classpruning.sparsity.apply import LayerChoice
+
+_TRACING = threading.Lock()  # the analyser silences warnings in the whole process while it traces
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,6 @@ class NetworkMacs:
         return tuple((macs + self.classifier) / self.dense for macs in self.candidates)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps back what mmengine's analyser says about operators that it does not count."""
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
 def count_by_module(net: nn.Module, size: tuple[int, int, int]) -> dict[str, int]:
     """Dense MACs of every module of a network for one image, by dotted name; the empty name is the whole network.
 
@@ -77,8 +65,10 @@ def count_by_module(net: nn.Module, size: tuple[int, int, int]) -> dict[str, int
     parameter = next(net.parameters(), None)
     image = torch.zeros((1, *size), device=None if parameter is None else parameter.device)
     net = copy.deepcopy(net).eval()
-    with _quiet(), torch.no_grad():
-        counts = FlopAnalyzer(net, (image,)).by_module()
+    # What it says about operators that it does not count is kept from the user.
+    analyzer = FlopAnalyzer(net, (image,)).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    with _TRACING, torch.no_grad():
+        counts = analyzer.tracer_warnings('none').by_module()
     return {name: int(count) for name, count in counts.items()}
 
 
