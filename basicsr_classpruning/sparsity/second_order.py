@@ -1,0 +1,248 @@
+"""Calibrated pruning: masks and weights chosen from data, layer by layer, with no training.
+
+All candidates are pruned in one forward pass. The calibration pictures are repeated along the batch axis, once for the
+dense network and once for each candidate; when the pass reaches a layer, its part of the batch shows what the layer
+receives in each network so far pruned, and what it answers in the dense one. The layer is then solved for on the spot
+(``mask_search``), towards the dense network's answer, so that it also mends what the layers before it lost, and the
+pass goes on with the pruned layers. The cost grows with the number of layers, not with its square.
+"""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from basicsr_classpruning.errors import UserError
+from basicsr_classpruning.sparsity import mask_search
+from basicsr_classpruning.sparsity.calibration import (
+    CalibrationOptions,
+    Moments,
+    PrunableLayer,
+    PrunedLayer,
+    draw_sampling,
+    flatten_weight,
+    observe,
+    unflatten_weight,
+)
+from basicsr_classpruning.sparsity.pattern import Pattern
+
+Progress = Callable[[int, int], None]
+LayerSolver = Callable[[str, PrunableLayer, Sequence[Moments]], Sequence[PrunedLayer]]
+
+
+def prune_second_order(
+    net: nn.Module,
+    layers: Sequence[Mapping[str, Pattern]],
+    batches: Sequence[Tensor],
+    options: CalibrationOptions | None = None,
+    progress: Progress | None = None,
+) -> list[dict[str, PrunedLayer]]:
+    """Prunes a network to several candidates, each with its own weights.
+
+    Args:
+        net: the dense network; it is not changed. Its named layers are ``nn.Conv2d`` with groups = 1 or ``nn.Linear``.
+        layers: for each sparse candidate the pattern of each layer that it prunes.
+        batches: calibration inputs ``(B, C, H, W)``, all of one C, H and W, as the network will meet them. They run
+            together: memory grows with their number times that of the candidates.
+        options: how much work to spend.
+        progress: called with the layers done and the layers in all.
+
+    Returns:
+        For each candidate its pruned layers by name, in the order in which they run. Biases are corrected too; a layer
+        without a bias gets none. A layer with a dense pattern is as it was. A layer that the network never calls is
+        pruned by magnitude.
+
+    Raises:
+        UserError: the network treats a batch as something else than independent pictures.
+    """
+    options = options or CalibrationOptions()
+
+    def solve(name: str, layer: PrunableLayer, moments: Sequence[Moments]) -> list[PrunedLayer]:
+        return [
+            prune_layer(layer, seen, candidate[name], options) if name in candidate else _as_it_was(layer)
+            for candidate, seen in zip(layers, moments)
+        ]
+
+    solved = _sweep(net, _named_layers(net, layers), len(layers), batches, solve, options, progress)
+    return [
+        {name: pruned[index] for name, pruned in solved.items() if name in candidate}
+        for index, candidate in enumerate(layers)
+    ]
+
+
+def prune_layer(layer: PrunableLayer, moments: Moments, pattern: Pattern, options: CalibrationOptions) -> PrunedLayer:
+    """Prunes one layer so that it answers as wanted on the inputs observed; see ``mask_search.solve``."""
+    if pattern.is_dense:
+        return _as_it_was(layer)
+    dense = flatten_weight(layer.weight.detach()).double().cpu()
+    hessian, cross = damped(moments, dense, layer.bias is not None, options.damping)
+    weights = mask_search.solve(hessian, cross, layer.weight.shape[1], pattern, options.rounds)
+    return PrunedLayer(unflatten_weight(weights, layer.weight), corrected_bias(layer, moments, weights))
+
+
+def damped(moments: Moments, dense: Tensor, centred: bool, damping: float) -> tuple[Tensor, Tensor]:
+    """H and C H of a layer's loss: the error of its outputs plus the damping's share of |V − W|².
+
+    Args:
+        moments: what the layer receives and should answer.
+        dense: its dense weights W, ``(O, K)`` float64.
+        centred: whether a bias takes care of the means.
+        damping: see ``CalibrationOptions``. With few samples it grows, as far as they say nothing.
+    """
+    if moments.count == 0:
+        return torch.eye(dense.shape[1], dtype=torch.float64), dense
+    hessian, cross = (moment.cpu() for moment in moments.second(centred))
+    scale = float(hessian.diagonal().mean()) or 1.0  # a layer that receives only zeros is pruned by magnitude
+    weight = scale * max(damping, min(1.0, len(hessian) / moments.count / 10))
+    hessian.diagonal().add_(weight)
+    return hessian, cross + weight * dense
+
+
+def corrected_bias(layer: PrunableLayer, moments: Moments, weights: Tensor) -> Tensor | None:
+    """The bias ``(O,)`` with which weights ``(O, K)`` answer the wanted mean; None where the layer has none."""
+    if layer.bias is None:
+        return None
+    if moments.count == 0:
+        return layer.bias.detach().clone()
+    inputs, outputs = moments.means()
+    return (outputs - weights.to(inputs) @ inputs).to(layer.bias)
+
+
+def _as_it_was(layer: PrunableLayer) -> PrunedLayer:
+    return PrunedLayer(layer.weight.detach().clone(), None if layer.bias is None else layer.bias.detach().clone())
+
+
+def _named_layers(net: nn.Module, layers: Sequence[Mapping[str, Pattern]]) -> dict[str, PrunableLayer]:
+    modules = dict(net.named_modules())
+    named: dict[str, PrunableLayer] = {}
+    for name in dict.fromkeys(name for candidate in layers for name in candidate):
+        module = modules.get(name)
+        if not isinstance(module, (nn.Conv2d, nn.Linear)) or getattr(module, 'groups', 1) != 1:
+            raise ValueError(f'{name!r} is no convolution with groups = 1 and no linear layer of the network')
+        named[name] = module
+    return named
+
+
+def _generator(name: str, options: CalibrationOptions) -> torch.Generator:
+    """A layer's own generator: what is drawn for it does not depend on the other layers."""
+    return torch.Generator().manual_seed(options.seed + zlib.crc32(name.encode()))
+
+
+def _run(layer: PrunableLayer, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if isinstance(layer, nn.Conv2d):
+        return layer._conv_forward(inputs, weight, bias)
+    return functional.linear(inputs, weight, bias)
+
+
+class _Sweep:
+    """One forward pass of the dense network and all candidates, in which each layer is solved when it is reached."""
+
+    def __init__(
+        self,
+        candidates: int,
+        solve: LayerSolver,
+        options: CalibrationOptions,
+        known: Mapping[str, Moments],
+        done: Callable[[], None],
+    ) -> None:
+        self.solved: dict[str, Sequence[PrunedLayer]] = {}
+        self._candidates = candidates
+        self._solve = solve
+        self._options = options
+        self._known = known
+        self._done = done
+
+    def forward(self, name: str, layer: PrunableLayer, inputs: Tensor) -> Tensor:
+        """Stands in for the forward of a layer; ``inputs`` are those of all networks, one after the other."""
+        dense, *pruned = inputs.chunk(self._candidates + 1)
+        wanted = _run(layer, dense, layer.weight, layer.bias)
+        if name not in self.solved:
+            if name in self._known:
+                moments = [self._known[name]] * self._candidates
+            else:
+                sampling = draw_sampling(layer, wanted, self._options.samples, _generator(name, self._options))
+                moments = [Moments() for _ in pruned]
+                for seen, own in zip(moments, pruned):
+                    for chunk in observe(layer, own, wanted, sampling):
+                        seen.add(*chunk)
+            self.solved[name] = self._solve(name, layer, moments)
+            self._done()
+        outputs = [_run(layer, own, new.weight, new.bias) for own, new in zip(pruned, self.solved[name])]
+        return torch.cat([wanted, *outputs])
+
+
+@torch.no_grad()
+def _sweep(
+    net: nn.Module,
+    named: Mapping[str, PrunableLayer],
+    candidates: int,
+    batches: Sequence[Tensor],
+    solve: LayerSolver,
+    options: CalibrationOptions,
+    progress: Progress | None,
+) -> dict[str, Sequence[PrunedLayer]]:
+    pictures = torch.cat(list(batches))
+    calls, reference = _count_calls(net, named, pictures[:1])
+    repeated = [name for name in named if calls[name] > 1]
+    known = _dense_moments(net, repeated, pictures, options)
+    total = sum(count > 0 for count in calls.values())
+    sweep = _Sweep(candidates, solve, options, known, lambda: progress(len(sweep.solved), total) if progress else None)
+    output = _with_forwards(net, {name: partial(sweep.forward, name) for name in named})(
+        pictures.repeat(candidates + 1, *[1] * (pictures.dim() - 1))
+    )
+    if not torch.allclose(output[:1], reference, rtol=1e-3, atol=1e-3 * float(reference.abs().max())):
+        raise UserError(f'{type(net).__name__} does not treat a batch as independent pictures: it cannot be calibrated')
+    solved = dict(sweep.solved)
+    for name, layer in named.items():
+        if name not in solved:
+            solved[name] = solve(name, layer, [Moments() for _ in range(candidates)])
+    return solved
+
+
+def _with_forwards(net: nn.Module, forwards: Mapping[str, Callable[[PrunableLayer, Tensor], Tensor]]) -> nn.Module:
+    """A copy of a network in eval mode whose named layers have other forwards, called with the layer and its input."""
+    twin = copy.deepcopy(net).eval()
+    modules = dict(twin.named_modules())
+    for name, forward in forwards.items():
+        modules[name].forward = partial(forward, modules[name])  # type: ignore[method-assign]
+    return twin
+
+
+def _count_calls(net: nn.Module, names: Mapping[str, PrunableLayer], picture: Tensor) -> tuple[dict[str, int], Tensor]:
+    """How often each layer is called for one picture ``(1, C, H, W)``, and the network's output."""
+    calls = dict.fromkeys(names, 0)
+
+    def forward(name: str, layer: PrunableLayer, inputs: Tensor) -> Tensor:
+        calls[name] += 1
+        return _run(layer, inputs, layer.weight, layer.bias)
+
+    output = _with_forwards(net, {name: partial(forward, name) for name in names})(picture)
+    return calls, output
+
+
+def _dense_moments(
+    net: nn.Module, names: Sequence[str], pictures: Tensor, options: CalibrationOptions
+) -> dict[str, Moments]:
+    """What layers that are called several times receive in the dense network, over all their calls.
+
+    When such a layer is first reached, what a pruned network will feed it later is not known yet.
+    """
+    moments = {name: Moments() for name in names}
+    generators = {name: _generator(name, options) for name in names}
+
+    def forward(name: str, layer: PrunableLayer, inputs: Tensor) -> Tensor:
+        outputs = _run(layer, inputs, layer.weight, layer.bias)
+        sampling = draw_sampling(layer, outputs, options.samples, generators[name])
+        for chunk in observe(layer, inputs, outputs, sampling):
+            moments[name].add(*chunk)
+        return outputs
+
+    if names:
+        _with_forwards(net, {name: partial(forward, name) for name in names})(pictures)
+    return moments
