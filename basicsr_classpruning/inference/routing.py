@@ -9,6 +9,8 @@ from basicsr_classpruning.errors import UsageError
 TOLERANCE = 0.01
 """How far from the budget the average may end, relative to it, where the granularity of the tiles allows."""
 
+_EXCHANGED = 100  # tiles up to which exchanges are looked for
+
 
 def solve_budget(scores: np.ndarray, costs: np.ndarray, sizes: np.ndarray, budget: float) -> np.ndarray:
     """Classes with the highest total score whose average cost meets the budget.
@@ -16,7 +18,7 @@ def solve_budget(scores: np.ndarray, costs: np.ndarray, sizes: np.ndarray, budge
     With a price lambda on cost, each tile takes the class of highest ``score - lambda * cost``: a point of the upper
     convex hull of its (cost, score) points. Walking all tiles' hulls by falling slope visits the solutions of every
     lambda in turn, so the walk stops at the last one within the budget, exactly. What is left of the budget is filled
-    greedily, by single steps that fit.
+    greedily, by single steps that fit and by exchanges between two tiles.
 
     A budget is spent even where the scores say that a cheaper class would do (lambda is then negative): scores are
     predictions, and somebody who asks for more MACs expects them to be used.
@@ -29,8 +31,8 @@ def solve_budget(scores: np.ndarray, costs: np.ndarray, sizes: np.ndarray, budge
         budget: wanted average cost, in the unit of ``costs``.
 
     Returns:
-        ``(T,)`` classes. Their average cost is at most 1 % above the budget, and not more than one tile's smallest
-        step below it.
+        ``(T,)`` classes. Their average cost is at most 1 % above the budget, and where tiles are not very few, not
+        more than 1 % below it.
 
     Raises:
         UsageError: the budget is outside the range of ``costs`` by more than 1 %.
@@ -99,22 +101,62 @@ def _hull_steps(
 
 
 def _fill(classes: np.ndarray, scores: np.ndarray, costs: np.ndarray, sizes: np.ndarray, allowed: float) -> np.ndarray:
-    """Spends what is left by single steps; the last one may pass the budget by 1 % if that is nearer to it."""
-    classes = classes.copy()
-    rows = np.arange(len(classes))
-    left = allowed - float((sizes * costs[classes]).sum())
-    while True:
-        extra = sizes[:, None] * (costs[None] - costs[classes][:, None])
-        gain = scores - scores[rows, classes][:, None]
-        fits = (extra > 0) & (extra <= left * (1 + 1e-9))
+    """Spends what is left: by single steps that fit, then by exchanges, which may pass the budget by 1 %."""
+    state = _Allocation(classes.copy(), scores, costs, sizes, allowed)
+    while state.step_up() or state.exchange():
+        pass
+    return state.classes
+
+
+class _Allocation:
+    """Classes of all tiles, and the part of the budget that they leave."""
+
+    def __init__(
+        self, classes: np.ndarray, scores: np.ndarray, costs: np.ndarray, sizes: np.ndarray, allowed: float
+    ) -> None:
+        self.classes, self._scores, self._costs, self._sizes = classes, scores, costs, sizes
+        self._left = allowed - float((sizes * costs[classes]).sum())
+        self._near = TOLERANCE * allowed
+
+    def _moves(self) -> tuple[np.ndarray, np.ndarray]:
+        """Cost and gain, both ``(T, K)``, of giving a tile another class."""
+        rows = np.arange(len(self.classes))
+        cost = self._sizes[:, None] * (self._costs[None] - self._costs[self.classes][:, None])
+        return cost, self._scores - self._scores[rows, self.classes][:, None]
+
+    def _take(self, cost: np.ndarray, *moves: int) -> None:
+        for move in moves:
+            tile, chosen = divmod(move, len(self._costs))
+            self._left -= float(cost[tile, chosen])
+            self.classes[tile] = chosen
+
+    def step_up(self) -> bool:
+        """Takes the most worthwhile step that fits into what is left; False if there is none."""
+        cost, gain = self._moves()
+        fits = (cost > 0) & (cost <= self._left * (1 + 1e-9))
         if not fits.any():
-            break
-        worth = np.where(fits, gain / np.where(extra > 0, extra, 1), -np.inf)
-        tile, chosen = np.unravel_index(int(np.argmax(worth)), worth.shape)
-        left -= float(extra[tile, chosen])
-        classes[tile] = chosen
-    nearer = (extra > 0) & (extra <= left + allowed * TOLERANCE) & (extra - left < left)
-    if nearer.any():
-        tile, chosen = np.unravel_index(int(np.argmax(np.where(nearer, gain, -np.inf))), nearer.shape)
-        classes[tile] = chosen
-    return classes
+            return False
+        worth = np.where(fits, gain / np.where(fits, cost, 1), -np.inf)
+        self._take(cost, int(np.argmax(worth)))
+        return True
+
+    def exchange(self) -> bool:
+        """Moves one or two tiles so that the budget is met to within 1 %, or more nearly than before.
+
+        Only where few tiles share a budget: with many, a single step is a small part of it.
+        """
+        if abs(self._left) <= self._near or len(self.classes) > _EXCHANGED:
+            return False
+        cost, gain = self._moves()
+        count = len(self._costs)
+        tile = np.arange(cost.size) // count
+        # Staying is a move too (a tile's own class costs nothing), so pairs include single moves.
+        left = self._left - (cost.ravel()[:, None] + cost.ravel()[None])
+        total = gain.ravel()[:, None] + gain.ravel()[None]
+        possible = (tile[:, None] != tile[None]) & (left >= -self._near) & (np.abs(left) < abs(self._left) * (1 - 1e-9))
+        if not possible.any():
+            return False
+        met = possible & (np.abs(left) <= self._near)
+        merit = np.where(met, total, -np.inf) if met.any() else np.where(possible, -np.abs(left), -np.inf)
+        self._take(cost, *map(int, np.unravel_index(int(np.argmax(merit)), merit.shape)))
+        return True

@@ -1,0 +1,170 @@
+"""``classpruning restore``: restores a picture or a folder of pictures."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from basicsr_classpruning.cli.common import add_model_arguments, load_model, write_json
+from basicsr_classpruning.errors import UsageError
+
+if TYPE_CHECKING:
+    from basicsr_classpruning.inference.files import FileJob, FileResult
+    from basicsr_classpruning.inference.restorer import Restorer
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the sub-command."""
+    parser = subparsers.add_parser(
+        'restore',
+        help='restore a picture or a folder of pictures',
+        description='Restores pictures (PNG, JPEG, TIFF, WebP, BMP; 8 and 16 bit, grey or colour, with alpha) tile by '
+        'tile, each tile with the candidate that it needs. Results keep names, sub-folders, format and bit depth. '
+        'Finished pictures are skipped, so an interrupted run can simply be started again.',
+    )
+    parser.add_argument('input', metavar='INPUT', help='a picture, or a folder of pictures with its sub-folders')
+    parser.add_argument('--model', metavar='FILE', required=True, help='a ClassPruning or dense checkpoint')
+    parser.add_argument('--output', metavar='DIR', required=True, help='folder of the results; made if it is not there')
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument(
+        '--budget', type=float, metavar='SHARE',
+        help='average MACs of each picture as a share of the dense ones, e.g. 0.6 (default: the classifier decides)',
+    )  # fmt: skip
+    choice.add_argument('--candidate', metavar='N:M', help='one candidate for everything, e.g. 2:4')
+    parser.add_argument('--tile', type=int, default=96, help='largest side of a tile, in input pixels (default: 96)')
+    parser.add_argument('--overlap', type=int, default=8, help='smallest overlap of tiles, in pixels (default: 8)')
+    parser.add_argument(
+        '--backend', default='auto', choices=('auto', 'dense', 'cpu'),
+        help='dense: PyTorch; cpu: the N:M kernels; auto: the faster one, measured once for each tile size (default)',
+    )  # fmt: skip
+    parser.add_argument('--device', default='auto', help='cpu, cuda, cuda:1 ... (default: a GPU if there is one)')
+    parser.add_argument('--threads', type=int, metavar='N', help='threads on the CPU (default: one for each core)')
+    parser.add_argument('--class-map', action='store_true', help='also write NAME_classes.png: the tiles by candidate')
+    parser.add_argument('--overwrite', action='store_true', help='redo pictures that are finished')
+    parser.add_argument(
+        '--max-pixels', type=int, metavar='N',
+        help='refuse pictures of more pixels before they are decoded (default: 200 million)',
+    )  # fmt: skip
+    parser.add_argument('--json', metavar='FILE', help='write the figures of the run and of each picture')
+    add_model_arguments(parser)
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the sub-command. Returns 1 if a picture could not be restored."""
+    from basicsr_classpruning.inference.files import find_jobs, restore_files
+    from basicsr_classpruning.inference.images import MAX_PIXELS
+    from basicsr_classpruning.inference.restorer import Restorer
+
+    max_pixels = MAX_PIXELS if args.max_pixels is None else args.max_pixels
+    if max_pixels < 1:
+        raise UsageError(f'--max-pixels {max_pixels}: allowed are 1 and more')
+    start = time.perf_counter()
+    jobs = find_jobs(args.input, args.output, args.class_map)
+    open_jobs = [job for job in jobs if args.overwrite or not job.finished]
+    restorer = Restorer(
+        load_model(args.model, args),
+        tile=args.tile,
+        overlap=args.overlap,
+        budget=args.budget,
+        candidate=args.candidate,
+        backend=args.backend,
+        threads=args.threads,
+        device=args.device,
+    )
+    with _Bar(open_jobs) as bar:
+        results = sorted(restore_files(restorer, open_jobs, max_pixels, bar.add), key=lambda result: result.job.name)
+    report = _report(args, restorer, results, [job.name for job in jobs if job not in set(open_jobs)])
+    report['seconds'] = time.perf_counter() - start
+    for result in results:
+        if result.error:
+            print(f'failed: {result.error}', file=sys.stderr)
+    print(_summary(report))
+    write_json(report, args.json)
+    return 1 if report['failed'] else 0
+
+
+class _Bar:
+    """A progress bar in pixels, for several threads."""
+
+    def __init__(self, jobs: list[FileJob]) -> None:
+        from tqdm import tqdm
+
+        from basicsr_classpruning.inference.files import count_pixels
+
+        total = sum(map(count_pixels, jobs))
+        self._bar = tqdm(total=total, unit='px', unit_scale=True, desc=f'{len(jobs)} picture(s)', disable=not jobs)
+        self._lock = threading.Lock()
+
+    def add(self, pixels: int) -> None:
+        with self._lock:
+            self._bar.update(pixels)
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+
+def _report(
+    args: argparse.Namespace, restorer: Restorer, results: list[FileResult], skipped: list[str]
+) -> dict[str, Any]:
+    done = [(result, result.stats) for result in results if result.stats is not None]
+    tiles = sum(stats.tiles for _, stats in done)
+    average = sum(stats.average_macs * stats.tiles for _, stats in done) / tiles if tiles else None
+    dense = sum(stats.macs_dense * stats.tiles for _, stats in done) / tiles if tiles else None
+    return {
+        'model': args.model,
+        'input': args.input,
+        'output': args.output,
+        'budget': restorer.budget,
+        'candidate': args.candidate,
+        'backend': args.backend,
+        'threads': restorer.workers.count,
+        'tile': args.tile,
+        'overlap': args.overlap,
+        'scale': restorer.traits.scale,
+        'pictures': len(done),
+        'average_macs': average,
+        'macs_dense': dense,
+        'saved': 1 - average / dense if average is not None and dense else None,
+        'class_share': {
+            name: sum(stats.class_share[name] * stats.tiles for _, stats in done) / tiles
+            for name in (restorer.traits.candidates if tiles else ())
+        },
+        'skipped': skipped,
+        'failed': [{'picture': result.job.name, 'error': result.error} for result in results if result.error],
+        'files': [
+            {
+                'picture': result.job.name,
+                'pixels': stats.pixels,
+                'tiles': stats.tiles,
+                'average_macs': stats.average_macs,
+                'macs_dense': stats.macs_dense,
+                'saved': stats.saved,
+                'class_share': stats.class_share,
+                'seconds': result.seconds,
+                'seconds_restoring': stats.seconds,
+            }
+            for result, stats in done
+        ],
+    }
+
+
+def _summary(report: dict[str, Any]) -> str:
+    parts = [f'{report["pictures"]} picture(s) restored']
+    if report['average_macs'] is not None:
+        average, dense = report['average_macs'] / 1e9, report['macs_dense'] / 1e9
+        parts.append(f'average MACs {average:.3f} G of {dense:.3f} G a tile, saved {report["saved"]:.1%}')
+    if report['class_share']:
+        parts.append(', '.join(f'{name} {share:.0%}' for name, share in report['class_share'].items()))
+    parts.append(f'{report["seconds"]:.1f} s')
+    if report['skipped']:
+        parts.append(f'{len(report["skipped"])} finished before and skipped (--overwrite redoes them)')
+    if report['failed']:
+        parts.append(f'{len(report["failed"])} failed: ' + ', '.join(item['picture'] for item in report['failed']))
+    return '; '.join(parts)

@@ -1,0 +1,277 @@
+"""``classpruning restore``: files in, files out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from basicsr_classpruning.archs.classpruning_arch import ClassPruning
+from basicsr_classpruning.checkpoint import save_file
+from basicsr_classpruning.cli import restore
+from basicsr_classpruning.errors import UsageError, UserError
+from basicsr_classpruning.inference import files
+from basicsr_classpruning.inference.images import Encoding, Picture, read_picture
+from basicsr_classpruning.inference.restorer import Restorer
+from basicsr_classpruning.inference.writing import write_picture
+
+BASE = {'type': 'MSRResNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 2}
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp('model') / 'small.pth'
+    torch.manual_seed(0)
+    net = ClassPruning(base=BASE, candidates=['1:4', '2:4', '4:4'])
+    net.rank_by_magnitude()
+    save_file({'params': net.state_dict(), 'network_g': net.options}, path)
+    return path
+
+
+@pytest.fixture(scope='module')
+def restorer(model):
+    from basicsr_classpruning import load
+
+    return Restorer(load(model), tile=32, overlap=4, candidate='2:4', backend='dense', threads=1, device='cpu')
+
+
+def call(*argv):
+    parser = argparse.ArgumentParser()
+    restore.add_parser(parser.add_subparsers())
+    args = parser.parse_args(['restore', *map(str, argv), '--backend', 'dense', '--device', 'cpu', '--threads', '1'])
+    return args.func(args)
+
+
+def put(path, height=40, width=50, channels=3, dtype=np.uint8, alpha=False, form='PNG', seed=0):
+    top = np.iinfo(dtype).max
+    smooth = cv2.GaussianBlur(np.random.default_rng(seed).random((height, width, 4)), (0, 0), 2)
+    pixels = (np.clip(smooth * 2 - 0.5, 0, 1) * top).astype(dtype)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Picture(pixels[..., :channels], pixels[..., 3] if alpha else None, Encoding(form, form != 'JPEG'))
+    write_picture(path, picture)
+    return picture
+
+
+def test_a_folder_keeps_names_formats_depths_and_alpha(tmp_path, model):
+    put(tmp_path / 'in/a.png')
+    put(tmp_path / 'in/deep/er/b.tif', dtype=np.uint16, alpha=True, form='TIFF')
+    put(tmp_path / 'in/c.JPG', form='JPEG')
+    put(tmp_path / 'in/d.webp', form='WEBP')
+    put(tmp_path / 'in/e.bmp', channels=1, form='BMP')
+    put(tmp_path / 'in/f.png', channels=1, dtype=np.uint16)
+    (tmp_path / 'in/readme.txt').write_text('no picture')
+    assert call(tmp_path / 'in', '--model', model, '--output', tmp_path / 'out', '--candidate', '2:4') == 0
+    found = sorted(str(path.relative_to(tmp_path / 'out')) for path in (tmp_path / 'out').rglob('*.*'))
+    assert found == ['a.png', 'c.JPG', 'd.webp', 'deep/er/b.tif', 'e.bmp', 'f.png']
+    for name in found:
+        before, after = read_picture(tmp_path / 'in' / name), read_picture(tmp_path / 'out' / name)
+        assert after.pixels.shape == (80, 100, before.pixels.shape[2])
+        assert after.pixels.dtype == before.pixels.dtype
+        assert after.encoding == before.encoding
+        assert (after.alpha is None) == (before.alpha is None)
+
+
+def test_the_file_holds_what_the_restorer_gives(tmp_path, restorer):
+    picture = put(tmp_path / 'x.png', 90, 70)
+    (job,) = files.find_jobs(tmp_path / 'x.png', tmp_path / 'out', False)
+    files.restore_file(restorer, job, 10**6, lambda pixels: None)
+    np.testing.assert_array_equal(read_picture(tmp_path / 'out/x.png').pixels, restorer.restore(picture.pixels)[0])
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_alpha_is_enlarged_bicubically_whatever_the_bands(tmp_path, restorer, dtype):
+    picture = put(tmp_path / 'x.png', 100, 30, alpha=True, dtype=dtype)
+    (job,) = files.find_jobs(tmp_path / 'x.png', tmp_path / 'out', False)
+    files.restore_file(restorer, job, 10**6, lambda pixels: None)
+    wanted = cv2.resize(picture.alpha, (60, 200), interpolation=cv2.INTER_CUBIC)
+    np.testing.assert_array_equal(read_picture(tmp_path / 'out/x.png').alpha, wanted)
+
+
+def test_json_and_summary(tmp_path, model, capsys):
+    for i in range(3):
+        put(tmp_path / f'in/{i}.png', 60, 60, seed=i)
+    options = ('--budget', 0.7, '--tile', 24, '--overlap', 4, '--json', tmp_path / 'x.json')
+    assert call(tmp_path / 'in', '--model', model, '--output', tmp_path / 'out', *options) == 0
+    report = json.loads((tmp_path / 'x.json').read_text())
+    assert report['pictures'] == 3
+    assert report['saved'] == pytest.approx(1 - report['average_macs'] / report['macs_dense'])
+    assert 1 - report['saved'] == pytest.approx(0.7, rel=0.02)
+    assert sum(report['class_share'].values()) == pytest.approx(1)
+    assert [file['picture'] for file in report['files']] == ['0.png', '1.png', '2.png']
+    output = capsys.readouterr()
+    assert '3 picture(s) restored; average MACs' in output.out
+    assert output.out.count('\n') == 1
+    assert 'px' in output.err  # the bar
+
+
+def test_unreadable_pictures_are_named_and_do_not_stop_the_others(tmp_path, model, capsys):
+    put(tmp_path / 'in/a.png')
+    (tmp_path / 'in/b.png').write_bytes(b'not a picture')
+    put(tmp_path / 'in/c.png')
+    put(tmp_path / 'in/huge.png', 200, 100)
+    options = ('--max-pixels', 10_000, '--json', tmp_path / 'x.json')
+    assert call(tmp_path / 'in', '--model', model, '--output', tmp_path / 'out', *options) == 1
+    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['a.png', 'c.png']
+    output = capsys.readouterr()
+    assert '2 failed: b.png, huge.png' in output.out
+    assert 'b.png: cannot be read as a picture' in output.err
+    assert 'megapixels, above the limit' in output.err
+    assert [item['picture'] for item in json.loads((tmp_path / 'x.json').read_text())['failed']] == [
+        'b.png',
+        'huge.png',
+    ]
+
+
+def test_finished_pictures_are_skipped_unless_told_otherwise(tmp_path, model, capsys):
+    put(tmp_path / 'in/a.png')
+    put(tmp_path / 'in/b.png')
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out/a.png').write_bytes(b'finished')
+    assert call(tmp_path / 'in', '--model', model, '--output', tmp_path / 'out') == 0
+    assert (tmp_path / 'out/a.png').read_bytes() == b'finished'
+    assert '1 finished before and skipped' in capsys.readouterr().out
+    assert call(tmp_path / 'in', '--model', model, '--output', tmp_path / 'out', '--class-map') == 0
+    assert read_picture(tmp_path / 'out/a.png').pixels.shape == (80, 100, 3)  # its class map was missing
+    (tmp_path / 'out/a.png').write_bytes(b'finished')
+    assert call(tmp_path / 'in', '--model', model, '--output', tmp_path / 'out', '--overwrite') == 0
+    assert read_picture(tmp_path / 'out/a.png').pixels.shape == (80, 100, 3)
+
+
+def test_results_never_replace_originals(tmp_path, model):
+    put(tmp_path / 'in/a.png')
+    (tmp_path / 'link').symlink_to(tmp_path / 'in')
+    for source, output in (('in', 'in'), ('in', 'link'), ('in/a.png', 'in'), ('link', 'in')):
+        with pytest.raises(UsageError, match='replace the original'):
+            call(tmp_path / source, '--model', model, '--output', tmp_path / output)
+
+
+def test_results_inside_the_input_folder_are_no_input(tmp_path):
+    put(tmp_path / 'a.png')
+    put(tmp_path / 'out/a.png')
+    jobs = files.find_jobs(tmp_path, tmp_path / 'out', False)
+    assert [job.name for job in jobs] == ['a.png']
+
+
+def test_wrong_calls(tmp_path, model):
+    put(tmp_path / 'in/a.png')
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'file').write_text('')
+    good = ('--model', model, '--output', tmp_path / 'out')
+    for arguments, message in (
+        ((tmp_path / 'absent', *good), 'no such file or folder'),
+        ((tmp_path / 'empty', *good), 'no pictures in it'),
+        ((tmp_path / 'in', '--model', model, '--output', tmp_path / 'file'), 'is not a folder'),
+        ((tmp_path / 'in', *good, '--budget', 0.01), 'cannot be met: allowed is'),
+        ((tmp_path / 'in', *good, '--candidate', '3:4'), '1:4, 2:4, 4:4'),
+        ((tmp_path / 'in', *good, '--tile', 4), 'tile 4'),
+        ((tmp_path / 'in', *good, '--max-pixels', 0), '--max-pixels 0'),
+    ):
+        with pytest.raises(UsageError, match=message):
+            call(*arguments)
+    with pytest.raises(UserError, match=r'absent\.pth: no such file'):
+        call(tmp_path / 'in', '--model', tmp_path / 'absent.pth', '--output', tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_class_maps(tmp_path, model):
+    put(tmp_path / 'in/a.png', 100, 140)
+    put(tmp_path / 'in/a.jpg', 100, 140, form='JPEG')
+    put(tmp_path / 'in/g.png', 1, 1, channels=1, dtype=np.uint16)
+    options = ('--budget', 0.7, '--tile', 32, '--overlap', 4, '--class-map')
+    assert call(tmp_path / 'in', '--model', model, '--output', tmp_path / 'out', *options) == 0
+    maps = sorted(path.name for path in (tmp_path / 'out').glob('*_classes.png'))
+    assert maps == ['a.jpg_classes.png', 'a.png_classes.png', 'g_classes.png']
+    shown = read_picture(tmp_path / 'out/a.png_classes.png').pixels
+    assert shown.shape[1] == 320
+    assert shown.shape[0] > 320 * 100 / 140  # the legend
+
+
+def test_class_map_shows_each_tiles_candidate(restorer):
+    from basicsr_classpruning.inference.class_map import draw_class_map
+    from basicsr_classpruning.inference.tiling import plan_tiles
+
+    grid = plan_tiles(320, 640, 320, 0)
+    grey = Picture(np.full((320, 640, 1), 128, np.uint8), None, Encoding('PNG'))
+    shown = draw_class_map(grey, grid, np.array([0, 2]), ('1:4', '2:4', '4:4')).pixels.astype(int)
+    left, right = shown[100, 100], shown[100, 500]
+    assert left.sum() < right.sum()
+    assert left[2] > left[0]  # the cheapest is dark blue-violet
+    assert right[0] > right[2]  # the dearest yellow
+    assert (shown[100, 320] == 255).all()
+
+
+def test_interrupted_runs_leave_whole_files_only(tmp_path, restorer):
+    """Nothing but finished pictures is in the output folder while pictures are being restored."""
+    for i in range(12):
+        put(tmp_path / f'in/{i:02}.png', 64, 64, seed=i)
+    jobs = files.find_jobs(tmp_path / 'in', tmp_path / 'out', False)
+    stop = threading.Event()
+    broken = []
+
+    def watch():
+        while not stop.is_set():
+            for path in (tmp_path / 'out').glob('[!.]*'):
+                if not path.read_bytes().endswith(b'IEND\xaeB`\x82'):
+                    broken.append(path)
+            time.sleep(0.001)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    results = files.restore_files(restorer, jobs, 10**6, lambda pixels: None)
+    for _ in range(5):
+        next(results)
+    results.close()  # as Ctrl-C does
+    time.sleep(0.5)
+    stop.set()
+    watcher.join()
+    assert not broken
+    assert 5 <= len(list((tmp_path / 'out').iterdir())) < 12
+    assert not list((tmp_path / 'out').glob('.*'))
+
+
+def test_two_processes_in_one_folder_do_not_damage_each_other(tmp_path, model):
+    for i in range(3):
+        put(tmp_path / f'in/{i}.png', 50, 50, seed=i)
+    script = (
+        'import sys, basicsr_classpruning\n'
+        f'sys.path.insert(0, {str(Path(__file__).parent)!r})\n'
+        'from test_restore import call\n'
+        'sys.exit(call(*sys.argv[1:]))\n'
+    )
+    arguments = [tmp_path / 'in', '--model', model, '--output', tmp_path / 'out', '--candidate', '2:4', '--overwrite']
+    command = [sys.executable, '-c', script, *map(str, arguments)]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)]
+    for process in running:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors.decode()
+    assert call(tmp_path / 'in', '--model', model, '--output', tmp_path / 'alone', '--candidate', '2:4') == 0
+    names = sorted(path.name for path in (tmp_path / 'out').iterdir())
+    assert names == [f'{i}.png' for i in range(3)]
+    for name in names:
+        assert (tmp_path / 'out' / name).read_bytes() == (tmp_path / 'alone' / name).read_bytes()
+
+
+def test_dense_checkpoints_are_restored_too(tmp_path, model):
+    from basicsr_classpruning import load
+
+    put(tmp_path / 'a.png')
+    save_file({'params': load(model).frozen_dense().state_dict()}, tmp_path / 'dense.pth')
+    (tmp_path / 'arch.yml').write_text('network_g:\n' + ''.join(f'  {key}: {value}\n' for key, value in BASE.items()))
+    options = ('--arch', tmp_path / 'arch.yml', '--json', tmp_path / 'x.json', '--class-map')
+    output = tmp_path / 'out'
+    assert call(tmp_path / 'a.png', '--model', tmp_path / 'dense.pth', '--output', output, *options) == 0
+    report = json.loads((tmp_path / 'x.json').read_text())
+    assert report['saved'] == 0
+    assert report['class_share'] == {}
+    wanted = tmp_path / 'wanted'
+    assert call(tmp_path / 'a.png', '--model', model, '--output', wanted, '--candidate', '4:4') == 0
+    assert (output / 'a.png').read_bytes() == (wanted / 'a.png').read_bytes()
