@@ -131,10 +131,14 @@ class _SparseLayer(nn.Module):
     @torch.no_grad()
     def set_candidate(self, candidate: int, weight: Tensor, bias: Tensor | None) -> None:
         """Gives a sparse candidate its own weight, zeros in place, and bias. Needs own weights."""
-        slot = self._slots[candidate]
-        self.weights[slot].copy_(weight)
+        self.weights[self._slots[candidate]].copy_(weight)
         if bias is not None:
-            self.biases[slot].copy_(bias)
+            self.set_bias(candidate, bias)
+
+    @torch.no_grad()
+    def set_bias(self, candidate: int, bias: Tensor) -> None:
+        """Gives a sparse candidate its own bias."""
+        self.biases[self._slots[candidate]].copy_(bias)
 
     def candidate_bias(self, candidate: int) -> Tensor | None:
         """The bias ``(O,)`` a candidate runs with."""

@@ -1,0 +1,1 @@
+"""From a dense checkpoint to a ClassPruning network, without training."""

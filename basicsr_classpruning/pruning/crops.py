@@ -1,0 +1,114 @@
+"""Calibration data: crops of a folder of pictures, degraded as the network expects its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from basicsr_classpruning.data.degradations import Degradation
+from basicsr_classpruning.data.pictures import Pictures
+from basicsr_classpruning.data.region import Region
+from basicsr_classpruning.errors import UsageError
+
+_ATTEMPTS = 4  # positions looked at for each crop; the one with the most detail is likely to be taken
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Inputs of a network, and what they should become."""
+
+    lq: Tensor
+    """Inputs ``(N, C, h, w)``."""
+    gt: Tensor | None
+    """Clean pictures ``(N, C, h · scale, w · scale)``; None where the folder holds degraded ones."""
+
+    def __len__(self) -> int:
+        return len(self.lq)
+
+    def batches(self, size: int) -> Iterator[Crops]:
+        """Splits into batches."""
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            yield Crops(self.lq[part], None if self.gt is None else self.gt[part])
+
+
+def cut_crops(
+    pictures: Pictures,
+    degradation: Degradation | None,
+    *,
+    scale: int,
+    count: int,
+    side: int,
+    seed: int,
+    on_crop: Callable[[], None] = lambda: None,
+) -> Crops:
+    """Cuts random crops, from all pictures in turn.
+
+    Args:
+        pictures: clean ones with a degradation, or the network's inputs without.
+        degradation: what makes the network's inputs.
+        scale: of the network.
+        count: number of crops.
+        side: of the inputs, in pixels; smaller where pictures are.
+        seed: of positions and noise.
+        on_crop: called after each crop.
+
+    Raises UsageError where no picture is large enough.
+    """
+    rng = np.random.default_rng(seed)
+    factor = degradation.scale if degradation else 1
+    if degradation and degradation.scale != scale:
+        raise UsageError(f'degradation {degradation} makes inputs of scale {degradation.scale}; the network has {scale}')
+    lq, gt = [], []
+    order: list[int] = []
+    misses = 0
+    while len(lq) < count:
+        if not order:
+            order = rng.permutation(len(pictures)).tolist()
+        picture = pictures.read(order.pop())
+        part = _place(picture, side * factor, factor, rng)
+        if part is None:
+            misses += 1
+            if misses > len(pictures) and not lq:
+                raise UsageError(f'{pictures.root}: no picture is as large as {side * factor} pixels on both sides')
+            continue
+        if degradation is None:
+            lq.append(part.of(picture))
+        else:
+            context = degradation.context(part, _whole(picture, factor))
+            inner = part.inside(context)
+            clean = context.of(picture)
+            lq.append(inner.reduced(factor).of(degradation.degrade(clean, rng)))
+            gt.append(inner.of(clean))
+        on_crop()
+    return Crops(_stack(lq), _stack(gt) if gt else None)
+
+
+def _whole(picture: np.ndarray, factor: int) -> tuple[int, int]:
+    height, width = (side // factor * factor for side in picture.shape[:2])
+    return height, width
+
+
+def _place(picture: np.ndarray, side: int, factor: int, rng: np.random.Generator) -> Region | None:
+    """A random place, of a few the one with the most variance: flat sky says little about weights."""
+    height, width = _whole(picture, factor)
+    if min(height, width) < side:
+        return None
+    places = []
+    for _ in range(_ATTEMPTS):
+        top, left = (int(rng.integers(0, (length - side) // factor + 1)) * factor for length in (height, width))
+        part = Region(top, left, side, side)
+        places.append((float(part.of(picture).std()), -len(places), part))
+    # Not always the best of all: the classifier has to know easy parts as well.
+    kept = max(1, int(rng.integers(1, _ATTEMPTS + 1)))
+    return max(places[:kept], key=lambda item: item[:2])[2]
+
+
+def _stack(pictures: list[np.ndarray]) -> Tensor:
+    arrays = [np.ascontiguousarray(picture.transpose(2, 0, 1)) for picture in pictures]
+    stacked = torch.from_numpy(np.stack(arrays))
+    return stacked.float() / 255 if stacked.dtype == torch.uint8 else stacked

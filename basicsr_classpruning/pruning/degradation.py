@@ -1,0 +1,49 @@
+"""Finds out what a dense network undoes, so that calibration shows it inputs of its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from basicsr_classpruning.data.degradations import BicubicDownscaling, Degradation, GaussianNoise, JpegCompression
+from basicsr_classpruning.data.pictures import Pictures
+from basicsr_classpruning.pruning.crops import cut_crops
+
+# Gain in PSNR that a network made for the task reaches about half of, in dB, by strength.
+_NOISE_GAINS = {15: 5.0, 25: 7.0, 50: 9.0}
+_JPEG_GAINS = {10: 0.6, 40: 0.5}
+_PROBES = 8
+_SIDE = 96
+
+
+def detect_degradation(net: Callable[[Tensor], Tensor], pictures: Pictures, scale: int) -> Degradation | None:
+    """What the network was trained to undo: down-scaling by its scale, or the strengths of noise or JPEG compression
+    at which it improves clean pictures that were degraded; None where it improves none of them.
+
+    Args:
+        net: the dense network, takes ``(B, C, H, W)`` in [0, 1].
+        pictures: clean ones, if they are to be degraded at all.
+        scale: of the network.
+    """
+    if scale > 1:
+        return BicubicDownscaling(scale)
+    noise = [sigma for sigma, gain in _NOISE_GAINS.items() if _gain(net, pictures, GaussianNoise(sigma, sigma)) > gain]
+    if noise:
+        # A network that manages the ends of the range was trained on all of it.
+        return GaussianNoise(0, 50) if len(noise) == len(_NOISE_GAINS) else GaussianNoise(min(noise), max(noise))
+    jpeg = [q for q, gain in _JPEG_GAINS.items() if _gain(net, pictures, JpegCompression(q, q)) > gain]
+    if jpeg:
+        return JpegCompression(10, 90) if len(jpeg) == len(_JPEG_GAINS) else JpegCompression(min(jpeg), max(jpeg))
+    return None
+
+
+def _gain(net: Callable[[Tensor], Tensor], pictures: Pictures, degradation: Degradation) -> float:
+    """By how many dB the network improves degraded crops."""
+    crops = cut_crops(pictures, degradation, scale=1, count=_PROBES, side=_SIDE, seed=0)
+    assert crops.gt is not None
+    with torch.no_grad():
+        after = (net(crops.lq).clamp(0, 1) - crops.gt).square().mean((1, 2, 3))
+    before = (crops.lq - crops.gt).square().mean((1, 2, 3))
+    return float(10 * torch.log10(before.clamp(min=1e-10) / after.clamp(min=1e-10)).mean())

@@ -1,0 +1,197 @@
+"""Makes a ClassPruning network from a dense one: masks and weights of all candidates, then the classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from basicsr_classpruning.archs.classpruning_arch import ClassPruning
+from basicsr_classpruning.archs.dense import DenseNetwork
+from basicsr_classpruning.data.degradations import Degradation
+from basicsr_classpruning.data.pictures import Pictures
+from basicsr_classpruning.errors import UsageError
+from basicsr_classpruning.pruning.classifier import fit_classifier, measure_errors, set_price
+from basicsr_classpruning.pruning.crops import Crops, cut_crops
+from basicsr_classpruning.sparsity import sparse_layers
+from basicsr_classpruning.sparsity.second_order import prune_second_order, rank_second_order
+
+DEFAULT_TARGET = 0.6  # average MACs of the default routing, of which the paper speaks
+_WEIGHT_CROPS = 48
+_WEIGHT_SIDE = 64
+_TILE = 96  # what `restore` cuts pictures into
+_ERROR_MACS = 4e12  # work spent on measuring the candidates' errors: a minute or two on two cores
+_ERROR_CROPS = (48, 600)
+_FIT_STEPS = 1200
+_HELD_OUT = 24
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is finished, and how much there is."""
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """How a network is pruned."""
+
+    candidates: tuple[str, ...]
+    block: int = 1
+    share_taps: bool = False
+    skip: tuple[str, ...] = ()
+    weights: str = 'own'
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class CandidateReport:
+    """What one candidate loses on pictures that its weights and the classifier have not seen."""
+
+    candidate: str
+    cost: float
+    """MACs, as a fraction of the dense ones."""
+    psnr: float
+    """On 8-bit scale, all channels; against the clean pictures, or the dense outputs without them."""
+    loss: float | None
+    """dB below the dense network; None where the dense outputs are the reference."""
+
+
+def build(dense: DenseNetwork, options: PruneOptions, classifier: dict[str, Any]) -> ClassPruning:
+    """A ClassPruning network around a dense one, all candidates by magnitude."""
+    net = ClassPruning(
+        base=dense.options,
+        candidates=options.candidates,
+        block=options.block,
+        share_taps=options.share_taps,
+        skip=options.skip,
+        classifier=classifier,
+        weights=options.weights,
+        base_net=dense.net,
+    )
+    for _, layer in sparse_layers(net.base):
+        layer.reset_candidates()
+    return net.eval()
+
+
+def prune_by_magnitude(dense: DenseNetwork, options: PruneOptions) -> ClassPruning:
+    """Prunes without data: the largest weights stay, and details measure an image's difficulty."""
+    net = build(dense, options, {'type': 'EdgeDifficulty'})
+    # The dearest candidate, unless a budget asks for less: there is nothing to set a price by.
+    net.log_price.data.fill_(-20.0)
+    return net
+
+
+def prune_with_data(
+    dense: DenseNetwork, options: PruneOptions, pictures: Pictures, degradation: Degradation | None, progress: Progress
+) -> tuple[ClassPruning, list[CandidateReport]]:
+    """Prunes towards the dense network's outputs on calibration pictures, and fits the classifier.
+
+    Args:
+        dense: the network; it becomes part of the result.
+        options: patterns and weights.
+        pictures: clean ones with a degradation, or the network's inputs without.
+        degradation: what makes the network's inputs.
+        progress: is told how far the work is.
+
+    Returns:
+        The network in eval mode, and what each candidate loses.
+    """
+    net = build(dense, options, {'type': 'DifficultyClassifier'})
+    weight_crops = _cut(net, pictures, degradation, _WEIGHT_CROPS, _WEIGHT_SIDE, options.seed, progress)
+    _set_weights(net, list(weight_crops.lq.split(8)), progress)
+    crops = _cut(net, pictures, degradation, _error_crops(net), _TILE, options.seed + 1, progress)
+    held_out = _cut(net, pictures, degradation, _HELD_OUT, _TILE, options.seed + 2, progress)
+    done = 0
+
+    def measured(count: int) -> None:
+        nonlocal done
+        done += count
+        progress('measuring errors', done, len(crops))
+
+    maps = measure_errors(net, crops, net.classifier.stride, 4, measured)
+    steps = 0
+
+    def stepped() -> None:
+        nonlocal steps
+        steps += 1
+        progress('fitting the classifier', steps, _FIT_STEPS)
+
+    fit_classifier(net, maps, _FIT_STEPS, options.seed, stepped)
+    net.eval()
+    set_price(net, maps.lq, DEFAULT_TARGET)
+    return net, measure_candidates(net, held_out)
+
+
+def _cut(
+    net: ClassPruning,
+    pictures: Pictures,
+    degradation: Degradation | None,
+    count: int,
+    side: int,
+    seed: int,
+    progress: Progress,
+) -> Crops:
+    done = 0
+
+    def cut() -> None:
+        nonlocal done
+        done += 1
+        progress('reading pictures', done, count)
+
+    side = net.sizes.padded(side)
+    return cut_crops(pictures, degradation, scale=net.scale, count=count, side=side, seed=seed, on_crop=cut)
+
+
+def _error_crops(net: ClassPruning) -> int:
+    reference = net.reference_macs
+    each = reference.dense * (_TILE / reference.size[1]) ** 2 * len(net.candidates)
+    low, high = _ERROR_CROPS
+    return int(min(max(_ERROR_MACS / each, low), high))
+
+
+def _set_weights(net: ClassPruning, batches: Sequence[Tensor], progress: Progress) -> None:
+    """Chooses masks, weights and biases of the sparse candidates from data."""
+    sparse = [k for k, candidate in enumerate(net.candidates) if net.patterns(candidate)]
+    if not sparse:
+        raise UsageError(f'--candidates {" ".join(net.candidates)}: none of them is sparse')
+    patterns = [net.patterns(k) for k in sparse]
+    dense: nn.Module = net.frozen_dense()
+    layers = dict(sparse_layers(net.base))
+
+    def told(done: int, total: int) -> None:
+        progress('pruning', done, total)
+
+    with torch.no_grad():
+        if net.options['weights'] == 'own':
+            for k, pruned in zip(sparse, prune_second_order(dense, patterns, batches, progress=told)):
+                for name, layer in pruned.items():
+                    layers[name].set_candidate(k, layer.weight, layer.bias)
+        else:
+            ranking = rank_second_order(dense, patterns, batches, progress=told)
+            for name, ranks in ranking.ranks.items():
+                layers[name].ranks.copy_(ranks)
+            for k, biases in zip(sparse, ranking.biases):
+                for name, bias in biases.items():
+                    layers[name].set_bias(k, bias)
+    net.drop_frozen()
+
+
+@torch.no_grad()
+def measure_candidates(net: ClassPruning, crops: Crops) -> list[CandidateReport]:
+    """PSNR of every candidate, and of the dense network first, on crops."""
+    runs: list[tuple[str, float, Callable[[Tensor], Tensor]]] = [('dense', 1.0, net.frozen_dense())]
+    macs = net.reference_macs
+    for k, candidate in enumerate(net.candidates):
+        if net.patterns(candidate):
+            runs.append((candidate, macs.candidates[k] / macs.dense, lambda x, k=k: net.restore_with(x, k)))
+    reports: list[CandidateReport] = []
+    for name, cost, run in runs:
+        errors = []
+        for part in crops.batches(8):
+            target = net.frozen_dense()(part.lq) if part.gt is None else part.gt
+            errors.append((run(part.lq).clamp(0, 1) - target.clamp(0, 1)).square().mean((1, 2, 3)))
+        psnr = float((-10 * torch.log10(torch.cat(errors).clamp(min=1e-10))).mean())
+        loss = reports[0].psnr - psnr if reports and crops.gt is not None else None
+        reports.append(CandidateReport(name, cost, psnr, loss))
+    return reports if crops.gt is not None else reports[1:]

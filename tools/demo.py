@@ -1,0 +1,75 @@
+#!/usr/bin/env python
+"""The demo of `make demo`: trains a small denoiser on scikit-image's photographs, prunes it with ClassPruning training,
+and compares the two on photographs that neither was trained on. What an earlier run has finished is used again.
+
+Leaves `results/demo/report.json`, the noisy pictures and the restored ones.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import cv2
+
+from basicsr_classpruning.cli import main as classpruning
+from basicsr_classpruning.data.degradations import Degradation, as_uint8, picture_rng
+from basicsr_classpruning.data.demo import make_demo_data
+
+DATA = Path('datasets/demo')
+RESULTS = Path('results/demo')
+DEGRADATION = 'noise0-50'
+BUDGETS = ('0.4', '0.5', '0.6', '0.8')
+
+
+def checkpoint(name: str) -> Path:
+    """Where a training leaves its network."""
+    return Path('experiments', name, 'models', 'net_g_latest.pth')
+
+
+def run(*arguments: str | Path) -> None:
+    """Runs the `classpruning` command; ends the demo with its status where it fails."""
+    words = [str(argument) for argument in arguments]
+    print(f'\n$ classpruning {" ".join(words)}', flush=True)
+    status = classpruning(words)
+    if status:
+        sys.exit(status)
+
+
+def train(name: str) -> None:
+    """Trains, or goes on training, unless it is done."""
+    if checkpoint(name).is_file():
+        print(f'{checkpoint(name)} is there already')
+    else:
+        run('train', '-opt', f'options/train/{name}.yml', '--auto_resume')
+
+
+def write_noisy_pictures(clean: Path, folder: Path) -> None:
+    """Writes what the networks are given to restore, as 8-bit pictures."""
+    degradation = Degradation.parse(DEGRADATION)
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, path in enumerate(sorted(clean.glob('*.png'))):
+        picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        noisy = degradation.degrade(picture, picture_rng(path.stem, index))
+        cv2.imwrite(str(folder / path.name), as_uint8(noisy))
+
+
+def main() -> None:
+    start = time.perf_counter()
+    data = make_demo_data(DATA)
+    train('demo_dense')
+    train('demo')
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    write_noisy_pictures(data.test, RESULTS / 'noisy')
+    run('benchmark', '--models', checkpoint('demo_dense'), checkpoint('demo'), '--gt', data.test,
+        '--degrade', DEGRADATION, '--budgets', *BUDGETS, '--json', RESULTS / 'report.json')  # fmt: skip
+    shutil.rmtree(RESULTS / 'restored', ignore_errors=True)
+    run('restore', RESULTS / 'noisy', '--model', checkpoint('demo'), '--output', RESULTS / 'restored',
+        '--budget', '0.6', '--class-map')  # fmt: skip
+    print(f'\nDone in {time.perf_counter() - start:.0f} s. Figures: {RESULTS}/report.json, pictures: {RESULTS}/restored')
+
+
+if __name__ == '__main__':
+    main()
