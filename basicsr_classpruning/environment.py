@@ -74,6 +74,8 @@ def mend_process_group() -> None:
     from basicsr.utils import dist_util
 
     original = dist_util._init_dist_pytorch
+    if original.__module__ == __name__:
+        return
 
     def init_dist_pytorch(backend: str, **kwargs) -> None:
         if torch.cuda.device_count() > 0:
@@ -96,7 +98,7 @@ def mend_yaml() -> None:
 def prepare() -> None:
     """Applies every mend that this machine needs. Called once, when the package is imported."""
     check_python()
-    # OpenCV and MKL tuning output has no place between a user's lines.
+    # OpenCV's warnings have no place between a user's lines.
     os.environ.setdefault('OPENCV_LOG_LEVEL', 'ERROR')
     mend_torchvision_operators()
     mend_functional_tensor()
