@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import basicsr_classpruning  # noqa: F401  # registers the networks, losses and models
@@ -61,10 +61,11 @@ def check(function, *args):
     assert time.monotonic() - start < 10
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(st.data())
 def test_mutated_options(data):
     opt = copy.deepcopy(data.draw(st.sampled_from(OPTIONS)))
+    opt['model_type'] = data.draw(st.sampled_from([opt['model_type'], opt['model_type'], 'SRModel', 'SRGANModel']))
     for _ in range(data.draw(st.integers(1, 4))):
         if opt:
             mutate(opt, data)
@@ -72,7 +73,7 @@ def test_mutated_options(data):
     check(validate, opt, 'FILE.yml')
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(values)
 def test_any_value(opt):
     if isinstance(opt, dict):

@@ -192,8 +192,19 @@ def test_models_of_other_kinds_keep_their_own_keys():
     checked = validate(opt, 'FILE.yml')
     assert checked['network_d'] == opt['network_d']
     assert checked['train']['gan_opt'] == {'type': 'GANLoss'}
+    opt['datasets']['train']['gtsize'] = 2
+    assert problem(opt) == "datasets.train.gtsize: unknown key; did you mean 'gt_size'?"
+    del opt['datasets']['train']['gtsize']
     opt['train']['ema_decay'] = 2
     assert problem(opt) == 'train.ema_decay: 2 is not allowed; a number of at least 0 and below 1'
+
+
+def test_models_of_other_kinds_may_train_a_classpruning_network():
+    opt = changed('network_g', options()['network_g'], EDSR)
+    opt['model_type'] = 'SRGANModel'
+    assert validate(opt, 'FILE.yml')['network_g']['weights'] == 'shared'
+    del opt['network_g']['base']
+    assert problem(opt).startswith('network_g.base: is missing')
 
 
 def test_video_models_of_basicsr_keep_their_networks():
@@ -402,7 +413,11 @@ def test_phase_is_checked_against_what_is_wanted():
         validate(options(TEST), 'FILE.yml', is_train=True)
 
 
-@pytest.mark.parametrize('opt', [None, [], 'text', 3, {}, {3: 4}, {'datasets': 3}, {'model_type': 'SRModel', 3: 4}])
+@pytest.mark.parametrize(
+    'opt',
+    [None, [], 'text', 3, {}, {3: 4}, {'datasets': 3}]
+    + [{'model_type': 'SRModel', key: 4} for key in (3, 'datasets', 'network_g', 'train', 'path', 'custom_imports')],
+)
 def test_what_is_no_options_file(opt):
     problem(opt)
 

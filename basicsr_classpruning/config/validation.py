@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -9,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from basicsr_classpruning.archs.support import refusal
 from basicsr_classpruning.config import registries
 from basicsr_classpruning.config.networks import ClassPruningNetwork, PlainNetwork
+from basicsr_classpruning.config.places import follow
 from basicsr_classpruning.config.problems import Problem, first_problem, under
 from basicsr_classpruning.config.registries import DATASET, LOSS, METRIC, MODEL, NETWORK, check_registered
 from basicsr_classpruning.config.schema import CLASSPRUNING_MODEL, KNOWN_MODELS, Options, options_class
@@ -50,13 +52,17 @@ def _validated(opt: Any, source: str, is_train: bool | None) -> dict[str, Any]:
     import_custom(opt, source)
     model_type = _model_type(opt)
     if is_train is None:
-        is_train = 'train' in opt or 'train' in (opt.get('datasets') or ())
+        datasets = opt.get('datasets')
+        is_train = 'train' in opt or (isinstance(datasets, dict) and 'train' in datasets)
     schema = options_class(model_type, is_train)
-    checked, extras = _checked(schema, opt, known=model_type in KNOWN_MODELS)
-    result = checked.model_dump()
-    _check_names(result, known=model_type in KNOWN_MODELS)
-    for place, value in extras:
-        _container(result, place)[place[-1]] = value
+    known = model_type in KNOWN_MODELS
+    rest, extras = (opt, []) if known else _without_extras(schema, opt)
+    result = _checked(schema, rest).model_dump()
+    if not known and result['network_g']['type'] == 'ClassPruning':
+        result['network_g'] = _validated_network(result['network_g'], 'network_g')  # trained by the user's own model
+    _check_names(result, known)
+    for extra in extras:
+        extra.put_back(result)
     return result
 
 
@@ -81,30 +87,42 @@ def _model_type(opt: dict[str, Any]) -> str:
     return model_type
 
 
-def _checked(schema: type[Options], opt: dict[str, Any], known: bool) -> tuple[Options, list[tuple[list, Any]]]:
-    """Checks against the schema. A model that is not ``known`` may read keys of its own: they are returned apart."""
-    try:
-        return schema.model_validate(opt), []
-    except ValidationError as error:
-        unknown = [item['loc'] for item in error.errors() if item['type'] == 'extra_forbidden']
-        if known or not unknown:
-            raise first_problem(error, schema) from None
-    return _without(schema, opt, [list(place) for place in unknown])
+@dataclass(frozen=True)
+class _Extra:
+    """A key that the schema does not know, and that may be the model's own."""
+
+    place: tuple[str | int, ...]
+    value: Any
+
+    def put_back(self, opt: dict[str, Any]) -> None:
+        _section(opt, self.place)[self.place[-1]] = self.value
 
 
-def _without(schema: type[Options], opt: dict[str, Any], places: list[list]) -> tuple[Options, list[tuple[list, Any]]]:
-    rest = _copied(opt)
-    extras = [(place, _container(rest, place).pop(place[-1])) for place in places]
+def _checked(schema: type[Options], opt: dict[str, Any]) -> Options:
     try:
-        return schema.model_validate(rest), extras
+        return schema.model_validate(opt)
     except ValidationError as error:
         raise first_problem(error, schema) from None
 
 
-def _container(opt: dict[str, Any], place: list) -> dict[str, Any]:
+def _without_extras(schema: type[Options], opt: dict[str, Any]) -> tuple[dict[str, Any], list[_Extra]]:
+    """Takes out what the schema does not know, except in data sets, which are not the model's."""
+    try:
+        schema.model_validate(opt)
+        return opt, []
+    except ValidationError as error:
+        unknown = [item['loc'] for item in error.errors() if item['type'] == 'extra_forbidden']
+    places = [follow(location, schema).parts for location in unknown if location[0] != 'datasets']
+    rest = _copied(opt)
+    return rest, [_Extra(place, _section(rest, place).pop(place[-1])) for place in places]
+
+
+def _section(opt: dict[str, Any], place: tuple[str | int, ...]) -> Any:
+    """The mapping that holds the last key of a place."""
+    section: Any = opt
     for part in place[:-1]:
-        opt = opt[part]
-    return opt
+        section = section[part]
+    return section
 
 
 def _copied(value: Any) -> Any:
