@@ -20,7 +20,7 @@ SOURCES = {
     'threads.cpp': [],
     'engine_avx2.cpp': AVX2,
     'engine_wide.cpp': AVX2,
-    'engine_avx512.cpp': ['-mavx512f', '-mavx512vl', '-mfma'],
+    'engine_avx512.cpp': ['-mavx512f', '-mavx512vl', '-mavx512dq', '-mfma'],
 }
 
 

@@ -1,4 +1,4 @@
-// Compiled with -mavx512f -mavx512vl -mfma.
+// Compiled with -mavx512f -mavx512vl -mavx512dq -mfma.
 #include "machine.h"
 #define CP_WIDTH CP_AVX512_WIDTH
 #define CP_ROWS CP_AVX512_ROWS

@@ -100,7 +100,7 @@ void store_planes(const vec* sums, span at, long plane_size, int channels, const
 
 // W x W transposition: step by step, quarters swap places.
 inline void transpose(vec (&m)[CP_WIDTH]) {
-  typedef int lanes __attribute__((vector_size(CP_WIDTH * 4)));
+  typedef int32_t lanes __attribute__((vector_size(CP_WIDTH * 4)));
 #pragma GCC unroll 4
   for (int s = 1; s < CP_WIDTH; s *= 2) {
     lanes low{}, high{};

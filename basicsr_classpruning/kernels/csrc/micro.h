@@ -133,8 +133,25 @@ constexpr by_rows<sorted_quad, CP_QUAD_ROWS> sorted_quads;
 constexpr const kernel* kernels[cp::KINDS] = {singles.table, pairs.table, quads.table, sorted_quads.table};
 constexpr int kernel_rows[cp::KINDS] = {CP_SINGLE_ROWS, CP_PAIR_ROWS, CP_QUAD_ROWS, CP_QUAD_ROWS};
 
+// Fetches the rows that are copied next into the L2 cache, a few at a time, while the kernels compute.
+struct prefetcher {
+  uintptr_t row;                // address of the next row
+  long pitch, channel_pitch;    // in bytes; channel_pitch from the last row of a channel to the first of the next
+  int rows, row_index, left;    // rows of a channel, rows left to fetch
+  int per_channel_of_output;    // how many to fetch while one output channel is computed
+
+  void fetch(int channels) {
+    for (int n = left < channels * per_channel_of_output ? left : channels * per_channel_of_output; n > 0; n--, left--) {
+      __builtin_prefetch(reinterpret_cast<const void*>(row), 0, 2);
+      __builtin_prefetch(reinterpret_cast<const void*>(row + CP_WIDTH * 4 + 4), 0, 2);
+      row += ++row_index == rows ? channel_pitch : pitch;
+      if (row_index == rows) row_index = 0;
+    }
+  }
+};
+
 // One chunk of a tile: every job over all `rows`. Returns the end of the chunk's words.
-inline const word* run_chunk(const word* stream, const float* tile, int rows, vec* sums) {
+inline const word* run_chunk(const word* stream, const float* tile, int rows, vec* sums, prefetcher& next) {
   int parts[cp::KINDS];
   for (int k = 0; k < cp::KINDS; k++) parts[k] = (rows + kernel_rows[k] - 1) / kernel_rows[k];
   while (stream->i != cp::end_of_chunk) {
@@ -146,6 +163,7 @@ inline const word* run_chunk(const word* stream, const float* tile, int rows, ve
       r += n;
     }
     stream = end;
+    next.fetch(cp::channels_of[k]);
     sums += cp::channels_of[k] * CP_ROWS;
   }
   return stream + 1;

@@ -1,6 +1,6 @@
 // The tile loops: copy a chunk of the input into the tile buffer, run the jobs on it, store the tile.
 #pragma once
-#include "epilogue.h"
+#include "copy.h"
 
 namespace {
 
@@ -36,42 +36,48 @@ struct planes {
   }
   long tiles() const { return call.batch * row_blocks * column_blocks; }
 
-  // One buffer row of every kernel column: input columns left + kx * dilation + lane * stride of `row` (null: padding).
-  void copy_row(const float* row, long left, float* to, long plane) const {
+  // Copies the input that the output rows from y0 and columns from x0 read, channels [c0, c1).
+  void copy_chunk(const float* image, int c0, int c1, long y0, long x0, int rows, float* tile) const {
     const cp_geometry& g = head.geometry;
-    const long width = call.width;
-    const long reach = (CP_WIDTH - 1) * g.stride_w + (g.kernel_w - 1) * g.dilation_w;
-    if (row && g.stride_w == 1 && left >= 0 && left + reach < width) {
-      for (int kx = 0; kx < g.kernel_w; kx++)
-        *reinterpret_cast<vec*>(to + kx * plane) = *reinterpret_cast<const unaligned_vec*>(row + left + kx * g.dilation_w);
-      return;
-    }
+    const int needed = rows + cp::shift_of(g, g.kernel_h - 1);
+    const long plane = static_cast<long>(head.plane_rows) * CP_WIDTH;
     for (int kx = 0; kx < g.kernel_w; kx++) {
-      float* lane = to + kx * plane;
-      for (int l = 0; l < CP_WIDTH; l++) {
-        const long x = left + kx * g.dilation_w + static_cast<long>(l) * g.stride_w;
-        lane[l] = row && x >= 0 && x < width ? row[x] : 0.f;
+      const columns cols(x0 * g.stride_w - g.pad_w + kx * g.dilation_w, g.stride_w, call.width);
+      for (int p = 0; p < g.stride_h; p++) {
+        if (phase_index[p] < 0) continue;
+        // buffer row r is input row first + r * stride_h: those in [begin, end) are inside the picture
+        const long first = y0 * g.stride_h + p - g.pad_h;
+        const long begin = first < 0 ? at_most(needed, ceil_div(-first, g.stride_h)) : 0;
+        const long inside = ceil_div(call.height - first, g.stride_h);
+        const long end = inside < begin ? begin : at_most(needed, inside);
+        float* to = tile + (kx * head.phases + phase_index[p]) * plane;
+        const float* from = image + c0 * call.x_stride_c + (first + begin * g.stride_h) * call.x_stride_h + cols.left;
+        for (int c = c0; c < c1; c++, from += call.x_stride_c, to += g.kernel_w * head.phases * plane) {
+          fill_zero(to, static_cast<int>(begin));
+          cols.copy({from, g.stride_h * call.x_stride_h, to + begin * CP_WIDTH, static_cast<int>(end - begin)});
+          fill_zero(to + end * CP_WIDTH, static_cast<int>(needed - end));
+        }
       }
     }
   }
 
-  // Copies the input that the output rows from y0 and columns from x0 read, channels [c0, c1).
-  void copy_chunk(const float* image, int c0, int c1, long y0, long x0, int rows, float* tile) const {
+  // The rows that copy_chunk will read.
+  prefetcher prefetch_chunk(const float* image, int c0, int c1, long y0, long x0, int rows) const {
     const cp_geometry& g = head.geometry;
-    const long plane = static_cast<long>(head.phases) * head.plane_rows * CP_WIDTH;
-    const long left = x0 * g.stride_w - g.pad_w;
-    const int needed = rows + cp::shift_of(g, g.kernel_h - 1);
-    for (int c = c0; c < c1; c++, tile += g.kernel_w * plane) {
-      const float* channel = image + c * call.x_stride_c;
-      for (int p = 0; p < g.stride_h; p++) {
-        if (phase_index[p] < 0) continue;
-        float* to = tile + phase_index[p] * head.plane_rows * CP_WIDTH;
-        for (int r = 0; r < needed; r++, to += CP_WIDTH) {
-          const long y = (y0 + r) * g.stride_h + p - g.pad_h;
-          copy_row(y >= 0 && y < call.height ? channel + y * call.x_stride_h : nullptr, left, to, plane);
-        }
-      }
-    }
+    const long top = y0 * g.stride_h - g.pad_h < 0 ? 0 : y0 * g.stride_h - g.pad_h;
+    const long last = (y0 + rows - 1) * g.stride_h - g.pad_h + (g.kernel_h - 1) * g.dilation_h + 1;
+    const long left = x0 * g.stride_w - g.pad_w < 0 ? 0 : x0 * g.stride_w - g.pad_w;
+    const int needed = static_cast<int>(at_most(last, call.height) - top);
+    const long pitch = call.x_stride_h * 4;
+    prefetcher p;
+    p.row = reinterpret_cast<uintptr_t>(image) + (c0 * call.x_stride_c + top * call.x_stride_h + left) * 4;
+    p.pitch = pitch;
+    p.channel_pitch = call.x_stride_c * 4 - (needed - 1) * pitch;
+    p.rows = needed;
+    p.row_index = 0;
+    p.left = needed > 0 ? needed * (c1 - c0) : 0;
+    p.per_channel_of_output = static_cast<int>(ceil_div(p.left, g.out_channels));
+    return p;
   }
 
   void run_tile(long index) {
@@ -90,8 +96,12 @@ struct planes {
     start_with_bias(w.sums, call.bias, g.out_channels, rows);
     const word* stream = call.packed + cp::header_words;
     for (int c0 = 0; c0 < g.in_channels; c0 += head.chunk) {
-      copy_chunk(x, c0, static_cast<int>(at_most(c0 + head.chunk, g.in_channels)), y0, x0, rows, w.tile);
-      stream = run_chunk(stream, w.tile, rows, w.sums);
+      const int c1 = static_cast<int>(at_most(c0 + head.chunk, g.in_channels));
+      copy_chunk(x, c0, c1, y0, x0, rows, w.tile);
+      prefetcher next = c1 < g.in_channels
+                            ? prefetch_chunk(x, c1, static_cast<int>(at_most(c1 + head.chunk, g.in_channels)), y0, x0, rows)
+                            : prefetch_chunk(x, 0, static_cast<int>(at_most(head.chunk, g.in_channels)), y0, x0 + CP_WIDTH, rows);
+      stream = run_chunk(stream, w.tile, rows, w.sums, next);
     }
     const long plane = call.out_height * call.out_width;
     const int columns = static_cast<int>(at_most(CP_WIDTH, call.out_width - x0));
@@ -142,7 +152,8 @@ struct tokens {
     const word* stream = call.packed + cp::header_words;
     for (int c0 = 0; c0 < g.in_channels; c0 += head.chunk) {
       copy_chunk(c0, static_cast<int>(at_most(c0 + head.chunk, g.in_channels)), first, last, w.tile);
-      stream = run_chunk(stream, w.tile, rows, w.sums);
+      prefetcher next = {};
+      stream = run_chunk(stream, w.tile, rows, w.sums, next);
     }
     CP_WITH_ACTIVATION(call.activation, store_tokens, w.sums, first, last, g.out_channels, call);
   }
