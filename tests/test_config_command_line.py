@@ -192,6 +192,7 @@ def test_force_yml_messages(folder):
     assert refused('--force_yml', 'train:emadecay=1').startswith(
         "o.yml: train.emadecay: unknown key; did you mean 'ema"
     )
+    assert refused('--force_yml', 'name:a:b=1') == '--force_yml name:a:b=1: name is not a mapping in o.yml'
     assert refused('--force_yml', 'train').endswith('is not allowed; KEY=VALUE, e.g. train:ema_decay=0.999')
     assert refused('--force_yml', 'name=!!python/none x').startswith('--force_yml name=!!python/none x: the tag ')
 

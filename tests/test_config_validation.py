@@ -321,6 +321,11 @@ CASES = [
     ('model_type', 3, 'model_type: 3 is not allowed; text'),
     ('model_type', ..., 'model_type: is missing; ClassPruningModel'),
     ('network_g.base.num_feat', '64', "network_g.base.num_feat: '64' is not allowed; a number (default: 64)"),
+    (
+        'network_g.base',
+        {'type': 'SRVGGNetCompact', 'upscale': 2, 'act_type': 3},
+        "network_g.base.act_type: 3 is not allowed; text (default: 'prelu')",
+    ),
     ('network_g.base.num_in_ch', ..., 'network_g.base.num_in_ch: is missing; EDSR needs it'),
     ('network_g.base.type', ..., 'network_g.base.type: is missing; text'),
     ('custom_imports', 'nix', "custom_imports: 'nix' is not allowed; a list of module names"),
@@ -377,6 +382,10 @@ CASES = [
 @pytest.mark.parametrize(('key', 'value', 'message'), CASES, ids=[f'{case[0]}-{i}' for i, case in enumerate(CASES)])
 def test_problems(key, value, message):
     assert problem(changed(key, value)).startswith(message)
+
+
+def test_no_data_sets():
+    assert problem(changed('datasets', {}, TEST)) == 'datasets: is empty; at least one data set, e.g. test_1'
 
 
 def test_our_keys_are_refused_where_nothing_reads_them():

@@ -86,20 +86,26 @@ def _parser(is_train: bool) -> argparse.ArgumentParser:
 def _force(opt: Any, entry: str, source: str) -> None:
     """Sets one value, as in ``train:ema_decay=0.999``: the value is read as YAML, the mapping must be there."""
     path, equals, text = entry.partition('=')
-    keys = [key.strip() for key in path.split(':')]
+    *outer, last = (key.strip() for key in path.split(':'))
     try:
-        if not equals or not all(keys):
+        if not equals or not all([*outer, last]):
             raise Problem('', 'is not allowed; KEY=VALUE, e.g. train:ema_decay=0.999')
-        for depth, key in enumerate(keys[:-1]):
-            opt = opt.get(key) if isinstance(opt, dict) else None
-            if not isinstance(opt, dict):
-                raise Problem('', f'{".".join(keys[: depth + 1])} is not a mapping in {source}')
-        if not isinstance(opt, dict):
-            raise Problem('', f'{source} is not a mapping')
-        opt[keys[-1]] = None if text.strip().lower() == 'none' else parse_value(text)
+        section = _section(opt, outer, source)
+        section[last] = None if text.strip().lower() == 'none' else parse_value(text)
     except Problem as problem:
-        text = ': '.join(part for part in (problem.key.replace('line 1', ''), problem.text) if part)
-        raise Problem('', text).as_error(f'--force_yml {entry}') from None
+        raise Problem('', problem.text).as_error(f'--force_yml {entry}') from None
+
+
+def _section(opt: Any, keys: list[str], source: str) -> dict[str, Any]:
+    """The mapping at the end of ``keys``. Raises Problem where one of them is missing, or no mapping."""
+    walked: list[str] = []
+    for key in keys:
+        if isinstance(opt, dict):
+            opt = opt.get(key)
+            walked.append(key)
+    if not isinstance(opt, dict):
+        raise Problem('', f'{".".join(walked) or "its content"} is not a mapping in {source}')
+    return opt
 
 
 def _gpus(wanted: int | str, distributed: bool) -> int:
