@@ -1,0 +1,157 @@
+"""``classpruning benchmark``: compares networks and budgets on the same pictures."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from basicsr_classpruning.cli.common import add_model_arguments, format_table, load_model, write_json
+from basicsr_classpruning.errors import UsageError
+
+if TYPE_CHECKING:
+    from basicsr_classpruning.inference.benchmark import Row, Settings
+    from basicsr_classpruning.inference.contestants import Contestant
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the sub-command."""
+    parser = subparsers.add_parser(
+        'benchmark',
+        help='compare networks and budgets on the same pictures',
+        description='Restores the same pictures with several networks, candidates and budgets, and compares quality, '
+        'average MACs and measured time. Each budget comes with two reference rows: oracle (the best allocation, '
+        'knowing the errors) and random (the same shares, dealt by chance). Budgets are met over all pictures '
+        'together. With neither --budgets nor --candidates: all candidates, and the classifier\'s own choice.',
+    )  # fmt: skip
+    parser.add_argument('--models', metavar='FILE', nargs='+', required=True, help='ClassPruning or dense checkpoints')
+    parser.add_argument('--gt', metavar='DIR', required=True, help='folder of true pictures (8 bit)')
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument('--lq', metavar='DIR', help='folder of degraded pictures of the same names')
+    source.add_argument('--degrade', metavar='HOW', help='degrade the true ones: bicubic4, noise0-50, jpeg10-90 ...')
+    parser.add_argument('--budgets', type=float, nargs='+', metavar='SHARE', default=[], help='e.g. 0.4 0.6 0.8')
+    parser.add_argument('--candidates', nargs='+', metavar='N:M', default=[], help='e.g. 1:4 2:4')
+    parser.add_argument(
+        '--backend', default='auto', choices=('auto', 'dense', 'cpu'),
+        help='dense: PyTorch; cpu: the N:M kernels; auto: the faster one, measured once for each tile size (default)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--engines', action='store_true',
+        help='also run the dense networks in eager PyTorch (channels-last), ONNX Runtime and OpenVINO (fp32, bf16)',
+    )  # fmt: skip
+    parser.add_argument('--tile', type=int, default=96, help='largest side of a tile, in input pixels (default: 96)')
+    parser.add_argument('--overlap', type=int, default=8, help='smallest overlap of tiles, in pixels (default: 8)')
+    parser.add_argument('--threads', type=int, metavar='N', help='threads on the CPU (default: one for each core)')
+    parser.add_argument(
+        '--repeats', type=int, default=3, help='measurements of each tile; the median counts (default: 3)'
+    )
+    parser.add_argument('--device', default='cpu', help='cpu (default), cuda, cuda:1 ...')
+    parser.add_argument('--json', metavar='FILE', help='write rows, settings and what the machine is')
+    parser.add_argument('--csv', metavar='FILE', help='write the rows as CSV')
+    parser.add_argument('--markdown', metavar='FILE', help='write the table as Markdown')
+    parser.add_argument('--plot', metavar='FILE.png', help='plot PSNR against average MACs and against time')
+    add_model_arguments(parser)
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the sub-command."""
+    import torch
+
+    from basicsr_classpruning.cli.progress import StageBar
+    from basicsr_classpruning.data.degradations import Degradation
+    from basicsr_classpruning.inference.benchmark import Benchmark, Settings, to_json
+    from basicsr_classpruning.inference.benchmark_pictures import Pairs
+    from basicsr_classpruning.inference.benchmark_report import to_cells
+    from basicsr_classpruning.inference.machine import describe_machine
+
+    for name in ('threads', 'repeats'):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UsageError(f'--{name} {getattr(args, name)}: allowed are 1 and more')
+    pairs = Pairs(args.gt, args.lq, Degradation.parse(args.degrade) if args.degrade else None)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    settings = Settings(
+        tile=args.tile,
+        overlap=args.overlap,
+        budgets=tuple(args.budgets),
+        candidates=tuple(args.candidates),
+        backend=args.backend,
+        threads=torch.get_num_threads(),
+        repeats=args.repeats,
+    )
+    contestants = _enter_all(args, settings)
+    with StageBar() as bar:
+        rows = Benchmark(contestants, pairs, settings, bar).run()
+    missing = {name: reason for contestant in contestants for name, reason in contestant.missing.items()}
+    for name, reason in missing.items():
+        print(f'missing: {name}: {reason}', file=sys.stderr)
+    print(format_table(to_cells(rows)))
+    report = {
+        'rows': [to_json(row) for row in rows],
+        'missing_engines': missing,
+        'machine': describe_machine(),
+        'threads': settings.threads,
+        'pictures': len(pairs),
+        'gt': args.gt,
+        'lq': args.lq,
+        'degrade': args.degrade,
+        'tile': settings.tile,
+        'overlap': settings.overlap,
+        'repeats': settings.repeats,
+        'seed': settings.seed,
+        'device': args.device,
+    }
+    write_json(report, args.json)
+    _write_reports(args, rows)
+    return 0
+
+
+def _enter_all(args: argparse.Namespace, settings: Settings) -> list[Contestant]:
+    from basicsr_classpruning.archs.dense import DenseNetwork
+    from basicsr_classpruning.inference.contestants import add_engines, enter
+    from basicsr_classpruning.inference.engines import pick_device
+    from basicsr_classpruning.inference.tiling import check_tile
+
+    if args.engines and args.device != 'cpu':
+        raise UsageError('--engines: they run on the CPU; leave --device out')
+    device = pick_device(args.device)
+    contestants = []
+    for name, path in zip(_names(args.models), args.models):
+        net = load_model(path, args).to(device)
+        contestants.append(enter(name, net, settings.overlap, settings.backend))
+        check_tile(settings.tile, settings.overlap, contestants[-1].traits.rule)
+    if args.engines:
+        dense = [contestant for contestant in contestants if isinstance(contestant.net, DenseNetwork)]
+        for contestant in dense or contestants:
+            add_engines(contestant, settings.threads)
+    return contestants
+
+
+def _names(paths: list[str]) -> list[str]:
+    """File names without folder and suffix, or the paths themselves where those are not unique."""
+    short = [os.path.splitext(os.path.basename(path))[0] for path in paths]
+    if len(set(paths)) < len(paths):
+        raise UsageError('--models: the same file is given twice')
+    return short if len(set(short)) == len(short) else paths
+
+
+def _write_reports(args: argparse.Namespace, rows: list[Row]) -> None:
+    from basicsr_classpruning.inference.benchmark_report import plot, to_csv, to_markdown
+
+    title = (
+        f'{os.path.basename(os.path.normpath(args.gt))}, {args.degrade or os.path.basename(os.path.normpath(args.lq))}'
+    )
+    if args.csv:
+        _write(args.csv, to_csv(rows).encode())
+    if args.markdown:
+        _write(args.markdown, to_markdown(rows).encode())
+    if args.plot:
+        _write(args.plot, plot(rows, title))
+
+
+def _write(path: str, content: bytes) -> None:
+    from basicsr_classpruning.checkpoint import write_atomically
+
+    write_atomically(path, lambda file: file.write(content))

@@ -1,0 +1,273 @@
+"""Compares networks, candidates, budgets and engines on the same pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from basicsr_classpruning.archs.classpruning_arch import ClassPruning
+from basicsr_classpruning.errors import UsageError
+from basicsr_classpruning.inference.benchmark_pictures import Pair, Pairs
+from basicsr_classpruning.inference.contestants import Contestant, TiledPicture
+from basicsr_classpruning.inference.engines import device_of
+from basicsr_classpruning.inference.metrics import Quality, compare
+from basicsr_classpruning.inference.routing import check_budget, random_allocation, solve_budget
+
+Progress = Callable[[str, int, int], None]
+"""Is told a stage's name, what is done of it and its total."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how."""
+
+    tile: int = 96
+    overlap: int = 8
+    budgets: tuple[float, ...] = ()
+    candidates: tuple[str, ...] = ()
+    """With neither budgets nor candidates: all candidates, and the classifier's own choice."""
+    backend: str = 'auto'
+    threads: int = 1
+    repeats: int = 3
+    """Measurements of each tile, of which the median counts."""
+    seed: int = 0
+    """Of the random allocation."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the comparison: one way to run one network on all pictures."""
+
+    model: str
+    kind: str
+    """``dense``, ``candidate``, ``routed`` (the classifier alone), ``budget``; ``oracle`` and ``random`` are the
+    reference curves: the best allocation at the same budget, knowing the errors, and the budget's shares dealt by
+    chance."""
+    candidate: str | None
+    budget: float | None
+    psnr: float | None
+    """Mean over the pictures, dB, ``scale`` pixels cropped at the border. None: infinite."""
+    psnr_y: float | None
+    ssim: float
+    macs: float
+    """Average MACs of a tile, the classifier's included where it decides."""
+    macs_dense: float
+    saved: float
+    seconds: float
+    """The network's time for all pictures: the sum of the tiles' median times, of one call a tile."""
+    pixels: int
+    """Of all restored pictures."""
+    params: int
+    class_share: dict[str, float]
+    backend: str
+    threads: int
+    pictures: int
+
+
+@dataclass
+class _Line:
+    """A row in the making: which variant restores each tile of each picture."""
+
+    contestant: Contestant
+    kind: str
+    candidate: str | None
+    budget: float | None
+    backend: str
+    choices: list[np.ndarray]
+    classified: bool
+    qualities: list[Quality] = field(default_factory=list)
+    tile_pixels: list[np.ndarray] = field(default_factory=list)
+    """Of the restored pictures' tiles, in the order of ``choices``."""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """One picture's tiles, seen by a classifier, and restored with every candidate."""
+
+    scores: np.ndarray
+    errors: np.ndarray
+    """``(T, K)``: what a tile adds to the picture's squared error, in units of what the dearest candidate leaves."""
+    seconds: np.ndarray
+    """``(1, V, T)``."""
+    seconds_classifier: np.ndarray
+    pixels: int
+    """Of one tile."""
+
+
+class Benchmark:
+    """Runs contestants over pictures.
+
+    Args:
+        contestants: all of one scale.
+        pairs: the pictures.
+        settings: what is measured.
+        progress: is told how far it is.
+
+    Raises:
+        UsageError: a budget or candidate that no network of the run, or one of them not, can have.
+    """
+
+    def __init__(self, contestants: Sequence[Contestant], pairs: Pairs, settings: Settings, progress: Progress) -> None:
+        self._contestants, self._pairs, self._settings, self._progress = contestants, pairs, settings, progress
+        for contestant in contestants:
+            if not contestant.candidates:
+                continue
+            for budget in settings.budgets:
+                check_budget(budget, contestant.traits.costs[0], contestant.traits.costs[-1])
+            for candidate in settings.candidates:
+                if candidate not in contestant.traits.candidates:
+                    have = ', '.join(contestant.traits.candidates)
+                    raise UsageError(f'--candidates {candidate}: {contestant.name} has {have}')
+        self._warm: set[tuple[str, tuple[int, int]]] = set()
+
+    def run(self) -> list[Row]:
+        """Measures everything. Raises UserError if a picture cannot be read."""
+        surveys = {c.name: self._survey(c) for c in self._contestants if c.candidates and self._routes}
+        lines = [line for c in self._contestants for line in self._lines(c, surveys.get(c.name))]
+        pixels = 0
+        for index in range(len(self._pairs)):
+            for contestant in self._contestants:
+                own = [line for line in lines if line.contestant is contestant]
+                pixels_here = self._restore(contestant, own, index, surveys.get(contestant.name))
+            pixels += pixels_here
+            self._progress('restoring', index + 1, len(self._pairs))
+        return [self._row(line, pixels) for line in lines]
+
+    @property
+    def _all(self) -> bool:
+        return not self._settings.budgets and not self._settings.candidates
+
+    @property
+    def _routes(self) -> bool:
+        return bool(self._settings.budgets) or self._all
+
+    # ------------------------------------------------------------------------------------------------- what is run
+
+    def _open(self, contestant: Contestant, index: int) -> tuple[Pair, TiledPicture]:
+        pair = self._pairs.pair(index, contestant.traits.channels, contestant.traits.scale)
+        tiled = TiledPicture(contestant, pair.degraded, self._settings.tile, self._settings.overlap)
+        key = (contestant.name, tiled.grid.tile_size)
+        if key not in self._warm:
+            self._warm.add(key)
+            tiled.warm_up(list(range(len(contestant.variants))))
+        return pair, tiled
+
+    def _survey(self, contestant: Contestant) -> list[_Survey]:
+        """Scores, errors and times of all pictures' tiles: a budget is solved over all of them together."""
+        surveys = []
+        for index in range(len(self._pairs)):
+            pair, tiled = self._open(contestant, index)
+            scores, seconds_classifier = tiled.score(self._settings.repeats)
+            outputs, seconds = tiled.measure(list(range(contestant.candidates)), 1)
+            errors = np.stack([tiled.squared_errors(outputs[k], pair.truth) for k in outputs], axis=1)
+            # PSNR counts a picture's error relative to itself.
+            errors /= max(errors[:, -1].sum(), 1e-12)
+            surveys.append(_Survey(scores, errors, seconds, seconds_classifier, tiled.pixels))
+            self._progress(f'surveying {contestant.name}', index + 1, len(self._pairs))
+        return surveys
+
+    def _lines(self, contestant: Contestant, surveys: list[_Survey] | None) -> list[_Line]:
+        pictures, lines = len(self._pairs), []
+        for index, variant in enumerate(contestant.variants):
+            everywhere = [np.full(1, index)] * pictures  # stretched to the picture's tiles when they are known
+            if index >= max(contestant.candidates, 1) or not contestant.candidates:
+                lines.append(_Line(contestant, 'dense', None, None, variant.name, everywhere, False))
+            elif self._all or variant.name in self._settings.candidates:
+                backend = self._settings.backend
+                lines.append(_Line(contestant, 'candidate', variant.name, None, backend, everywhere, False))
+        for budget in self._settings.budgets if surveys else ():
+            lines += self._budget_lines(contestant, surveys or [], budget)
+        if surveys and self._all:
+            assert isinstance(contestant.net, ClassPruning)
+            scores = torch.from_numpy(np.concatenate([survey.scores for survey in surveys]))
+            classes = contestant.net.route(scores.to(device_of(contestant.net))).cpu().numpy()
+            lines.append(self._routed_line(contestant, 'routed', None, classes, surveys))
+        return lines
+
+    def _budget_lines(self, contestant: Contestant, surveys: list[_Survey], budget: float) -> list[_Line]:
+        sizes = np.concatenate([np.full(len(survey.scores), survey.pixels) for survey in surveys]).astype(float)
+        costs = contestant.traits.costs
+        scores = np.concatenate([survey.scores for survey in surveys]) * sizes[:, None]
+        errors = np.concatenate([survey.errors for survey in surveys])
+        classes = solve_budget(scores, costs, sizes, budget)
+        best = solve_budget(-errors, costs, sizes, budget)
+        dealt = random_allocation(classes, np.random.default_rng(self._settings.seed))
+        return [
+            self._routed_line(contestant, kind, budget, chosen, surveys)
+            for kind, chosen in (('budget', classes), ('oracle', best), ('random', dealt))
+        ]
+
+    def _routed_line(
+        self, contestant: Contestant, kind: str, budget: float | None, classes: np.ndarray, surveys: list[_Survey]
+    ) -> _Line:
+        cuts = np.cumsum([len(survey.scores) for survey in surveys])[:-1]
+        choices = np.split(classes, cuts)
+        return _Line(contestant, kind, None, budget, self._settings.backend, choices, True)
+
+    # ------------------------------------------------------------------------------------------- restoring, rows
+
+    def _restore(self, contestant: Contestant, lines: list[_Line], index: int, surveys: list[_Survey] | None) -> int:
+        """Restores one picture in all ways that the lines need; returns its pixels."""
+        pair, tiled = self._open(contestant, index)
+        for line in lines:
+            line.choices[index] = np.broadcast_to(line.choices[index], len(tiled.grid))
+        needed = sorted({int(variant) for line in lines for variant in np.unique(line.choices[index])})
+        repeats = self._settings.repeats
+        outputs, seconds = tiled.measure(needed, repeats if surveys is None else max(repeats - 1, 1))
+        if surveys is not None:
+            seconds = np.concatenate([seconds, surveys[index].seconds])
+        for line in lines:
+            choice = line.choices[index]
+            tiles = np.arange(len(choice))
+            samples = seconds[:, choice, tiles]
+            line.seconds += float(np.median(np.where(np.isinf(samples), samples.min(axis=0), samples), axis=0).sum())
+            if line.classified and surveys is not None:
+                line.seconds += float(surveys[index].seconds_classifier.sum())
+            line.qualities.append(compare(tiled.blend(outputs, choice), pair.truth, contestant.traits.scale))
+            line.tile_pixels.append(np.full(len(choice), tiled.pixels))
+        return pair.truth.shape[0] * pair.truth.shape[1]
+
+    def _row(self, line: _Line, pixels: int) -> Row:
+        traits = line.contestant.traits
+        choice, size = np.concatenate(line.choices), np.concatenate(line.tile_pixels)
+        per_pixel = np.array([variant.macs for variant in line.contestant.variants])
+        classifier = traits.macs_classifier if line.classified else 0
+        macs = float(((per_pixel[choice] + classifier) * size).mean())
+        dense = float((traits.macs_dense * size).mean())
+        shares = np.bincount(choice, minlength=len(per_pixel)) / len(choice)
+        routed = line.kind != 'dense'
+        return Row(
+            model=line.contestant.name,
+            kind=line.kind,
+            candidate=line.candidate,
+            budget=line.budget,
+            psnr=_mean([quality.psnr for quality in line.qualities]),
+            psnr_y=_mean([quality.psnr_y for quality in line.qualities]),
+            ssim=float(np.mean([quality.ssim for quality in line.qualities])),
+            macs=macs,
+            macs_dense=dense,
+            saved=1 - macs / dense,
+            seconds=line.seconds,
+            pixels=pixels,
+            params=traits.params,
+            class_share=dict(zip(traits.candidates, shares.tolist())) if routed else {},
+            backend=line.backend,
+            threads=self._settings.threads,
+            pictures=len(line.qualities),
+        )
+
+
+def _mean(values: list[float]) -> float | None:
+    mean = float(np.mean(values))
+    return mean if math.isfinite(mean) else None
+
+
+def to_json(row: Row) -> dict[str, Any]:
+    """A row as in the JSON file."""
+    return asdict(row)

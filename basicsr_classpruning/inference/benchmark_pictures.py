@@ -1,0 +1,103 @@
+"""Pairs of a degraded and a true picture, from two folders or degraded on the fly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from basicsr_classpruning.data.degradations import Degradation, picture_rng
+from basicsr_classpruning.errors import UsageError, UserError
+from basicsr_classpruning.inference.images import SUFFIXES, read_picture
+from basicsr_classpruning.inference.metrics import WINDOW
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One picture of the benchmark."""
+
+    name: str
+    degraded: np.ndarray
+    """``(h, w, C)``, ``uint8`` or float32 around [0, 1]."""
+    truth: np.ndarray
+    """``(h * scale, w * scale, C)`` ``uint8``."""
+
+
+class Pairs:
+    """The pictures of a benchmark. Each access gives the same pixels again; nothing is kept in memory.
+
+    Args:
+        truth: folder of the true pictures.
+        degraded: folder of degraded pictures of the same names (suffixes may differ); None with ``degradation``.
+        degradation: how true pictures are degraded; its random strengths depend on the pictures' names only.
+
+    Raises:
+        UsageError: a folder is not there or empty, or pictures have no partner.
+    """
+
+    def __init__(self, truth: str, degraded: str | None, degradation: Degradation | None) -> None:
+        if (degraded is None) == (degradation is None):
+            raise UsageError('give either --lq or --degrade')
+        self._degradation = degradation
+        self._truth = _pictures(truth)
+        self._degraded: list[Path] | None = None
+        if degraded is not None:
+            partners = {path.stem: path for path in _pictures(degraded)}
+            missing = [path.name for path in self._truth if path.stem not in partners]
+            if missing:
+                raise UsageError(f'{degraded}: has no picture for {missing[0]} ({len(missing)} missing)')
+            self._degraded = [partners[path.stem] for path in self._truth]
+
+    def __len__(self) -> int:
+        return len(self._truth)
+
+    def pair(self, index: int, channels: int, scale: int) -> Pair:
+        """A pair for a network of 1 (grey) or 3 (RGB) channels.
+
+        Raises:
+            UsageError: the network's scale is not the pictures'.
+            UserError: a picture cannot be read, or is too small to be compared.
+        """
+        path = self._truth[index]
+        truth = _load(path, channels)
+        truth = truth[: len(truth) // scale * scale, : truth.shape[1] // scale * scale]
+        if min(truth.shape[:2]) < WINDOW + 2 * scale:
+            raise UserError(f'{path}: is too small; SSIM needs {WINDOW + 2 * scale} pixels a side')
+        if self._degradation is not None:
+            if self._degradation.scale != scale:
+                raise UsageError(
+                    f'--degrade {self._degradation}: enlarges by {self._degradation.scale}, the network by {scale}'
+                )
+            degraded = self._degradation.degrade(truth, picture_rng(path.stem, index))
+        else:
+            assert self._degraded is not None
+            degraded = _load(self._degraded[index], channels)
+            if degraded.shape[0] * scale != truth.shape[0] or degraded.shape[1] * scale != truth.shape[1]:
+                raise UsageError(
+                    f'{self._degraded[index]}: {degraded.shape[1]} x {degraded.shape[0]} enlarged by {scale} is not '
+                    f'{truth.shape[1]} x {truth.shape[0]}, the size of {path.name}'
+                )
+        return Pair(path.stem, degraded, truth)
+
+
+def _pictures(folder: str) -> list[Path]:
+    root = Path(folder)
+    if not root.is_dir():
+        raise UsageError(f'{folder}: no such folder')
+    paths = sorted(path for path in root.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise UsageError(f'{folder}: no pictures in it (looked for {", ".join(SUFFIXES)})')
+    return paths
+
+
+def _load(path: Path, channels: int) -> np.ndarray:
+    """8-bit pixels ``(H, W, channels)``; colour becomes grey as in OpenCV, alpha is left out."""
+    picture = read_picture(path)
+    if picture.bits != 8:
+        raise UserError(f'{path}: 16 bit; the benchmark compares 8-bit pictures')
+    pixels = np.ascontiguousarray(picture.pixels)
+    if pixels.shape[2] == channels:
+        return pixels
+    return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None] if channels == 1 else np.repeat(pixels, 3, axis=2)

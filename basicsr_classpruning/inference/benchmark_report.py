@@ -1,0 +1,87 @@
+"""A benchmark's rows as text: CSV, Markdown, a table for the terminal, and a plot."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from basicsr_classpruning.inference.benchmark import Row
+
+_HEADER = ('model', 'what', 'PSNR', 'PSNR-Y', 'SSIM', 'average MACs', 'saved', 'seconds', 'backend', 'shares')
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """All columns; the class shares as ``1:4=0.2 2:4=0.8``."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(asdict(rows[0])), lineterminator='\n')
+    writer.writeheader()
+    for row in rows:
+        share = ' '.join(f'{name}={value:.4f}' for name, value in row.class_share.items())
+        writer.writerow({**asdict(row), 'class_share': share})
+    return stream.getvalue()
+
+
+def to_cells(rows: Sequence[Row]) -> list[list[str]]:
+    """The header and the rows as a person reads them."""
+    return [list(_HEADER), *map(_cells, rows)]
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """A Markdown table."""
+    header, *lines = to_cells(rows)
+    right = ('---', '---', *['---:'] * 6, '---', '---')
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in (header, right, *lines)) + '\n'
+
+
+def what(row: Row) -> str:
+    """A row in few words, e.g. ``budget 0.6``."""
+    if row.kind == 'candidate':
+        return str(row.candidate)
+    return row.kind if row.budget is None else f'{row.kind} {row.budget:g}'
+
+
+def _cells(row: Row) -> list[str]:
+    decibels = ['equal' if value is None else f'{value:.3f}' for value in (row.psnr, row.psnr_y)]
+    shares = ' '.join(f'{name} {value:.0%}' for name, value in row.class_share.items())
+    macs, seconds = f'{row.macs / 1e9:.3f} G', f'{row.seconds:.3g}'
+    return [row.model, what(row), *decibels, f'{row.ssim:.4f}', macs, f'{row.saved:.1%}', seconds, row.backend, shares]
+
+
+def plot(rows: Sequence[Row], title: str) -> bytes:
+    """PSNR against average MACs and against measured time, as a PNG file.
+
+    Dense networks are points, candidates crosses; budgets, oracle and random are curves.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 5), layout='constrained')
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    left, right = figure.subplots(1, 2, sharey=True)
+    shown = [row for row in rows if row.psnr is not None]
+    _draw(left, shown, [row.macs / 1e9 for row in shown])
+    _draw(right, shown, [row.seconds for row in shown])
+    left.set(xlabel='average MACs of a tile (G)', ylabel='PSNR (dB)')
+    right.set(xlabel=f'measured time (s, {rows[0].threads} thread(s))')
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.legend(*left.get_legend_handles_labels(), loc='outside lower center', ncols=3, fontsize='small')
+    stream = io.BytesIO()
+    figure.savefig(stream, format='png', dpi=120)
+    return stream.getvalue()
+
+
+def _draw(axes, rows: Sequence[Row], x: Sequence[float]) -> None:
+    styles = {'budget': '-o', 'oracle': '--^', 'random': ':v', 'candidate': 'x', 'routed': '*', 'dense': 's'}
+    groups: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+    for row, position in zip(rows, x):
+        label = row.backend if row.kind == 'dense' else ''
+        groups.setdefault((row.model, row.kind, label), []).append((position, row.psnr or 0.0))
+    models = list(dict.fromkeys(row.model for row in rows))
+    for (model, kind, label), points in groups.items():
+        colour = f'C{models.index(model) % 10}'
+        name = ' '.join(filter(None, (model, kind, label)))
+        axes.plot(*zip(*sorted(points)), styles[kind], color=colour, label=name, alpha=0.8)

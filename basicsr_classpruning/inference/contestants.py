@@ -1,0 +1,174 @@
+"""The networks of a benchmark, and how their tiles are run and timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from basicsr_classpruning.archs.classpruning_arch import ClassPruning
+from basicsr_classpruning.archs.dense import DenseNetwork
+from basicsr_classpruning.inference.engines import Engine, Engines, dense_engine, device_of
+from basicsr_classpruning.inference.foreign_engines import foreign_engines
+from basicsr_classpruning.inference.networks import Traits, dense_module, inspect_network
+from basicsr_classpruning.inference.tiling import Blender, TileGrid, plan_tiles
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run a network's tiles."""
+
+    name: str
+    """The candidate; for a dense network the engine."""
+    macs: float
+    """Per input pixel, without the classifier."""
+    run: Engine
+
+
+@dataclass
+class Contestant:
+    """A network with all the ways in which it is run. The candidates come first, in their order."""
+
+    name: str
+    net: ClassPruning | DenseNetwork
+    traits: Traits
+    variants: list[Variant]
+    missing: dict[str, str] = field(default_factory=dict)
+    """Engines that could not be had, with the reason."""
+
+    @property
+    def candidates(self) -> int:
+        """Number of candidates; 0 for a dense network."""
+        return len(self.traits.candidates)
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Scores ``(B, K)``. Only of a ClassPruning network."""
+        assert isinstance(self.net, ClassPruning)
+        with torch.inference_mode():
+            return self.net.scores(x)
+
+
+def enter(name: str, net: ClassPruning | DenseNetwork, overlap: int, backend: str) -> Contestant:
+    """Makes a contestant of a loaded network, on the device that it is on."""
+    traits = inspect_network(net, overlap)
+    engines = Engines(net, backend)
+    names = traits.candidates or (backend,)
+    variants = [Variant(label, traits.macs[index], engines[index]) for index, label in enumerate(names)]
+    return Contestant(name, net, traits, variants)
+
+
+def add_engines(contestant: Contestant, threads: int) -> None:
+    """Adds what else the dense base network can be run with on a CPU."""
+    module = dense_module(contestant.net)
+    macs = contestant.traits.macs_dense
+    found, contestant.missing = foreign_engines(module, contestant.traits.channels, contestant.net.sizes, threads)
+    contestant.variants.append(Variant('eager', macs, dense_engine(module)))
+    contestant.variants += [Variant(name, macs, engine) for name, engine in found.items()]
+
+
+class TiledPicture:
+    """A degraded picture cut into a contestant's tiles, with the times that were measured on them.
+
+    Tiles run one at a time: what any choice of candidates takes is then the sum of its tiles' times. All ways to run a
+    tile take turns on it, so that another program's load meets all of them.
+    """
+
+    def __init__(self, contestant: Contestant, picture: np.ndarray, tile: int, overlap: int) -> None:
+        self._contestant, self._channels = contestant, picture.shape[2]
+        self.grid: TileGrid = plan_tiles(picture.shape[0], picture.shape[1], tile, overlap, contestant.traits.rule)
+        self._top = 1.0 if np.issubdtype(picture.dtype, np.floating) else float(np.iinfo(picture.dtype).max)
+        self._picture = picture
+        self._device = device_of(contestant.net)
+
+    @property
+    def pixels(self) -> int:
+        """Input pixels of one tile."""
+        return self.grid.tile_size[0] * self.grid.tile_size[1]
+
+    def tile(self, number: int) -> Tensor:
+        """One tile as the network wants it, ``(1, C, h, w)``."""
+        tile = self.grid.cut(self._picture, number).transpose(2, 0, 1)[None]
+        return torch.from_numpy(tile.astype(np.float32)).div_(self._top).to(self._device)
+
+    def measure(self, variants: list[int], repeats: int) -> tuple[dict[int, np.ndarray], np.ndarray]:
+        """Runs all tiles in several ways.
+
+        Returns:
+            The outputs of each variant ``(T, C, h * scale, w * scale)``, and the seconds
+            ``(repeats, all variants, T)``, infinite for variants that did not run.
+        """
+        outputs: dict[int, list[np.ndarray]] = {variant: [] for variant in variants}
+        seconds = np.full((repeats, len(self._contestant.variants), len(self.grid)), np.inf)
+        for number in range(len(self.grid)):
+            x = self.tile(number)
+            for repeat in range(repeats):
+                for variant in variants:
+                    y, elapsed = self._timed(self._contestant.variants[variant].run, x)
+                    seconds[repeat, variant, number] = elapsed
+                    if repeat == 0:
+                        outputs[variant].append(y.float().cpu().numpy()[0])
+        return {variant: np.stack(tiles) for variant, tiles in outputs.items()}, seconds
+
+    def score(self, repeats: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores ``(T, K)`` and the classifier's seconds ``(T,)``, medians."""
+        scores, seconds = [], np.zeros((repeats, len(self.grid)))
+        for number in range(len(self.grid)):
+            x = self.tile(number)
+            for repeat in range(repeats):
+                found, seconds[repeat, number] = self._timed(self._contestant.scores, x)
+            scores.append(found.float().cpu().numpy()[0])
+        return np.stack(scores), np.median(seconds, axis=0)
+
+    def warm_up(self, variants: list[int]) -> None:
+        """Runs one tile in every way, unmeasured: kernels are chosen and graphs compiled at the first call."""
+        x = self.tile(0)
+        for variant in variants:
+            self._timed(self._contestant.variants[variant].run, x)
+        if self._contestant.candidates:
+            self._timed(self._contestant.scores, x)
+
+    def blend(self, outputs: dict[int, np.ndarray], choice: np.ndarray) -> np.ndarray:
+        """The picture ``(H, W, C)`` uint8 in which tile t is the output of variant ``choice[t]``."""
+        traits = self._contestant.traits
+        blender = Blender(self.grid, traits.scale, self._channels, traits.margin)
+        columns = len(self.grid.cols.starts)
+        bands = []
+        for row in range(len(self.grid.rows.starts)):
+            for column in range(columns):
+                number = row * columns + column
+                blender.add(column, outputs[int(choice[number])][number])
+            bands.append(blender.finish_row())
+        return np.rint(np.concatenate(bands).clip(0, 1) * 255).astype(np.uint8)
+
+    def squared_errors(self, tiles: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        """Each tile's part in the picture's squared error, ``(T,)``.
+
+        Pixels count by the tile's weight in the blended picture.
+
+        Args:
+            tiles: outputs ``(T, C, h * scale, w * scale)`` in [0, 1].
+            truth: ``(H, W, C)`` uint8.
+        """
+        traits, (rows, cols) = self._contestant.traits, (self.grid.rows, self.grid.cols)
+        errors = np.zeros(len(self.grid))
+        for number, tile in enumerate(tiles):
+            row, col = divmod(number, len(cols.starts))
+            top, left = rows.starts[row] * traits.scale, cols.starts[col] * traits.scale
+            part = truth[top : top + tile.shape[1], left : left + tile.shape[2]].transpose(2, 0, 1) / np.float32(255)
+            height, width = part.shape[1:]  # without what was padded
+            error = np.square(tile[:, :height, :width].clip(0, 1) - part).sum(axis=0)
+            down = rows.weights(row, traits.scale, traits.margin)[:height]
+            across = cols.weights(col, traits.scale, traits.margin)[:width]
+            errors[number] = down @ error @ across
+        return errors
+
+    def _timed(self, run: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, float]:
+        start = time.perf_counter()
+        y = run(x)
+        if self._device.type == 'cuda':
+            torch.cuda.synchronize(self._device)
+        return y, time.perf_counter() - start

@@ -1,0 +1,32 @@
+"""PSNR and SSIM, as BasicSR computes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from basicsr.metrics import calculate_psnr, calculate_ssim
+
+WINDOW = 11  # side of SSIM's window
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How near a restored picture is to the true one."""
+
+    psnr: float
+    """dB, over all channels; infinite for equal pictures."""
+    psnr_y: float
+    """dB, of the Y channel of YCbCr (BT.601, 16-235); of a grey picture the same as ``psnr``."""
+    ssim: float
+    """Mean over the channels."""
+
+
+def compare(restored: np.ndarray, truth: np.ndarray, crop: int) -> Quality:
+    """Compares pictures ``(H, W, C)`` uint8, grey or RGB, leaving out ``crop`` pixels at each border."""
+    ours, theirs = restored[..., ::-1], truth[..., ::-1]  # BasicSR's order is BGR
+    return Quality(
+        psnr=float(calculate_psnr(ours, theirs, crop)),
+        psnr_y=float(calculate_psnr(ours, theirs, crop, test_y_channel=True)),
+        ssim=float(calculate_ssim(ours, theirs, crop)),
+    )

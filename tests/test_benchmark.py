@@ -1,0 +1,223 @@
+"""``classpruning benchmark``: rows, reference curves, files, engines."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from basicsr.metrics import calculate_psnr, calculate_ssim
+
+from basicsr_classpruning import load
+from basicsr_classpruning.archs.classpruning_arch import ClassPruning
+from basicsr_classpruning.checkpoint import save_file
+from basicsr_classpruning.cli import benchmark
+from basicsr_classpruning.data.degradations import Degradation
+from basicsr_classpruning.errors import UsageError, UserError
+from basicsr_classpruning.inference.benchmark import Benchmark, Settings
+from basicsr_classpruning.inference.benchmark_pictures import Pairs
+from basicsr_classpruning.inference.contestants import TiledPicture, enter
+from basicsr_classpruning.inference.images import Encoding, Picture, read_picture
+from basicsr_classpruning.inference.restorer import Restorer
+from basicsr_classpruning.inference.writing import write_picture
+
+BASE = {'type': 'MSRResNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 2}
+GREY = {'type': 'DnCNN', 'num_in_ch': 1, 'num_out_ch': 1, 'num_feat': 8, 'num_conv': 4}
+KEYS = {
+    'model', 'kind', 'candidate', 'budget', 'psnr', 'psnr_y', 'ssim', 'macs', 'macs_dense', 'saved', 'seconds',
+    'pixels', 'params', 'class_share', 'backend', 'threads', 'pictures',
+}  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Two networks, a dense checkpoint and three pictures, part smooth and part rough."""
+    root = tmp_path_factory.mktemp('benchmark')
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        noise = rng.random((120, 130, 3))
+        blurred = cv2.GaussianBlur(noise, (0, 0), 3)
+        blurred[:, 60:] = cv2.GaussianBlur(noise, (0, 0), 1)[:, 60:]
+        pixels = (np.clip(blurred * 3 - 1, 0, 1) * 255).astype(np.uint8)
+        (root / 'gt').mkdir(exist_ok=True)
+        write_picture(root / f'gt/{i}.png', Picture(pixels, None, Encoding('PNG')))
+    for name, base in (('sr', BASE), ('grey', GREY)):
+        torch.manual_seed(0)
+        net = ClassPruning(base=base, candidates=['1:4', '2:4', '4:4'])
+        net.rank_by_magnitude()
+        save_file({'params': net.state_dict(), 'network_g': net.options}, root / f'{name}.pth')
+    save_file({'params': load(root / 'sr.pth').frozen_dense().state_dict(), 'network_g': BASE}, root / 'dense.pth')
+    return root
+
+
+def call(folder, *argv, models=('sr.pth',)):
+    parser = argparse.ArgumentParser()
+    benchmark.add_parser(parser.add_subparsers())
+    paths = [str(folder / name) for name in models]
+    fixed = ['--gt', str(folder / 'gt'), '--backend', 'dense', '--threads', '1', '--overlap', '4']
+    args = parser.parse_args(['benchmark', '--models', *paths, *fixed, *map(str, argv)])
+    return args.func(args)
+
+
+def rows_of(folder, tmp_path, *argv, **kwargs):
+    assert call(folder, *argv, '--json', tmp_path / 'x.json', **kwargs) == 0
+    return json.loads((tmp_path / 'x.json').read_text())['rows']
+
+
+def test_rows_of_networks_candidates_and_budgets(folder, tmp_path, capsys):
+    options = ('--degrade', 'bicubic2', '--tile', 24, '--budgets', 0.7, 0.85, '--candidates', '2:4')
+    rows = rows_of(folder, tmp_path, *options, models=('sr.pth', 'dense.pth'))
+    assert [(row['model'], row['kind'], row['candidate'], row['budget']) for row in rows] == [
+        ('sr', 'candidate', '2:4', None),
+        *(('sr', kind, None, budget) for budget in (0.7, 0.85) for kind in ('budget', 'oracle', 'random')),
+        ('dense', 'dense', None, None),
+    ]
+    for row in rows:
+        assert set(row) == KEYS
+        assert row['saved'] == pytest.approx(1 - row['macs'] / row['macs_dense'])
+        assert row['pixels'] == 3 * 120 * 130
+        assert row['seconds'] > 0
+        assert row['params'] == rows[-1]['params']
+        assert row['threads'] == 1
+        if row['budget']:
+            assert row['macs'] / row['macs_dense'] == pytest.approx(row['budget'], rel=0.01)
+            assert sum(row['class_share'].values()) == pytest.approx(1)
+    by_kind = {(row['kind'], row['budget']): row for row in rows}
+    for budget in (0.7, 0.85):
+        assert by_kind['oracle', budget]['psnr'] >= by_kind['budget', budget]['psnr'] - 0.001
+        assert by_kind['oracle', budget]['psnr'] > by_kind['random', budget]['psnr']
+        assert by_kind['random', budget]['class_share'] == by_kind['budget', budget]['class_share']
+    dense = rows[-1]
+    assert dense['saved'] == 0
+    assert dense['class_share'] == {}
+    output = capsys.readouterr().out
+    assert 'budget 0.85' in output
+    assert 'average MACs' in output
+
+
+def test_figures_equal_basicsrs_on_what_the_restorer_gives(folder, tmp_path):
+    rows = rows_of(folder, tmp_path, '--degrade', 'bicubic2', '--candidates', '1:4')
+    restorer = Restorer(load(folder / 'sr.pth'), overlap=4, candidate='1:4', backend='dense', device='cpu')
+    pairs = Pairs(str(folder / 'gt'), None, Degradation.parse('bicubic2'))
+    psnr, psnr_y, ssim = [], [], []
+    for index in range(3):
+        pair = pairs.pair(index, 3, 2)
+        restored, _ = restorer.restore(pair.degraded)
+        ours = np.rint(restored.clip(0, 1) * 255).astype(np.uint8)[..., ::-1]
+        theirs = pair.truth[..., ::-1]
+        psnr.append(calculate_psnr(ours, theirs, 2))
+        psnr_y.append(calculate_psnr(ours, theirs, 2, test_y_channel=True))
+        ssim.append(calculate_ssim(ours, theirs, 2))
+    assert rows[0]['psnr'] == pytest.approx(np.mean(psnr), abs=1e-4)
+    assert rows[0]['psnr_y'] == pytest.approx(np.mean(psnr_y), abs=1e-4)
+    assert rows[0]['ssim'] == pytest.approx(np.mean(ssim), abs=1e-5)
+
+
+def test_without_choice_all_candidates_and_the_classifiers_own(folder, tmp_path):
+    rows = rows_of(folder, tmp_path, '--degrade', 'bicubic2')
+    assert [row['candidate'] or row['kind'] for row in rows] == ['1:4', '2:4', '4:4', 'routed']
+    assert rows[0]['macs'] < rows[1]['macs'] < rows[2]['macs'] == rows[2]['macs_dense']
+
+
+def test_folders_of_degraded_pictures_and_the_other_files(folder, tmp_path):
+    pairs = Pairs(str(folder / 'gt'), None, Degradation.parse('bicubic2'))
+    (tmp_path / 'lq').mkdir()
+    for index in range(3):
+        pair = pairs.pair(index, 3, 2)
+        pixels = np.rint(pair.degraded * 255).astype(np.uint8)
+        write_picture(tmp_path / f'lq/{pair.name}.bmp', Picture(pixels, None, Encoding('BMP')))
+    outputs = ('--csv', tmp_path / 'x.csv', '--markdown', tmp_path / 'x.md', '--plot', tmp_path / 'x.png')
+    rows = rows_of(folder, tmp_path, '--lq', tmp_path / 'lq', '--budgets', 0.7, '--tile', 24, *outputs)
+    again = rows_of(folder, tmp_path, '--degrade', 'bicubic2', '--budgets', 0.7, '--tile', 24)
+    assert [row['psnr'] for row in rows] == [row['psnr'] for row in again]
+    with open(tmp_path / 'x.csv') as file:
+        table = list(csv.DictReader(file))
+    assert [float(line['psnr']) for line in table] == [row['psnr'] for row in rows]
+    lines = (tmp_path / 'x.md').read_text().splitlines()
+    assert len({line.count('|') for line in lines}) == 1
+    assert len(lines) == 2 + len(rows)
+    assert read_picture(tmp_path / 'x.png').pixels.shape[1] > 1000
+
+
+def test_one_channel_networks_are_given_grey_pictures(folder, tmp_path):
+    rows = rows_of(folder, tmp_path, '--degrade', 'noise0-50', models=('grey.pth',))
+    assert all(row['psnr'] == row['psnr_y'] for row in rows)
+    again = rows_of(folder, tmp_path, '--degrade', 'noise0-50', models=('grey.pth',))
+    assert [row['psnr'] for row in rows] == [row['psnr'] for row in again]
+
+
+def test_engines_are_run_or_named(folder, tmp_path, capsys):
+    pytest.importorskip('onnxruntime')
+    options = ('--degrade', 'bicubic2', '--candidates', '2:4', '--engines', '--json', tmp_path / 'x.json')
+    assert call(folder, *options, models=('sr.pth', 'dense.pth')) == 0
+    report = json.loads((tmp_path / 'x.json').read_text())
+    rows = {row['backend']: row for row in report['rows'] if row['kind'] == 'dense'}
+    assert set(rows) | set(report['missing_engines']) == {
+        'dense', 'eager', 'onnxruntime', 'openvino-fp32', 'openvino-bf16',
+    }  # fmt: skip
+    for name in report['missing_engines']:
+        assert f'missing: {name}: ' in capsys.readouterr().err
+    for name in set(rows) - {'openvino-bf16'}:
+        assert rows[name]['psnr'] == pytest.approx(rows['dense']['psnr'], abs=1e-3)
+    machine = report['machine']
+    assert machine['processor']
+    assert isinstance(machine['instruction_sets'], list)
+    assert machine['versions']['torch'] == torch.__version__
+
+
+def test_tiles_errors_add_up_to_the_pictures(folder):
+    """What the oracle minimises is the error of the blended picture."""
+    contestant = enter('sr', load(folder / 'sr.pth'), 4, 'dense')
+    pair = Pairs(str(folder / 'gt'), None, Degradation.parse('bicubic2')).pair(0, 3, 2)
+    tiled = TiledPicture(contestant, pair.degraded, 40, 4)
+    outputs, seconds = tiled.measure([0, 1, 2], 2)
+    assert seconds.shape == (2, 3, len(tiled.grid))
+    assert np.isfinite(seconds).all()
+    for k in range(3):
+        blended = tiled.blend(outputs, np.full(len(tiled.grid), k))
+        error = np.square(blended / 255.0 - pair.truth / 255.0).sum()
+        assert tiled.squared_errors(outputs[k], pair.truth).sum() == pytest.approx(error, rel=0.01)
+
+
+def test_progress_and_reproducibility(folder):
+    contestant = enter('sr', load(folder / 'sr.pth'), 4, 'dense')
+    pairs = Pairs(str(folder / 'gt'), None, Degradation.parse('bicubic2'))
+    settings = Settings(tile=24, overlap=4, budgets=(0.7,), backend='dense', repeats=1)
+    told = []
+    first = Benchmark([contestant], pairs, settings, lambda *args: told.append(args)).run()
+    second = Benchmark([contestant], pairs, settings, lambda *args: None).run()
+    assert told == [(stage, i, 3) for stage in ('surveying sr', 'restoring') for i in (1, 2, 3)]
+    assert [(row.psnr, row.ssim, row.macs) for row in first] == [(row.psnr, row.ssim, row.macs) for row in second]
+
+
+def test_wrong_calls(folder, tmp_path):
+    (tmp_path / 'empty').mkdir()
+    for options, message in (
+        (('--degrade', 'bicubic4'), 'enlarges by 4, the network by 2'),
+        (('--degrade', 'noise0-50'), 'enlarges by 1, the network by 2'),
+        (('--degrade', 'rain'), 'rain'),
+        (('--lq', tmp_path / 'empty'), 'no pictures'),
+        (('--lq', tmp_path / 'absent'), 'no such folder'),
+        (('--lq', folder / 'gt'), 'is not'),
+        (('--degrade', 'bicubic2', '--budgets', 0.01), 'budget 0.01 cannot be met'),
+        (('--degrade', 'bicubic2', '--candidates', '3:4'), 'sr has 1:4, 2:4, 4:4'),
+        (('--degrade', 'bicubic2', '--repeats', 0), '--repeats 0'),
+        (('--degrade', 'bicubic2', '--tile', 3), 'tile 3'),
+    ):
+        with pytest.raises(UsageError, match=message):
+            call(folder, *options)
+    with pytest.raises(UsageError, match='twice'):
+        call(folder, '--degrade', 'bicubic2', models=('sr.pth', 'sr.pth'))
+    (tmp_path / 'tiny').mkdir()
+    write_picture(tmp_path / 'tiny/x.png', _picture(12))
+    pairs = Pairs(str(tmp_path / 'tiny'), None, Degradation.parse('bicubic2'))
+    with pytest.raises(UserError, match='too small'):
+        pairs.pair(0, 3, 2)
+
+
+def _picture(side):
+    return Picture(np.zeros((side, side, 3), np.uint8), None, Encoding('PNG'))
