@@ -15,9 +15,7 @@ from basicsr_classpruning.sparsity.calibration import (
     CalibrationOptions,
     Moments,
     draw_sampling,
-    flatten_weight,
     observe,
-    unflatten_weight,
 )
 from basicsr_classpruning.sparsity.masks import magnitude_rank, satisfies
 from basicsr_classpruning.sparsity.pattern import Pattern
@@ -173,9 +171,9 @@ def test_observed_columns_times_the_weight_are_the_outputs(name: str, limit: int
     inputs = torch.randn(3, 4, 11, 13)
     outputs = conv(inputs)
     sampling = draw_sampling(conv, outputs, limit, torch.Generator().manual_seed(0))
-    columns, wanted = (torch.cat(parts) for parts in zip(*observe(conv, inputs, outputs, sampling)))
-    torch.testing.assert_close(columns @ flatten_weight(conv.weight).T + conv.bias, wanted)
-    assert len(columns) <= 5 / 3 * limit
+    columns, wanted = (torch.cat(parts, 1) for parts in zip(*observe(conv, inputs, outputs, sampling)))
+    torch.testing.assert_close(conv.weight.flatten(1) @ columns + conv.bias[:, None], wanted)
+    assert columns.shape[1] <= 5 / 3 * limit
 
 
 @torch.no_grad()
@@ -184,23 +182,16 @@ def test_observed_rows_of_a_linear_layer() -> None:
     inputs = torch.randn(2, 7, 9, 6)
     outputs = linear(inputs)
     sampling = draw_sampling(linear, outputs, 30, torch.Generator().manual_seed(0))
-    columns, wanted = (torch.cat(parts) for parts in zip(*observe(linear, inputs, outputs, sampling)))
-    torch.testing.assert_close(linear(columns), wanted)
-    assert 20 <= len(columns) <= 50
-
-
-def test_flattened_columns_are_in_tap_channel_order_and_come_back() -> None:
-    weight = torch.arange(2 * 4 * 3 * 3.0).view(2, 4, 3, 3)
-    flat = flatten_weight(weight)
-    assert flat[0, :5].tolist() == [0, 9, 18, 27, 1]
-    assert torch.equal(unflatten_weight(flat, weight), weight)
+    columns, wanted = (torch.cat(parts, 1) for parts in zip(*observe(linear, inputs, outputs, sampling)))
+    torch.testing.assert_close(linear(columns.T), wanted.T)
+    assert 20 <= columns.shape[1] <= 50
 
 
 def test_moments_are_exact_far_from_zero_and_in_any_chunks() -> None:
     inputs, outputs = torch.randn(500, 4) + 300, torch.randn(500, 2) - 200
     moments = Moments()
     for part in ((0, 7), (7, 300), (300, 500)):
-        moments.add(inputs[slice(*part)], outputs[slice(*part)])
+        moments.add(inputs[slice(*part)].T, outputs[slice(*part)].T)
     x, y = inputs.double(), outputs.double()
     squares, products = moments.second(centred=True)
     torch.testing.assert_close(squares, torch.cov(x.T, correction=0), rtol=1e-5, atol=1e-5)
@@ -326,7 +317,7 @@ def test_few_samples_do_not_overrule_the_dense_weights() -> None:
     linear = nn.Linear(64, 8)
     moments = Moments()
     inputs = torch.randn(4, 64)
-    moments.add(inputs, linear(inputs).detach())
+    moments.add(inputs.T, linear(inputs).detach().T)
     pruned = prune_layer(linear, moments, Pattern(2, 4), CalibrationOptions())
     assert (pruned.weight - linear.weight).norm() < linear.weight.norm()
     hessian, _ = damped(moments, linear.weight.detach().double(), True, 0.01)

@@ -47,20 +47,8 @@ class CalibrationOptions:
             raise ValueError(f'rounds {self.rounds}: must not be negative')
 
 
-def flatten_weight(weight: Tensor) -> Tensor:
-    """Views a weight ``(O, C, kh, kw)`` or ``(O, C)`` as ``(O, K)``, columns in (tap, channel) order."""
-    return weight.flatten(2).transpose(1, 2).reshape(len(weight), -1) if weight.dim() == 4 else weight
-
-
-def unflatten_weight(columns: Tensor, like: Tensor) -> Tensor:
-    """Undoes ``flatten_weight``: ``(O, K)`` as a weight of the shape and type of ``like``."""
-    if like.dim() == 4:
-        columns = columns.view(len(like), -1, like.shape[1]).transpose(1, 2).reshape(like.shape)
-    return columns.to(like).contiguous()
-
-
 class Moments:
-    """Second moments of a layer's inputs ``(N, K)``, and of them with the outputs wanted ``(N, O)``.
+    """Second moments of a layer's inputs ``(K, N)``, and of them with the outputs wanted ``(O, N)``.
 
     Sums are kept about the mean of the first chunk and in double precision: activations far from zero would cost a
     single-precision sum its digits.
@@ -70,20 +58,20 @@ class Moments:
         self.count = 0
 
     def add(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Adds samples: inputs ``(N, K)``, columns in (tap, channel) order, and outputs ``(N, O)``."""
+        """Adds N samples: inputs ``(K, N)``, in the order of a weight's ``flatten(1)``, and outputs ``(O, N)``."""
         if self.count == 0:
-            columns, channels = inputs.shape[1], outputs.shape[1]
-            self._input_shift, self._output_shift = inputs.mean(0), outputs.mean(0)
+            columns, channels = len(inputs), len(outputs)
+            self._input_shift, self._output_shift = inputs.mean(1), outputs.mean(1)
             self._inputs = inputs.new_zeros(columns, dtype=torch.float64)
             self._outputs = inputs.new_zeros(channels, dtype=torch.float64)
             self._squares = inputs.new_zeros(columns, columns, dtype=torch.float64)
             self._products = inputs.new_zeros(channels, columns, dtype=torch.float64)
-        inputs, outputs = inputs - self._input_shift, outputs - self._output_shift
-        self.count += len(inputs)
-        self._inputs += inputs.sum(0, dtype=torch.float64)
-        self._outputs += outputs.sum(0, dtype=torch.float64)
-        self._squares += inputs.T @ inputs
-        self._products += outputs.T @ inputs
+        inputs, outputs = inputs - self._input_shift[:, None], outputs - self._output_shift[:, None]
+        self.count += inputs.shape[1]
+        self._inputs += inputs.sum(1)
+        self._outputs += outputs.sum(1)
+        self._squares += inputs @ inputs.T
+        self._products += outputs @ inputs.T
 
     def means(self) -> tuple[Tensor, Tensor]:
         """The mean input ``(K,)`` and the mean wanted output ``(O,)``, float64."""
@@ -129,22 +117,26 @@ def draw_sampling(layer: PrunableLayer, outputs: Tensor, limit: int, generator: 
 def observe(
     layer: PrunableLayer, inputs: Tensor, outputs: Tensor, sampling: Sampling
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The samples of one call of a layer, in chunks: unfolded inputs ``(N, K)`` and wanted outputs ``(N, O)``."""
+    """The samples of one call of a layer, in chunks: unfolded inputs ``(K, N)`` and wanted outputs ``(O, N)``."""
     if isinstance(layer, nn.Conv2d):
         pieces = _observe_pictures(layer, inputs, outputs, sampling)
     else:
         pieces = _observe_rows(inputs, outputs, sampling)
     # Small pictures are put together: each chunk costs a pass over the (K, K) sums.
     gathered: list[tuple[Tensor, Tensor]] = []
-    rows = 0
+    samples = 0
     for piece in pieces:
         gathered.append(piece)
-        rows += len(piece[0])
-        if rows * piece[0].shape[1] * 4 > _CHUNK_BYTES // 4:
-            yield torch.cat([x for x, _ in gathered]), torch.cat([y for _, y in gathered])
-            gathered, rows = [], 0
+        samples += piece[0].shape[1]
+        if samples * len(piece[0]) * 4 > _CHUNK_BYTES // 4:
+            yield _joined(gathered)
+            gathered, samples = [], 0
     if gathered:
-        yield torch.cat([x for x, _ in gathered]), torch.cat([y for _, y in gathered])
+        yield _joined(gathered)
+
+
+def _joined(pieces: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    return torch.cat([x for x, _ in pieces], 1), torch.cat([y for _, y in pieces], 1)
 
 
 def _observe_pictures(
@@ -159,8 +151,7 @@ def _observe_pictures(
         padded = functional.pad(picture[None], layer._reversed_padding_repeated_twice, mode)
         part = padded[..., y * layer.stride[0] :, x * layer.stride[1] :]
         unfolded = functional.unfold(part, layer.kernel_size, layer.dilation, 0, strides)[0]
-        columns = unfolded.view(layer.in_channels, -1, unfolded.shape[1]).permute(2, 1, 0).flatten(1)
-        yield columns, wanted[:, y::step, x::step].flatten(1).T
+        yield unfolded, wanted[:, y::step, x::step].flatten(1)
 
 
 def _observe_rows(inputs: Tensor, outputs: Tensor, sampling: Sampling) -> Iterator[tuple[Tensor, Tensor]]:
@@ -168,4 +159,4 @@ def _observe_rows(inputs: Tensor, outputs: Tensor, sampling: Sampling) -> Iterat
     x = inputs.flatten(0, -2)[first :: sampling.step]
     y = outputs.flatten(0, -2)[first :: sampling.step]
     size = max(1, _CHUNK_BYTES // (4 * x.shape[1]))
-    yield from zip(x.split(size), y.split(size))
+    yield from zip(x.T.split(size, 1), y.T.split(size, 1))

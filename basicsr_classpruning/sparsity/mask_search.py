@@ -58,16 +58,16 @@ class QuadraticProblem:
 
 
 def unit_order(channels: int, taps: int, pattern: Pattern) -> Tensor:
-    """Order of the columns ``(K,)`` that puts each unit's together; columns come in (tap, channel) order."""
-    columns = torch.arange(taps * channels).view(taps, channels)
-    return (columns.T if pattern.share_taps else columns).reshape(-1)
+    """Order of a weight's columns ``(K,)``, as ``flatten(1)`` has them, that puts each unit and each group together."""
+    columns = torch.arange(channels * taps).view(channels, taps)
+    return (columns if pattern.share_taps else columns.T).reshape(-1)
 
 
 def solve(hessian: Tensor, cross: Tensor, channels: int, pattern: Pattern, rounds: int) -> Tensor:
     """The weights ``(O, K)`` with zeros in place that (nearly) minimise the loss under a pattern.
 
     Args:
-        hessian: H ``(K, K)``, columns in (tap, channel) order.
+        hessian: H ``(K, K)``, in the order of a weight's ``flatten(1)``.
         cross: C H, ``(O, K)``, where C are the best dense weights.
         channels: input channels of the layer.
         pattern: what may be kept; its M divides ``channels`` and its block divides O.
@@ -182,7 +182,7 @@ def _exchange_round(problem: QuadraticProblem, mask: Tensor, blocks: Tensor) -> 
     across_units = across.view(count, -1, dropped.shape[1], width).transpose(1, 2)
     coupling_units = coupling.view(count, -1, dropped.shape[1], width).transpose(1, 2)
     if width == 1:
-        schur = problem.hessian.diagonal()[dropped] - (across * coupling).sum(1)
+        schur = problem.hessian.diagonal()[dropped] - torch.linalg.vecdot(across, coupling, dim=1)
     else:
         own = problem.hessian.view(problem.units, width, problem.units, width).diagonal(dim1=0, dim2=2).movedim(-1, 0)
         schur = own[dropped] - across_units.mT @ coupling_units

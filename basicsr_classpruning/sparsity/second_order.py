@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -26,10 +27,9 @@ from basicsr_classpruning.sparsity.calibration import (
     PrunableLayer,
     PrunedLayer,
     draw_sampling,
-    flatten_weight,
     observe,
-    unflatten_weight,
 )
+from basicsr_classpruning.sparsity.nested_search import nested_ranks
 from basicsr_classpruning.sparsity.pattern import Pattern
 
 Progress = Callable[[int, int], None]
@@ -76,14 +76,62 @@ def prune_second_order(
     ]
 
 
+@dataclass(frozen=True)
+class NestedMasks:
+    """Nested masks of weights that all candidates share."""
+
+    ranks: dict[str, Tensor]
+    """By layer, uint8 of the weight's shape: candidate N keeps the weights ranked below N in their group."""
+    biases: list[dict[str, Tensor]]
+    """For each candidate the bias ``(O,)`` of each layer that it prunes and that has one."""
+
+
+def rank_second_order(
+    net: nn.Module,
+    layers: Sequence[Mapping[str, Pattern]],
+    batches: Sequence[Tensor],
+    options: CalibrationOptions | None = None,
+    progress: Progress | None = None,
+) -> NestedMasks:
+    """Chooses nested masks for candidates that share the dense weights, and corrects each candidate's biases.
+
+    Arguments and errors are those of ``prune_second_order``; the patterns that a layer has in several candidates are
+    alike but for N.
+    """
+    options = options or CalibrationOptions()
+    ranks: dict[str, Tensor] = {}
+
+    def solve(name: str, layer: PrunableLayer, moments: Sequence[Moments]) -> list[PrunedLayer]:
+        dense = layer.weight.detach().flatten(1).double().cpu()
+        own = [k for k, candidate in enumerate(layers) if name in candidate]
+        losses = [damped(moments[k], dense, layer.bias is not None, options.damping) for k in own]
+        columns = nested_ranks(losses, dense, layer.weight.shape[1], [layers[k][name] for k in own])
+        ranks[name] = columns.view(layer.weight.shape).to(layer.weight.device)
+        pruned = [_as_it_was(layer)] * len(layers)
+        for k in own:
+            weights = dense * (columns < layers[k][name].n)
+            bias = corrected_bias(layer, moments[k], weights)
+            pruned[k] = PrunedLayer(weights.view(layer.weight.shape).to(layer.weight), bias)
+        return pruned
+
+    solved = _sweep(net, _named_layers(net, layers), len(layers), batches, solve, options, progress)
+    biases: list[dict[str, Tensor]] = [{} for _ in layers]
+    for name, pruned in solved.items():
+        for k, candidate in enumerate(layers):
+            bias = pruned[k].bias
+            if name in candidate and bias is not None:
+                biases[k][name] = bias
+    return NestedMasks(ranks, biases)
+
+
 def prune_layer(layer: PrunableLayer, moments: Moments, pattern: Pattern, options: CalibrationOptions) -> PrunedLayer:
     """Prunes one layer so that it answers as wanted on the inputs observed; see ``mask_search.solve``."""
     if pattern.is_dense:
         return _as_it_was(layer)
-    dense = flatten_weight(layer.weight.detach()).double().cpu()
+    dense = layer.weight.detach().flatten(1).double().cpu()
     hessian, cross = damped(moments, dense, layer.bias is not None, options.damping)
     weights = mask_search.solve(hessian, cross, layer.weight.shape[1], pattern, options.rounds)
-    return PrunedLayer(unflatten_weight(weights, layer.weight), corrected_bias(layer, moments, weights))
+    return PrunedLayer(weights.view(layer.weight.shape).to(layer.weight), corrected_bias(layer, moments, weights))
 
 
 def damped(moments: Moments, dense: Tensor, centred: bool, damping: float) -> tuple[Tensor, Tensor]:
@@ -210,7 +258,7 @@ def _with_forwards(net: nn.Module, forwards: Mapping[str, Callable[[PrunableLaye
     twin = copy.deepcopy(net).eval()
     modules = dict(twin.named_modules())
     for name, forward in forwards.items():
-        modules[name].forward = partial(forward, modules[name])  # type: ignore[method-assign]
+        modules[name].forward = partial(forward, modules[name])
     return twin
 
 
