@@ -42,7 +42,7 @@ def load(
 
     Raises:
         UserError: the file cannot be read, or its weights do not fit.
-        UsageError: the architecture is unknown.
+        UsageError: the architecture is unknown, or its options are wrong.
     """
     import_modules(imports)
     checkpoint = read_checkpoint(path)
@@ -56,6 +56,9 @@ def load(
         raise UsageError(f'{checkpoint.path}: {error}') from None
     except UserError as error:
         raise UserError(f'{checkpoint.path}: {error}') from None
+    except Exception as error:  # a file's options may be any nonsense, on which any line may stumble
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError(f'{checkpoint.path}: network_g makes no network: {reason}') from None
     return net.eval()
 
 
@@ -70,10 +73,7 @@ def load_classpruning(options: Mapping[str, Any], params: Mapping[str, Tensor]) 
             if key.startswith('base.') and not _belongs_to_candidates(key)
         }
         base_net = detect(dense)[0]
-    try:
-        net = ClassPruning(**options, base_net=base_net)
-    except TypeError as error:
-        raise UsageError(f'network_g: {error}') from None
+    net = ClassPruning(**options, base_net=base_net)
     net.load_params(params)
     return net
 
@@ -84,10 +84,7 @@ def load_dense(options: Mapping[str, Any] | None, checkpoint: Checkpoint) -> Den
     if options is None or options.get('type') == SPANDREL:
         net, channels, options = detect(params)
         return DenseNetwork(net, channels, options)
-    try:
-        net = build_base(options)
-    except TypeError as error:
-        raise UsageError(f'network_g: {error}') from None
+    net = build_base(options)
     if options.get('type') == 'ECBSR':
         params = fold_ecbsr_state_dict(options, params)
     ClassPruning._load(net, params)
