@@ -33,6 +33,11 @@ def seed_iteration(seed: int, iteration: int, rank: int) -> None:
     torch.manual_seed(int(words[2]))
 
 
+def _has_bf16() -> bool:
+    """Whether oneDNN has bf16 convolutions for this processor; torch emulates them on all others."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 class NonFiniteLoss(UserError):
     """A loss or gradient that is NaN or infinite."""
 
@@ -50,6 +55,8 @@ class GuardedSRModel(SRModel):
     def init_training_settings(self) -> None:
         train_opt = self.opt['train']
         self.amp_type = _AMP_TYPES.get(train_opt.get('amp'))
+        if self.amp_type is torch.bfloat16 and self.device.type == 'cpu' and not _has_bf16():
+            get_root_logger().warning('train.amp: bf16 is many times slower than fp32 on this processor (it needs AVX-512)')
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=train_opt.get('amp') == 'fp16')
         self.skipped = 0
         super().init_training_settings()

@@ -20,8 +20,11 @@ from basicsr_classpruning.sparsity import sparse_layers
 from basicsr_classpruning.sparsity.second_order import prune_second_order, rank_second_order
 
 DEFAULT_TARGET = 0.6  # average MACs of the default routing, of which the paper speaks
-_WEIGHT_CROPS = 48
+# Weights are fitted on crops that run through the network together, so their number is bounded by the memory that
+# the outputs take.
+_WEIGHT_CROPS = (8, 48)
 _WEIGHT_SIDE = 64
+_WEIGHT_OUTPUT_PIXELS = 800_000
 _TILE = 96  # what `restore` cuts pictures into
 _ERROR_MACS = 4e12  # work spent on measuring the candidates' errors: a minute or two on two cores
 _ERROR_CROPS = (48, 600)
@@ -98,7 +101,9 @@ def prune_with_data(
         The network in eval mode, and what each candidate loses.
     """
     net = build(dense, options, {'type': 'DifficultyClassifier'})
-    weight_crops = _cut(net, pictures, degradation, _WEIGHT_CROPS, _WEIGHT_SIDE, options.seed, progress)
+    few, many = _WEIGHT_CROPS
+    count = min(max(_WEIGHT_OUTPUT_PIXELS // (_WEIGHT_SIDE * net.scale) ** 2, few), many)
+    weight_crops = _cut(net, pictures, degradation, count, _WEIGHT_SIDE, options.seed, progress)
     _set_weights(net, list(weight_crops.lq.split(8)), progress)
     crops = _cut(net, pictures, degradation, _error_crops(net), _TILE, options.seed + 1, progress)
     held_out = _cut(net, pictures, degradation, _HELD_OUT, _TILE, options.seed + 2, progress)
