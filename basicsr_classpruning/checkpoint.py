@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pickle
 import tempfile
@@ -82,10 +83,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if not isinstance(content, Mapping):
         raise UserError(f'{path}: not a checkpoint: a {type(content).__name__} where a dictionary of weights is wanted')
     packed = _unpack_containers(path, content.get('packed', {}))
+    plain = {name: content[name] for name in _CONTAINERS if _is_state_dict(content.get(name))}
     weights = {
-        name: _clean(_merge(path, content.get(name, {}), packed.get(name, {})))
+        name: _clean(_merge(path, plain.get(name, {}), packed.get(name, {})))
         for name in _CONTAINERS
-        if _is_state_dict(content.get(name)) or name in packed
+        if plain.get(name) or packed.get(name)
     }
     if not weights and _is_state_dict(content):
         weights = {'params': _clean(content)}
@@ -99,19 +101,25 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def _read_safetensors(path: str) -> Checkpoint:
-    import json
-
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework='pt') as file:
             params = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 — not a mapping
             metadata = file.metadata() or {}
-        network = json.loads(metadata['network_g']) if 'network_g' in metadata else None
+        network = json.loads(metadata.get('network_g', 'null'))
+        shapes = json.loads(metadata.get('packed', '{}'))
     except FileNotFoundError:
         raise UserError(f'{path}: no such file') from None
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise UserError(f'{path}: not a safetensors file, or damaged ({str(error)[:120]})') from None
+    if not isinstance(shapes, dict):
+        raise UserError(f'{path}: packed: damaged: wanted the shapes of packed weights')
+    unpacked = {}
+    for key, shape in shapes.items():
+        entry = {'shape': shape, **{part: params.pop(f'{key}:{part}', None) for part in ('values', 'mask')}}
+        unpacked[key] = _unpack(path, key, _packed_entry(path, key, entry))
+    params = _merge(path, params, unpacked)
     if not params:
         raise UserError(f'{path}: no weights in it')
     return Checkpoint(path, {'params': _clean(params)}, network if isinstance(network, dict) else None)
@@ -258,6 +266,39 @@ def write_checkpoint(
     if network_g is not None:
         content['network_g'] = dict(network_g)
     save_file(content, path)
+
+
+def write_safetensors(path: str | os.PathLike[str], params: Mapping[str, Tensor], network_g: Mapping[str, Any]) -> None:
+    """Writes a safetensors file, whole or not at all, with ``network_g`` as JSON in its metadata.
+
+    Raises UserError with one line where the file cannot be written.
+    """
+    _save_safetensors(path, params, {'network_g': json.dumps(network_g)})
+
+
+def write_compact_safetensors(
+    path: str | os.PathLike[str], params: Mapping[str, Tensor], network_g: Mapping[str, Any]
+) -> None:
+    """Writes a safetensors file in which weights that are mostly zeros are packed; ``read_checkpoint`` unpacks them.
+
+    A packed weight KEY is stored as two tensors, KEY:values and KEY:mask (see ``PackedTensor``), and its shape in the
+    metadata's JSON object ``packed``.
+
+    Raises UserError with one line where the file cannot be written.
+    """
+    tensors, packed = _split(params)
+    for key, part in packed.items():
+        tensors[f'{key}:values'], tensors[f'{key}:mask'] = part.values, part.mask
+    shapes = {key: part.shape for key, part in packed.items()}
+    _save_safetensors(path, tensors, {'network_g': json.dumps(network_g), 'packed': json.dumps(shapes)})
+
+
+def _save_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    from safetensors.torch import save
+
+    # Cloned, because the format does not let two keys share their memory.
+    content = save({key: _at_rest(value).clone() for key, value in tensors.items()}, {'format': 'pt', **metadata})
+    write_atomically(path, lambda file: file.write(content))
 
 
 def _at_rest(tensor: Tensor) -> Tensor:

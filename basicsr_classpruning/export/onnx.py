@@ -1,0 +1,146 @@
+"""ONNX graphs of any height and width, checked in ONNX Runtime before they are written."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor, nn
+
+from basicsr_classpruning.archs.sizes import Sizes
+from basicsr_classpruning.checkpoint import write_atomically
+from basicsr_classpruning.errors import UserError
+from basicsr_classpruning.export.static import StaticNetwork
+
+INPUT, OUTPUT = 'input', 'output'
+"""Names of a graph's input ``(B, C, H, W)`` and output."""
+TOLERANCE = 1e-4
+"""Greatest difference of a graph's output from the network's, where that is within [-1, 1]."""
+_OPSET = 17  # the first with LayerNormalization; ONNX Runtime since 1.12, OpenVINO since 2022.3
+_STEP = 7  # pixels between the sides tried, where any goes: odd, for networks that halve their input
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A converted network that does what the network does."""
+
+    content: bytes
+    """The ONNX file."""
+    any_batch: bool
+    """Whether it takes batches of any size; else one image at a time."""
+    difference: float
+    """Greatest difference of its output from the network's, over all images tried."""
+    tried: tuple[tuple[int, ...], ...]
+    """Shapes ``(B, C, H, W)`` of the images tried, none of them the one that the network was traced with."""
+
+
+def require_onnx() -> None:
+    """Raises UserError where the optional packages are missing."""
+    missing = [name for name in ('onnx', 'onnxruntime') if find_spec(name) is None]
+    if missing:
+        raise UserError(f'ONNX needs {" and ".join(missing)}: pip install basicsr-classpruning[engines]')
+
+
+def export_onnx(static: StaticNetwork, path: str | os.PathLike[str]) -> Graph:
+    """Writes one network as an ONNX file, whole or not at all, and returns what was written.
+
+    Raises UserError where the network cannot be converted, its graph does something else, a package is missing, or
+    the file cannot be written.
+    """
+    graph = convert(static.net, static.channels, static.sizes)
+    write_atomically(path, lambda file: file.write(graph.content))
+    return graph
+
+
+def convert(net: nn.Module, channels: int, sizes: Sizes) -> Graph:
+    """Converts a network and compares the graph with it in ONNX Runtime.
+
+    The exporter that traces is used, since it converts every network of BasicSR's in a second or two; the newer one
+    takes up to minutes and gives the same outputs. A trace may hold a number that should depend on the input: what the
+    check is for. Where that is the size of the batch (the windows of transformers), images go one by one.
+
+    Args:
+        net: takes images ``(B, C, H, W)`` in [0, 1], in eval mode.
+        channels: C.
+        sizes: H and W that the network takes.
+
+    Raises UserError where the network cannot be converted, its graph does something else, or a package is missing.
+    """
+    require_onnx()
+    step = -(-_STEP // sizes.multiple) * sizes.multiple
+    low, middle, high = (sizes.padded(2 * _STEP) + i * step for i in range(3))
+    plane, planes = (channels, middle, high), ((channels, low, middle), (channels, high, low))
+    difference = float('inf')
+    for batch, tried in ((2, (1, 3)), (1, (1, 1))):
+        content = _trace(net, (batch, *plane), batch > 1)
+        shapes = tuple((count, *size) for count, size in zip(tried, planes))
+        difference = _difference(net, content, shapes)
+        if difference <= TOLERANCE:
+            return Graph(content, batch > 1, difference, shapes)
+    raise UserError(
+        f'{type(net).__name__} cannot be exported to ONNX with any height and width: '
+        f'at other sizes than the traced one its output is off by {difference:.1g}, more than {TOLERANCE:g}'
+    )
+
+
+def _trace(net: nn.Module, shape: Sequence[int], any_batch: bool) -> bytes:
+    axes = {0: 'batch', 2: 'height', 3: 'width'} if any_batch else {2: 'height', 3: 'width'}
+    file = io.BytesIO()
+    device = next((parameter.device for parameter in net.parameters()), torch.device('cpu'))
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter('ignore')
+            torch.onnx.export(
+                net,
+                (_images(shape).to(device),),
+                file,  # type: ignore[arg-type]
+                dynamo=False,
+                opset_version=_OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_axes={INPUT: axes, OUTPUT: {axis: f'{OUTPUT}_{name}' for axis, name in axes.items()}},
+            )
+    except Exception as error:  # the exporter fails in many ways over what it does not know
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f'{type(net).__name__} cannot be exported to ONNX: {reason[:200]}') from None
+    return file.getvalue()
+
+
+def _difference(net: nn.Module, content: bytes, shapes: Sequence[Sequence[int]]) -> float:
+    """Greatest difference between graph and network, relative to outputs beyond 1; infinite where the graph fails."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what fails is told by the exception
+    worst = 0.0
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=['CPUExecutionProvider'])
+        for shape in shapes:
+            images = _images(shape)
+            output = torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+            worst = max(worst, _relative_difference(output, _run(net, images)))
+    except Exception:  # ONNX Runtime raises classes of its own, which have no common base
+        return float('inf')
+    return worst
+
+
+def _relative_difference(output: Tensor, wanted: Tensor) -> float:
+    if output.shape != wanted.shape:
+        return float('inf')
+    difference = float((output - wanted).abs().max() / wanted.abs().max().clamp(min=1))
+    return difference if difference == difference else float('inf')  # NaN equals nothing
+
+
+@torch.no_grad()
+def _run(net: nn.Module, images: Tensor) -> Tensor:
+    device = next((parameter.device for parameter in net.parameters()), images.device)
+    return net(images.to(device)).cpu()
+
+
+def _images(shape: Sequence[int]) -> Tensor:
+    return torch.rand(tuple(shape), generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,20 @@
+"""Static checkpoints as safetensors: dense with zeros in place, or compact."""
+
+from __future__ import annotations
+
+import os
+
+from basicsr_classpruning.checkpoint import write_compact_safetensors, write_safetensors
+from basicsr_classpruning.export.static import StaticNetwork
+
+
+def export_safetensors(static: StaticNetwork, path: str | os.PathLike[str]) -> None:
+    """Writes the weights under the base network's own keys. Raises UserError where the file cannot be written."""
+    write_safetensors(path, static.state_dict(), static.options)
+
+
+def export_compact_safetensors(static: StaticNetwork, path: str | os.PathLike[str]) -> None:
+    """Writes values and bit masks, which ``read_checkpoint`` makes the same weights of; a 1:4 candidate takes less than
+    0.30 and a 2:4 candidate less than 0.57 of the dense size. Raises UserError where the file cannot be written.
+    """
+    write_compact_safetensors(path, static.state_dict(), static.options)
