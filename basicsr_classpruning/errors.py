@@ -9,6 +9,11 @@ class UserError(Exception):
 
     status = 1
 
+    def __init__(self, message: str) -> None:
+        # A DataLoader repeats a worker's error with the worker's whole traceback as its message, whose last line is
+        # the message given there.
+        super().__init__(message.rstrip().rpartition(f'{type(self).__name__}: ')[2])
+
 
 class UsageError(UserError):
     """A wrong call: an option, key or value that is not allowed. Exit status 2."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -16,15 +15,6 @@ from basicsr_classpruning.checkpoint import Checkpoint, read_checkpoint
 from basicsr_classpruning.errors import UsageError, UserError
 
 SPANDREL = 'Spandrel'  # type of a base network that spandrel detects from its weights
-
-
-def import_modules(names: Iterable[str]) -> None:
-    """Imports the user's own modules, which register networks. Raises UsageError where one cannot be imported."""
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except Exception as error:
-            raise UsageError(f'--import {name}: cannot be imported: {type(error).__name__}: {error}') from None
 
 
 def load(
@@ -44,7 +34,10 @@ def load(
         UserError: the file cannot be read, or its weights do not fit.
         UsageError: the architecture is unknown, or its options are wrong.
     """
-    import_modules(imports)
+    if imports:
+        from basicsr_classpruning.config import import_modules  # needs pydantic, which takes a while to load
+
+        import_modules(imports)
     checkpoint = read_checkpoint(path)
     options = dict(arch or checkpoint.network_g or {})
     try:

@@ -44,8 +44,7 @@ def run(args: argparse.Namespace) -> int:
 def _build(args: argparse.Namespace) -> Any:
     from basicsr_classpruning.archs.classpruning_arch import ClassPruning, build_base, input_channels
     from basicsr_classpruning.archs.dense import DenseNetwork
-    from basicsr_classpruning.config.loading import load_network_options
-    from basicsr_classpruning.loading import import_modules
+    from basicsr_classpruning.config import import_modules, load_network_options
 
     import_modules(args.imports)
     options = load_network_options(args.opt)

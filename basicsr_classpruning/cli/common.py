@@ -23,8 +23,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def load_model(path: str, args: argparse.Namespace) -> Any:
     """Loads the network of a checkpoint as the arguments of ``add_model_arguments`` say."""
     from basicsr_classpruning import load
-    from basicsr_classpruning.config.loading import load_network_options
-    from basicsr_classpruning.loading import import_modules
+    from basicsr_classpruning.config import import_modules, load_network_options
 
     import_modules(args.imports)
     arch = load_network_options(args.arch) if args.arch else None

@@ -19,14 +19,7 @@ BACKENDS = ('disk', 'lmdb')
 
 
 class PictureError(UserError):
-    """A picture that cannot be used.
-
-    A DataLoader repeats a worker's error with the worker's whole traceback as its message, of which the last line is
-    the message given here. Only that one is kept.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message.rstrip().rpartition(f'{type(self).__name__}: ')[2])
+    """A picture that cannot be used."""
 
 
 def list_pictures(folder: Path) -> list[Path]:
