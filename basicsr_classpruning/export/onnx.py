@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -75,16 +76,17 @@ def convert(net: nn.Module, channels: int, sizes: Sizes) -> Graph:
     step = -(-_STEP // sizes.multiple) * sizes.multiple
     low, middle, high = (sizes.padded(2 * _STEP) + i * step for i in range(3))
     plane, planes = (channels, middle, high), ((channels, low, middle), (channels, high, low))
-    difference = float('inf')
+    difference = math.inf
     for batch, tried in ((2, (1, 3)), (1, (1, 1))):
         content = _trace(net, (batch, *plane), batch > 1)
         shapes = tuple((count, *size) for count, size in zip(tried, planes))
         difference = _difference(net, content, shapes)
         if difference <= TOLERANCE:
             return Graph(content, batch > 1, difference, shapes)
+    what = f'its output is off by {difference:.1g}' if math.isfinite(difference) else 'its graph fails'
     raise UserError(
         f'{type(net).__name__} cannot be exported to ONNX with any height and width: '
-        f'at other sizes than the traced one its output is off by {difference:.1g}, more than {TOLERANCE:g}'
+        f'at other sizes than the traced one {what}'
     )
 
 
@@ -125,15 +127,15 @@ def _difference(net: nn.Module, content: bytes, shapes: Sequence[Sequence[int]])
             output = torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
             worst = max(worst, _relative_difference(output, _run(net, images)))
     except Exception:  # ONNX Runtime raises classes of its own, which have no common base
-        return float('inf')
+        return math.inf
     return worst
 
 
 def _relative_difference(output: Tensor, wanted: Tensor) -> float:
     if output.shape != wanted.shape:
-        return float('inf')
+        return math.inf
     difference = float((output - wanted).abs().max() / wanted.abs().max().clamp(min=1))
-    return difference if difference == difference else float('inf')  # NaN equals nothing
+    return math.inf if math.isnan(difference) else difference
 
 
 @torch.no_grad()
