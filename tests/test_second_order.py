@@ -18,8 +18,9 @@ from basicsr_classpruning.sparsity.calibration import (
     observe,
 )
 from basicsr_classpruning.sparsity.masks import magnitude_rank, satisfies
+from basicsr_classpruning.sparsity.nested_search import nested_ranks
 from basicsr_classpruning.sparsity.pattern import Pattern
-from basicsr_classpruning.sparsity.second_order import damped, prune_layer, prune_second_order
+from basicsr_classpruning.sparsity.second_order import damped, prune_layer, prune_second_order, rank_second_order
 
 
 def random_problem(outputs: int, pattern: Pattern, channels: int, taps: int, seed: int) -> mask_search.QuadraticProblem:
@@ -235,6 +236,74 @@ def network() -> nn.Module:
 def pictures() -> torch.Tensor:
     torch.manual_seed(1)
     return nn.functional.avg_pool2d(torch.rand(12, 1, 26, 26), 3, 1)
+
+
+NESTED = [
+    [Pattern(1, 4), Pattern(2, 4), Pattern(3, 4)],
+    [Pattern(2, 4, block=2), Pattern(1, 4, block=2)],
+    [Pattern(1, 4, block=2, share_taps=True), Pattern(3, 4, block=2, share_taps=True)],
+]
+
+
+@pytest.mark.parametrize('patterns', NESTED, ids=str)
+def test_nested_masks_are_near_the_best_of_all_masks(patterns: list[Pattern]) -> None:
+    """The cheapest candidate is free in its choice, each dearer one is bound to what the cheaper ones keep."""
+    channels, taps, outputs = 8, 2, 4
+    generator = torch.Generator().manual_seed(0)
+    losses = []
+    for _ in patterns:
+        samples = torch.randn(200, 16, generator=generator, dtype=torch.float64)
+        samples = samples @ torch.randn(16, 16, generator=generator, dtype=torch.float64)
+        losses.append((samples.T @ samples / 200, torch.randn(outputs, 16, generator=generator, dtype=torch.float64)))
+    dense = torch.randn(outputs, 16, generator=generator, dtype=torch.float64)
+    losses = [(hessian, dense @ hessian + 0.1 * noise) for hessian, noise in losses]
+    ranks = nested_ranks(losses, dense, channels, patterns)
+    assert ranks.dtype == torch.uint8
+
+    def block_loss(mask: torch.Tensor, hessian: torch.Tensor, cross: torch.Tensor) -> torch.Tensor:
+        weights = dense * mask
+        error = weights - torch.linalg.solve(hessian, cross.T).T
+        by_row = ((error @ hessian) * error).sum(1)
+        return by_row.view(-1, patterns[0].block).sum(1)
+
+    cheapest = min(range(len(patterns)), key=lambda k: patterns[k].n)
+    for pattern in patterns:
+        mask = ranks < pattern.n
+        assert satisfies(mask.view(outputs, channels, taps).float(), pattern)
+        groups = mask.view(outputs, 2, 4, taps)
+        assert (groups.sum(2) == pattern.n).all()
+    found = block_loss(ranks < patterns[cheapest].n, *losses[cheapest])
+    best = torch.full_like(found, torch.inf)
+    in_group = list(itertools.combinations(range(4), patterns[cheapest].n))
+    units = 1 if patterns[0].share_taps else taps
+    for choice in itertools.product(in_group, repeat=2 * units):
+        mask = torch.zeros(2, units, 4)
+        for place, kept in enumerate(choice):
+            mask[place // units, place % units, list(kept)] = 1
+        mask = mask.transpose(1, 2).expand(2, 4, taps).reshape(1, 16)
+        best = torch.minimum(best, block_loss(mask, *losses[cheapest]))
+    assert (found >= best - 1e-9).all()
+    assert (found / best).mean() < 1.1
+
+
+def test_ranked_network_keeps_the_weights_and_beats_magnitude(network, pictures) -> None:
+    layers = [dict.fromkeys(PRUNED, Pattern(1, 4)), dict.fromkeys(PRUNED, Pattern(3, 4))]
+    masks = rank_second_order(network, layers, [pictures[:8]])
+    assert set(masks.ranks) == set(PRUNED)
+    assert [set(biases) for biases in masks.biases] == [set(PRUNED) - {'down'}] * 2
+    for candidate, pattern in enumerate((Pattern(1, 4), Pattern(3, 4))):
+        ranked, magnitude = copy.deepcopy(network), copy.deepcopy(network)
+        for name in PRUNED:
+            ranks = masks.ranks[name]
+            layer = ranked.get_submodule(name)
+            assert ranks.shape == layer.weight.shape
+            layer.weight.data *= ranks < pattern.n
+            assert satisfies(layer.weight, pattern)
+            if layer.bias is not None:
+                layer.bias.data = masks.biases[candidate][name]
+            weight = magnitude.get_submodule(name).weight
+            weight.data *= magnitude_rank(weight, pattern) < pattern.n
+        assert error(network, ranked, pictures[8:]) < 0.7 * error(network, magnitude, pictures[8:])
 
 
 def with_layers(network: nn.Module, layers: dict) -> nn.Module:

@@ -120,7 +120,7 @@ def _exchange(quadratic: Tensor, linear: Tensor, kept: Tensor, locked: Tensor, m
 def _rank_levels(level: Tensor, magnitude: Tensor, m: int) -> Tensor:
     """Ranks ``(B, U)`` inside groups: by level, and of one level the greatest first."""
     grouped_level, grouped_magnitude = level.unflatten(1, (-1, m)), magnitude.unflatten(1, (-1, m))
-    by_magnitude = grouped_magnitude.argsort(2, descending=True, stable=True)
-    by_level = grouped_level.gather(2, by_magnitude).argsort(2, stable=True)
+    by_magnitude = grouped_magnitude.sort(dim=2, descending=True, stable=True).indices
+    by_level = grouped_level.gather(2, by_magnitude).sort(dim=2, stable=True).indices
     ordered = by_magnitude.gather(2, by_level)
     return torch.empty_like(ordered).scatter_(2, ordered, torch.arange(m).expand_as(ordered)).flatten(1)
