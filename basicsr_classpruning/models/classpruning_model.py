@@ -45,8 +45,10 @@ class TrainingPass(nn.Module):
         restored = None if to_restore is None else self.net(to_restore, classes)
         if to_score is None:
             return restored, None, None
-        scores = self.net.scores(to_score).float()
-        return restored, scores, self.net.probabilities(scores)
+        # In full precision, as when it decides: it costs next to nothing, and its exponentials overflow fp16.
+        with torch.autocast(to_score.device.type, enabled=False):
+            scores = self.net.scores(to_score)
+            return restored, scores, self.net.probabilities(scores)
 
 
 @MODEL_REGISTRY.register()
@@ -75,7 +77,7 @@ class ClassPruningModel(GuardedSRModel):
     def init_training_settings(self) -> None:
         train_opt = self.opt['train']
         self.schedule = Schedule.from_options(train_opt)
-        self.net_g.selection.decay = train_opt.get('srste_decay', 2e-4)
+        self.decay = train_opt.get('srste_decay', 2e-4)
         self.watch = CollapseWatch(len(self.net_g.candidates))
         self.recoveries = 0
         self.losses = {
@@ -173,6 +175,8 @@ class ClassPruningModel(GuardedSRModel):
         self.watch.update(batch_mean(chosen.float()))
 
     def optimize_parameters(self, current_iter: int) -> None:
+        # The decay is added to a gradient that fp16 training has scaled.
+        self.net_g.selection.decay = self.decay * self.scaler.get_scale()
         super().optimize_parameters(current_iter)
         if self.watch.collapsed and not self._budget_asks_for_one_class():
             self._handle_collapse(current_iter)
