@@ -199,12 +199,12 @@ def test_size_is_refused_before_decoding(tmp_path):
     assert read_picture(tmp_path / 'ok.png', max_pixels=37 * 53).pixels.shape == (37, 53, 3)
 
 
-@pytest.mark.parametrize('form', ['PNG', 'JPEG', 'TIFF', 'WEBP', 'BMP'])
-@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+@pytest.mark.parametrize(
+    ('form', 'dtype'),
+    [(form, np.uint8) for form in ('PNG', 'JPEG', 'TIFF', 'WEBP', 'BMP')] + [('PNG', np.uint16), ('TIFF', np.uint16)],
+)
 def test_damaged_files_are_one_error(tmp_path, form, dtype):
     """Whatever is cut off or overwritten: a picture or a UserError with the file's name, never another exception."""
-    if dtype == np.uint16 and form not in ('PNG', 'TIFF'):
-        pytest.skip('the format has 8 bits')
     path = tmp_path / f'x.{form.lower()}'
     write_picture(path, picture(3, dtype, 0, form))
     whole = path.read_bytes()

