@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,7 +54,10 @@ def load_file(path: str | os.PathLike[str]) -> Any:
     """
     path = os.fspath(path)
     try:
+        _refuse_bomb(path)
         return torch.load(path, map_location='cpu', weights_only=True)
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f'{path}: no such file') from None
     except IsADirectoryError:
@@ -69,6 +73,16 @@ def load_file(path: str | os.PathLike[str]) -> Any:
     except Exception as error:  # torch raises many kinds for damaged archives
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f'{path}: not a checkpoint, or damaged ({detail[:120]})') from None
+
+
+def _refuse_bomb(path: str) -> None:
+    """Raises UserError for an archive that unpacks to more than it is; ``torch.save`` does not compress."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(entry.file_size for entry in archive.infolist())
+        size = os.path.getsize(path)
+        if claimed > size:
+            raise UserError(f'{path}: refused: a file of {size:,} bytes that claims to hold {claimed:,}')
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -146,12 +160,12 @@ def _packed_entry(path: str, key: str, entry: object) -> PackedTensor:
         or set(entry) != {'values', 'mask', 'shape'}
         or not isinstance(entry['shape'], (list, tuple))
     ):
-        raise UserError(f'{path}: packed weight {key}: damaged: wanted values, mask and shape')
+        raise UserError(f'{path}: packed weight {key!r:.80}: damaged: wanted values, mask and shape')
     packed = PackedTensor(entry['values'], entry['mask'], tuple(entry['shape']))
     try:
         check(packed)
     except ValueError as error:
-        raise UserError(f'{path}: packed weight {key}: damaged: {error}') from None
+        raise UserError(f'{path}: packed weight {key!r:.80}: damaged: {error}') from None
     return packed
 
 
@@ -159,13 +173,13 @@ def _unpack(path: str, key: str, packed: PackedTensor) -> Tensor:
     try:
         return unpack(packed)
     except ValueError as error:
-        raise UserError(f'{path}: packed weight {key}: damaged: {error}') from None
+        raise UserError(f'{path}: packed weight {key!r:.80}: damaged: {error}') from None
 
 
 def _merge(path: str, plain: Mapping[str, Tensor], unpacked: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for key in unpacked:
         if key in plain:
-            raise UserError(f'{path}: weight {key} is there twice, plain and packed')
+            raise UserError(f'{path}: weight {key!r:.80} is there twice, plain and packed')
     return {**plain, **unpacked}
 
 

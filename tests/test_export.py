@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import textwrap
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -223,7 +224,7 @@ def test_ecbsr_is_unfolded_into_basicsrs_own_branches(tmp_path, with_idt):
 
 @pytest.mark.parametrize(('candidate', 'share'), [('1:4', 0.30), ('2:4', 0.57)])
 def test_compact_files_are_small_and_exact(tmp_path, candidate, share):
-    net = build('MSRResNet', num_feat=64)
+    net = build('MSRResNet', num_feat=32)
     model = tmp_path / 'model.pth'
     write_checkpoint(model, {'params': net.state_dict()}, net.options)
     common = ('--model', model, '--to', 'safetensors', '--candidate', candidate, '--out')
@@ -256,13 +257,13 @@ def compact_file(path: Path, **metadata) -> Path:
 @pytest.mark.parametrize(
     ('packed', 'message'),
     [
-        ({'w': [10**6, 10**6]}, r'weight w: damaged: a mask of 512 bytes does not fit 1000000000000 elements'),
+        ({'w': [10**6, 10**6]}, r"weight 'w': damaged: a mask of 512 bytes does not fit 1000000000000 elements"),
         ({'w': [64, 65]}, 'does not fit'),
         ({'w': [-64, -64]}, 'whole numbers'),
         ({'w': 'abc'}, 'wanted values, mask and shape'),
         ({'w': {'0': 1}}, 'wanted values, mask and shape'),
-        ({'w': [64, 64], 'v': [2]}, 'weight v: damaged: the values are no plain tensor'),
-        ({'w': [64, 64], 'bias': [64]}, 'weight bias: damaged'),
+        ({'w': [64, 64], 'v': [2]}, "weight 'v': damaged: the values are no plain tensor"),
+        ({'w': [64, 64], 'bias': [64]}, "weight 'bias': damaged"),
         ([1], 'wanted the shapes'),
     ],
 )
@@ -284,7 +285,7 @@ def test_metadata_that_is_no_json_is_refused_in_one_line(tmp_path, text):
 
 
 def test_a_checkpoint_with_own_weights_is_packed_and_read_back_exactly(tmp_path):
-    net = build('MSRResNet', num_feat=64)
+    net = build('MSRResNet', num_feat=32)
     averaged = {key: value * 0.5 for key, value in net.state_dict().items()}
     path = tmp_path / 'model.pth'
     write_checkpoint(path, {'params': net.state_dict(), 'params_ema': averaged}, net.options)
@@ -342,14 +343,14 @@ GOOD = {'values': torch.ones(2), 'mask': torch.tensor([3], dtype=torch.uint8), '
 @pytest.mark.parametrize(
     ('packed', 'message'),
     [
-        ({'params': {'w': {**GOOD, 'shape': [10**12]}}}, 'packed weight w: damaged: a mask of 1 bytes'),
+        ({'params': {'w': {**GOOD, 'shape': [10**12]}}}, "packed weight 'w': damaged: a mask of 1 bytes"),
         ({'params': {'w': {**GOOD, 'shape': 8}}}, 'wanted values, mask and shape'),
         ({'params': {'w': {**GOOD, 'shape': torch.zeros(1).expand(10**11)}}}, 'wanted values, mask and shape'),
         ({'params': {'w': {**GOOD, 'values': torch.ones(3)}}}, 'marks 2 values, but there are 3'),
         ({'params': {'w': {**GOOD, 'mask': torch.zeros(1, dtype=torch.uint8).expand(10**11)}}}, 'contiguous row'),
         ({'params': {'w': {**GOOD, 'extra': 1}}}, 'wanted values, mask and shape'),
         ({'params': {'w': torch.ones(1)}}, 'wanted values, mask and shape'),
-        ({'params': {'plain': GOOD}}, 'weight plain is there twice'),
+        ({'params': {'plain': GOOD}}, "weight 'plain' is there twice"),
         ({'params': [GOOD]}, 'packed: damaged'),
         ([GOOD], 'packed: damaged'),
     ],
@@ -368,6 +369,20 @@ def test_many_weights_that_share_one_mask_are_refused(tmp_path):
     assert (tmp_path / 'x.pth').stat().st_size < 2e6
     with pytest.raises(UserError, match='more masks than the file can hold'):
         read_checkpoint(tmp_path / 'x.pth')
+
+
+def test_an_archive_that_unpacks_to_more_than_it_is_is_refused(tmp_path):
+    save_file({'params': {'weight': torch.zeros(1000, 1000)}}, tmp_path / 'x.pth')
+    read_checkpoint(tmp_path / 'x.pth')
+    with (
+        zipfile.ZipFile(tmp_path / 'x.pth') as source,
+        zipfile.ZipFile(tmp_path / 'bomb.pth', 'w', zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for entry in source.infolist():
+            bomb.writestr(entry.filename, source.read(entry))
+    assert (tmp_path / 'bomb.pth').stat().st_size < 10_000
+    with pytest.raises(UserError, match=r'refused: a file of \d,\d+ bytes that claims to hold 4,0'):
+        read_checkpoint(tmp_path / 'bomb.pth')
 
 
 # ---------------------------------------------------------------------------------- ONNX
