@@ -25,6 +25,7 @@ REFERENCE = 'reference'
 _ISA_CODES = {'avx2': 0, 'avx512': 1, 'wide': 2}  # cp_isa; 'wide' is the AVX-512 code in AVX2 instructions, for tests
 _PREFERENCE = ('avx512', 'avx2')
 ISA_VARIABLE = 'CLASSPRUNING_ISA'
+LIBRARY_VARIABLE = 'CLASSPRUNING_KERNELS'  # another build of the library, such as one with a sanitizer
 
 ACTIVATIONS = {'none': 0, 'relu': 1, 'leaky_relu': 2, 'prelu': 3, 'gelu': 4}  # cp_activation
 RESIDUALS = {'none': 0, 'before': 1, 'after': 2}  # cp_residual
@@ -113,7 +114,7 @@ def _openmp_parallel() -> ctypes.c_void_p | None:
 @functools.cache
 def load() -> Native | None:
     """The compiled library, or None where it was not built (or is older than this code)."""
-    path = Path(__file__).with_name(LIBRARY)
+    path = Path(os.environ.get(LIBRARY_VARIABLE) or Path(__file__).with_name(LIBRARY))
     try:
         library = ctypes.CDLL(str(path))
     except OSError:

@@ -78,6 +78,11 @@ struct span {
 
 template <int ACTIVATION>
 void store_plane(const vec* sums, const span& at, const cp_call& e, vec slope) {
+  if (at.columns == CP_WIDTH && at.last_columns == CP_WIDTH && !e.order) {
+    for (int r = 0; r < at.rows; r++)
+      *reinterpret_cast<unaligned_vec*>(e.y + at.start + r * at.pitch) = activate<ACTIVATION>(sums[r], slope);
+    return;
+  }
   for (int r = 0; r < at.rows; r++) {
     const int columns = r + 1 < at.rows ? at.columns : at.last_columns;
     const long i = at.start + r * at.pitch;

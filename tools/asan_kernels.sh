@@ -1,0 +1,22 @@
+#!/bin/sh
+# Runs the kernel tests once with the compiled kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
+# The instrumented library is built in a temporary folder; the installed one is not touched.
+set -eu
+root=$(cd "$(dirname "$0")/.." && pwd)
+csrc="$root/basicsr_classpruning/kernels/csrc"
+build=$(mktemp -d)
+trap 'rm -rf "$build"' EXIT
+flags="-g -O1 -fPIC -std=c++17 -fvisibility=hidden -fno-omit-frame-pointer -Wno-psabi -fsanitize=address,undefined -fno-sanitize-recover=all"
+for source in dispatch pack threads; do
+    "${CXX:-g++}" $flags -c "$csrc/$source.cpp" -o "$build/$source.o"
+done
+for source in engine_avx2 engine_wide; do
+    "${CXX:-g++}" $flags -mavx2 -mfma -c "$csrc/$source.cpp" -o "$build/$source.o"
+done
+"${CXX:-g++}" $flags -mavx512f -mavx512vl -mavx512dq -mfma -c "$csrc/engine_avx512.cpp" -o "$build/engine_avx512.o"
+"${CXX:-g++}" $flags -shared "$build"/*.o -pthread -o "$build/libclasspruning_kernels.so"
+# Python itself is not instrumented: the sanitizer's runtime is loaded first, and torch's leaks are not ours.
+runtime="$("${CXX:-g++}" -print-file-name=libasan.so):$("${CXX:-g++}" -print-file-name=libstdc++.so.6)"
+cd "$root"
+LD_PRELOAD="$runtime" ASAN_OPTIONS=detect_leaks=0 CLASSPRUNING_KERNELS="$build/libclasspruning_kernels.so" \
+    "${PYTHON:-python}" -m pytest tests/test_kernels.py -q -p no:cacheprovider "$@"
