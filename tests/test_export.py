@@ -371,18 +371,28 @@ def test_many_weights_that_share_one_mask_are_refused(tmp_path):
         read_checkpoint(tmp_path / 'x.pth')
 
 
-def test_an_archive_that_unpacks_to_more_than_it_is_is_refused(tmp_path):
-    save_file({'params': {'weight': torch.zeros(1000, 1000)}}, tmp_path / 'x.pth')
-    read_checkpoint(tmp_path / 'x.pth')
-    with (
-        zipfile.ZipFile(tmp_path / 'x.pth') as source,
-        zipfile.ZipFile(tmp_path / 'bomb.pth', 'w', zipfile.ZIP_DEFLATED) as bomb,
-    ):
+def compressed(path: Path, weight: torch.Tensor) -> Path:
+    """A checkpoint whose archive was compressed after it was written."""
+    save_file({'params': {'weight': weight}}, path)
+    result = path.with_suffix('.zip.pth')
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(result, 'w', zipfile.ZIP_DEFLATED) as archive:
         for entry in source.infolist():
-            bomb.writestr(entry.filename, source.read(entry))
-    assert (tmp_path / 'bomb.pth').stat().st_size < 10_000
+            archive.writestr(entry.filename, source.read(entry))
+    return result
+
+
+def test_an_archive_that_unpacks_to_much_more_than_it_is_is_refused(tmp_path):
+    bomb = compressed(tmp_path / 'x.pth', torch.zeros(1000, 1000))
+    assert bomb.stat().st_size < 10_000
     with pytest.raises(UserError, match=r'refused: a file of \d,\d+ bytes that claims to hold 4,0'):
-        read_checkpoint(tmp_path / 'bomb.pth')
+        read_checkpoint(bomb)
+
+
+def test_a_compressed_archive_of_weights_is_read(tmp_path):
+    weight = torch.randn(64, 64)
+    path = compressed(tmp_path / 'x.pth', weight)
+    assert path.stat().st_size < weight.nbytes
+    assert torch.equal(read_checkpoint(path).params()['weight'], weight)
 
 
 # ---------------------------------------------------------------------------------- ONNX
