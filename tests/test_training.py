@@ -25,6 +25,7 @@ from basicsr_classpruning.models.classpruning_model import ClassPruningModel
 from basicsr_classpruning.models.collapse import CollapseWatch
 from basicsr_classpruning.models.guarded_model import NonFiniteLoss
 from basicsr_classpruning.models.stages import Schedule
+from basicsr_classpruning.models.validation import evaluate
 
 BUDGET = {'budget_opt': {'type': 'ComputeBudgetLoss', 'target': 0.6}}
 CLASS = {'class_opt': {'type': 'ClassificationLoss', 'loss_weight': 0.1}}
@@ -514,6 +515,17 @@ def test_testing_writes_figures_and_pictures(tmp_path, monkeypatch, pictures):
     saved = sorted((results / 'visualization/one').iterdir())
     assert [path.name for path in saved] == [f'{i}_tiny.png' for i in range(4)]
     assert cv2.imread(str(saved[0])).shape == (40, 48, 3)
+
+
+def test_pictures_without_ground_truth_are_restored_but_not_measured():
+    net = classpruning('EDSR')
+    batches = [{'lq': torch.rand(1, 3, 8, 8), 'lq_path': ['a.png']}]
+    restored = []
+    report = evaluate(net, batches, {}, name='x', iteration=1, on_result=lambda _, picture: restored.append(picture))
+    assert report.rows[0].metrics == {}
+    assert restored[0].shape == (16, 16, 3)
+    with pytest.raises(UserError, match='data set x: has no clean pictures'):
+        evaluate(net, batches, {'psnr': {'type': 'calculate_psnr', 'crop_border': 2}}, name='x', iteration=1)
 
 
 def test_validation_leaves_training_as_it_was(tmp_path, monkeypatch, pictures, uninterrupted):

@@ -100,7 +100,7 @@ class ClassPruning(nn.Module):
         if weights not in ('shared', 'own'):
             raise UsageError(f'network_g.weights: {weights!r} is not allowed; shared or own')
         classifier = dict(classifier or {'type': 'DifficultyClassifier'})
-        self.options = {
+        self.options: dict[str, Any] = {
             'type': 'ClassPruning',
             'base': deepcopy(dict(base)),
             'candidates': list(candidates),

@@ -49,6 +49,8 @@ class GuardedSRModel(SRModel):
     """
 
     net_g: nn.Module
+    lq: Tensor
+    gt: Tensor
 
     # ---------------------------------------------------------------- set-up
 
@@ -56,13 +58,15 @@ class GuardedSRModel(SRModel):
         train_opt = self.opt['train']
         self.amp_type = _AMP_TYPES.get(train_opt.get('amp'))
         if self.amp_type is torch.bfloat16 and self.device.type == 'cpu' and not _has_bf16():
-            get_root_logger().warning('train.amp: bf16 is many times slower than fp32 on this processor (it needs AVX-512)')
+            get_root_logger().warning(
+                'train.amp: bf16 is many times slower than fp32 on this processor (it needs AVX-512)'
+            )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=train_opt.get('amp') == 'fp16')
         self.skipped = 0
         super().init_training_settings()
         for net in self._networks():
             if train_opt.get('channels_last', True):
-                net.to(memory_format=torch.channels_last)
+                net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _networks(self) -> list[nn.Module]:
         nets = [self.get_bare_model(self.net_g)]
@@ -120,7 +124,8 @@ class GuardedSRModel(SRModel):
         bad = [name for name, loss in losses.items() if not torch.isfinite(loss).all()]
         if self._any_process(bool(bad)):
             return self._bad_step(f'loss term {", ".join(bad) or "of another process"} is not finite', current_iter)
-        self.scaler.scale(sum(losses.values())).backward()
+        total: Any = sum(losses.values())
+        self.scaler.scale(total).backward()
         self.scaler.unscale_(self.optimizer_g)
         parameters = [p for group in self.optimizer_g.param_groups for p in group['params'] if p.grad is not None]
         limit = self.opt['train'].get('grad_clip') or float('inf')

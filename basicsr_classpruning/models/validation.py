@@ -14,6 +14,7 @@ from basicsr.utils import tensor2img
 from torch import Tensor
 
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
+from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.sparsity.budget import solve_budget
 
 
@@ -101,13 +102,17 @@ def evaluate(
         all_candidates: whether rows for every pinned candidate are wanted too.
         device: where the network is.
         on_result: is given the batch and the routed network's picture, ``(H, W, C)`` uint8 BGR.
+
+    Raises UserError where metrics are wanted and a batch has no ``gt``.
     """
     budgets = tuple(budgets)
     count = len(net.candidates)
     pictures = []
     for batch in batches:
         image = batch['lq'].to(device)
-        truth = tensor2img([batch['gt']])
+        if metrics and 'gt' not in batch:
+            raise UserError(f'data set {name}: has no clean pictures (gt), with which val.metrics compare')
+        truth = tensor2img([batch['gt']]) if metrics else None
         with torch.no_grad():
             scores = net.scores(image)
         picture = _Picture(image.shape[-1] * image.shape[-2], scores[0].float().cpu(), {}, {})

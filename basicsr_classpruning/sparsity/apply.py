@@ -14,7 +14,10 @@ from basicsr_classpruning.sparsity.masks import mismatch
 from basicsr_classpruning.sparsity.pattern import Pattern
 
 # Exact classes only: a subclass may compute something else with its weight.
-_SPARSE_CLASSES: dict[type, type] = {nn.Conv2d: SparseConv2d, nn.Linear: SparseLinear}
+_SPARSE_CLASSES: dict[type, type[SparseConv2d] | type[SparseLinear]] = {
+    nn.Conv2d: SparseConv2d,
+    nn.Linear: SparseLinear,
+}
 
 
 @dataclass(frozen=True)

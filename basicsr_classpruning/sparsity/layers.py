@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,9 @@ class _SparseLayer(nn.Module):
 
     weight: Tensor
     bias: Tensor | None
+    biases: nn.ParameterList
+    weights: nn.ParameterList
+    ranks: Tensor
     patterns: tuple[Pattern, ...]
     selection: Selection
 
@@ -98,7 +101,7 @@ class _SparseLayer(nn.Module):
     def _init_sparse(self, patterns: tuple[Pattern, ...], own_weights: bool, selection: Selection) -> None:
         self.patterns = patterns
         self.selection = selection
-        self._slots = {}  # candidate -> its place among the sparse ones
+        self._slots: dict[int, int] = {}  # candidate -> its place among the sparse ones
         for candidate, pattern in enumerate(patterns):
             if not pattern.is_dense:
                 self._slots[candidate] = len(self._slots)
@@ -115,8 +118,8 @@ class _SparseLayer(nn.Module):
     def reset_candidates(self) -> None:
         """Starts every candidate afresh from the dense weights: masks by magnitude, biases as the dense layer's."""
         self.rank_by_magnitude()
-        for slot, bias in enumerate(self.biases):
-            bias.copy_(self.bias)  # type: ignore[arg-type]
+        for bias in self.biases:
+            bias.copy_(self.bias)
         if self.own_weights:
             ranks = magnitude_rank(self.weight, self.patterns[0])
             for candidate, slot in self._slots.items():
@@ -181,7 +184,7 @@ class SparseConv2d(_SparseLayer, nn.Conv2d):
         return _fill(conv, self, candidate)
 
 
-class SparseLinear(_SparseLayer, nn.Linear):
+class SparseLinear(_SparseLayer, nn.Linear):  # type: ignore[misc]  # nn.Linear's bias may be None too
     """A linear layer that runs as the selected candidate. Made with ``from_dense``."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -194,7 +197,7 @@ class SparseLinear(_SparseLayer, nn.Linear):
         return _fill(linear, self, candidate)
 
 
-SparseLayer = Union[SparseConv2d, SparseLinear]
+SparseLayer = SparseConv2d | SparseLinear
 
 
 def _fill(plain: Any, layer: _SparseLayer, candidate: int) -> Any:
