@@ -88,7 +88,7 @@ def test_cut_and_blend_give_the_picture_back(height, width, scale, multiple):
         for column in range(columns):
             tile = grid.cut(picture, row * columns + column).transpose(2, 0, 1)
             blender.add(column, tile.repeat(scale, 1).repeat(scale, 2))
-        bands.append(blender.finish_row())
+        bands += [band.copy() for band in blender.finish_row()]
     result = np.concatenate(bands)
     np.testing.assert_allclose(result, picture.repeat(scale, 0).repeat(scale, 1), atol=1e-6)
 
@@ -99,7 +99,8 @@ def test_seam_of_two_constant_tiles_is_a_straight_ramp():
     blender = Blender(grid, 1, 1, margin=None)
     for column in range(2):
         blender.add(column, np.full((1, 8, 48), float(column), np.float32))
-    line = blender.finish_row()[4, :, 0]
+    band = next(blender.finish_row())
+    line = band[4, :, 0]
     assert (line[:42] == 0).all()
     assert (line[46:] == 1).all()
     np.testing.assert_allclose(np.diff(line[42:46]), 0.25, atol=1e-6)

@@ -141,8 +141,8 @@ class TiledPicture:
             for column in range(columns):
                 number = row * columns + column
                 blender.add(column, outputs[int(choice[number])][number])
-            bands.append(blender.finish_row())
-        return np.rint(np.concatenate(bands).clip(0, 1) * 255).astype(np.uint8)
+            bands += [np.rint(band.clip(0, 1) * 255).astype(np.uint8) for band in blender.finish_row()]
+        return np.concatenate(bands)
 
     def squared_errors(self, tiles: np.ndarray, truth: np.ndarray) -> np.ndarray:
         """Each tile's part in the picture's squared error, ``(T,)``.

@@ -181,10 +181,10 @@ class Restoration:
             for group, tiles in zip(groups, workers.map(self._restore_tiles, groups)):
                 for number, tile in zip(group, tiles):
                     blender.add(int(number) - row * columns, tile)
-            band = self._to_picture(blender.finish_row())
-            self._seconds += time.perf_counter() - start
-            yield band
-            start = time.perf_counter()
+            for band in map(self._to_picture, blender.finish_row()):
+                self._seconds += time.perf_counter() - start
+                yield band
+                start = time.perf_counter()
 
     def stats(self) -> RestoreStats:
         """What the picture cost; complete once `bands` has ended."""
@@ -235,5 +235,5 @@ class Restoration:
         if not np.isfinite(band).all():
             raise UserError('the network gives values that are no numbers (NaN or infinite)')
         if np.issubdtype(self._picture.dtype, np.floating):
-            return band.astype(self._picture.dtype, copy=False)
+            return band.astype(self._picture.dtype)
         return np.rint(band.clip(0, 1) * self._range).astype(self._picture.dtype)

@@ -14,6 +14,7 @@ import numpy as np
 from basicsr_classpruning.errors import UsageError
 
 _STEP = 8  # tile sides are multiples of this, so that pictures of many sizes share few tile shapes
+_SLICE = 16  # input rows that are handed out together
 
 
 @dataclass(frozen=True)
@@ -175,18 +176,23 @@ class Blender:
         weights = self._down[self._row][:, None] * self._across[column]
         self._sum[:, :, left : left + tile.shape[2]] += tile * weights
 
-    def finish_row(self) -> np.ndarray:
-        """Ends the current row of tiles; returns the rows that no later tile touches, ``(h, W * scale, C)`` float32."""
+    def finish_row(self) -> Iterator[np.ndarray]:
+        """Ends the current row of tiles; yields the rows that no later tile touches, ``(h, W * scale, C)`` float32.
+
+        In slices of a few rows, views of the sum: what the reader makes of them takes little memory. They must all be
+        read before the next tile is added.
+        """
         rows, scale = self._grid.rows, self._scale
         start = rows.starts[self._row]
         last = self._row == len(rows.starts) - 1
         done = ((rows.length if last else min(rows.starts[self._row + 1], rows.length)) - start) * scale
-        finished = self._sum[:, :done, : self._grid.cols.length * scale].transpose(1, 2, 0).copy()
+        for top in range(0, done, _SLICE * scale):
+            part = self._sum[:, top : min(top + _SLICE * scale, done), : self._grid.cols.length * scale]
+            yield part.transpose(1, 2, 0)
         kept = self._sum.shape[1] - done
         self._sum[:, :kept] = self._sum[:, done:].copy()
         self._sum[:, kept:] = 0
         self._row += 1
-        return finished
 
 
 def batches(numbers: np.ndarray, size: int) -> Iterator[np.ndarray]:
