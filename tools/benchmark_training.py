@@ -20,8 +20,11 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional
 
-import basicsr_classpruning  # noqa: F401 — registers the networks
-from basicsr.archs import build_network  # isort: skip — after the environment was mended
+import basicsr_classpruning  # noqa: F401 — mends the environment for the next import
+
+# isort: split
+from basicsr.archs import build_network
+
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 
 BASE = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 64, 'num_block': 16, 'upscale': 2}
@@ -44,7 +47,10 @@ def supernet_step(amp: bool) -> Callable[[], None]:
 
 
 def _step(
-    net: torch.nn.Module, run: Callable[[torch.Tensor], torch.Tensor], amp: bool, renew: Callable[[], None] = lambda: None
+    net: torch.nn.Module,
+    run: Callable[[torch.Tensor], torch.Tensor],
+    amp: bool,
+    renew: Callable[[], None] = lambda: None,
 ) -> Callable[[], None]:
     optimizer = torch.optim.Adam(net.parameters(), 1e-4)
     lq = torch.rand(BATCH, 3, SIDE, SIDE).contiguous(memory_format=torch.channels_last)

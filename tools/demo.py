@@ -68,7 +68,9 @@ def main() -> None:
     shutil.rmtree(RESULTS / 'restored', ignore_errors=True)
     run('restore', RESULTS / 'noisy', '--model', checkpoint('demo'), '--output', RESULTS / 'restored',
         '--budget', '0.6', '--class-map')  # fmt: skip
-    print(f'\nDone in {time.perf_counter() - start:.0f} s. Figures: {RESULTS}/report.json, pictures: {RESULTS}/restored')
+    print(
+        f'\nDone in {time.perf_counter() - start:.0f} s. Figures: {RESULTS}/report.json, pictures: {RESULTS}/restored'
+    )
 
 
 if __name__ == '__main__':

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
@@ -251,7 +252,9 @@ class ClassPruning(nn.Module):
         """Difficulty classes ``(B,)`` from scores ``(B, K)``: of the best trade at the learnt price, or, where
         ``budget`` is set, of the best total whose average MACs meet it."""
         if self.budget is not None:
-            return solve_budget(scores, self.costs(), self.budget)
+            costs = np.array(self.reference_macs.costs)
+            classes = solve_budget(scores.detach().double().cpu().numpy(), costs, np.ones(len(scores)), self.budget)
+            return torch.from_numpy(classes).to(scores.device)
         return self.probabilities(scores).argmax(dim=1)
 
     @torch.no_grad()

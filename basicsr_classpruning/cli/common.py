@@ -16,7 +16,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help='module that registers your own networks (may be given several times)',
     )  # fmt: skip
     parser.add_argument(
-        '--arch', metavar='FILE.yml', help='options file with a network_g block, for a file that does not say what it is'
+        '--arch',
+        metavar='FILE.yml',
+        help='options file with a network_g block, for a file that does not say what it is',
     )
 
 

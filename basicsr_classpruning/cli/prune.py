@@ -123,4 +123,5 @@ def _with_data(dense: DenseNetwork, options: PruneOptions, args: argparse.Namesp
         rows.append([report.candidate, f'{report.cost:.1%}', f'{report.psnr:.3f}', loss])
     against = 'the clean pictures' if degradation else "the dense network's outputs"
     found = '' if args.degrade else ' (found out)'
-    return net, [f'inputs: {degradation or "as they are"}{found}; PSNR against {against}, on held-out crops', format_table(rows)]
+    inputs = f'inputs: {degradation or "as they are"}{found}; PSNR against {against}, on held-out crops'
+    return net, [inputs, format_table(rows)]

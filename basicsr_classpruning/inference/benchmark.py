@@ -16,7 +16,7 @@ from basicsr_classpruning.inference.benchmark_pictures import Pair, Pairs
 from basicsr_classpruning.inference.contestants import Contestant, TiledPicture
 from basicsr_classpruning.inference.engines import device_of
 from basicsr_classpruning.inference.metrics import Quality, compare
-from basicsr_classpruning.inference.routing import check_budget, random_allocation, solve_budget
+from basicsr_classpruning.sparsity.budget import check_budget, random_allocation, solve_budget
 
 Progress = Callable[[str, int, int], None]
 """Is told a stage's name, what is done of it and its total."""

@@ -14,9 +14,9 @@ from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.inference.engines import Engines, device_of, pick_device
 from basicsr_classpruning.inference.networks import Traits, inspect_network, wrap
-from basicsr_classpruning.inference.routing import check_budget, solve_budget
 from basicsr_classpruning.inference.tiling import Blender, TileGrid, batches, check_tile, plan_tiles
 from basicsr_classpruning.inference.workers import Workers
+from basicsr_classpruning.sparsity.budget import check_budget, solve_budget
 
 _SCORED = 16  # tiles that are classified together
 

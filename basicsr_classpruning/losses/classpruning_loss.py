@@ -54,7 +54,9 @@ class ComputeBudgetLoss(nn.Module):
 class ClassificationLoss(nn.Module):
     """Makes the class of each image certain while the batch keeps using several classes.
 
-    ``certainty_weight`` · mean_b[1 − Σ_{j<k} |p_bj − p_bk| / (K − 1)] + ``variety_weight`` · Σ_k max(0, floor − p̄_k) · K.
+    ``certainty_weight`` · mean_b[1 − Σ_{j<k} |p_bj − p_bk| / (K − 1)]
+    + ``variety_weight`` · Σ_k max(0, floor / K − p̄_k) · K.
+
     The first is ClassSR's class loss, scaled to [0, 1]: 1 for uniform probabilities, 0 for a sure choice. The second
     replaces its average loss, which asks for equal shares and so contradicts any budget: it only keeps every class
     from dying out.
@@ -127,9 +129,7 @@ class RoutingLoss(nn.Module):
 
     unit: Tensor
 
-    def __init__(
-        self, low: float = 0.03, high: float = 30.0, momentum: float = 0.99, loss_weight: float = 1.0
-    ) -> None:
+    def __init__(self, low: float = 0.03, high: float = 30.0, momentum: float = 0.99, loss_weight: float = 1.0) -> None:
         super().__init__()
         self.low = low
         self.high = high

@@ -18,7 +18,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from basicsr_classpruning.checkpoint import read_checkpoint, save_file
+from basicsr_classpruning.checkpoint import read_checkpoint, save_file, write_checkpoint
 from basicsr_classpruning.errors import UserError
 
 _AMP_TYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -184,15 +184,10 @@ class GuardedSRModel(SRModel):
     def save_network(self, net: Any, net_label: str, current_iter: int, param_key: Any = 'params') -> None:
         nets = net if isinstance(net, list) else [net]
         keys = param_key if isinstance(param_key, list) else [param_key]
-        content: dict[str, Any] = {
-            key: {
-                name: value.detach().cpu().contiguous() for name, value in self.get_bare_model(n).state_dict().items()
-            }
-            for key, n in zip(keys, nets)
-        }
-        content['network_g'] = self.network_options()
+        states = {key: self.get_bare_model(each).state_dict() for key, each in zip(keys, nets)}
         label = 'latest' if current_iter == -1 else current_iter
-        save_file(content, osp.join(self.opt['path']['models'], f'{net_label}_{label}.pth'))
+        path = osp.join(self.opt['path']['models'], f'{net_label}_{label}.pth')
+        write_checkpoint(path, states, self.network_options())
 
     def network_options(self) -> dict[str, Any]:
         """The options that rebuild the network, as plain values."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from basicsr.metrics import calculate_metric
 from basicsr.utils import tensor2img
@@ -169,10 +170,12 @@ def _report(
         )
 
     rows = [row('routed', [routed for _, routed in pictures], classified=True)]
-    scores = torch.stack([picture.scores for picture, _ in pictures])
-    costs = net.costs().cpu()
+    scores = torch.stack([picture.scores for picture, _ in pictures]).double().numpy()
+    costs = np.array(reference.costs)
     for budget in budgets:
-        classes = solve_budget(scores, costs, budget, pixels)
+        # Another network's options must not stop a training: the nearest budget that this one can meet.
+        nearest = min(max(budget, costs[0]), costs[-1])
+        classes = solve_budget(scores, costs, pixels.double().numpy(), nearest)
         rows.append(row(f'budget {budget:g}', classes.tolist(), classified=True))
     if all_candidates:
         rows += [row(candidate, [k] * len(pictures), classified=False) for k, candidate in enumerate(net.candidates)]

@@ -46,7 +46,9 @@ def measure_errors(
         target = net.frozen_dense()(part.lq) if part.gt is None else part.gt
         errors = []
         for candidate in range(len(net.candidates)):
-            error = (net.restore_with(part.lq, candidate).clamp(0, 1) - target.clamp(0, 1)).square().mean(1, keepdim=True)
+            error = (
+                (net.restore_with(part.lq, candidate).clamp(0, 1) - target.clamp(0, 1)).square().mean(1, keepdim=True)
+            )
             errors.append(functional.avg_pool2d(error, stride * net.scale))
         maps.append(torch.cat(errors, dim=1))
         on_batch(len(part))

@@ -62,8 +62,11 @@ def cut_crops(
     rng = np.random.default_rng(seed)
     factor = degradation.scale if degradation else 1
     if degradation and degradation.scale != scale:
-        raise UsageError(f'degradation {degradation} makes inputs of scale {degradation.scale}; the network has {scale}')
-    lq, gt = [], []
+        raise UsageError(
+            f'degradation {degradation} makes inputs of scale {degradation.scale}; the network has {scale}'
+        )
+    lq: list[np.ndarray] = []
+    gt: list[np.ndarray] = []
     order: list[int] = []
     misses = 0
     while len(lq) < count:
@@ -98,7 +101,7 @@ def _place(picture: np.ndarray, side: int, factor: int, rng: np.random.Generator
     height, width = _whole(picture, factor)
     if min(height, width) < side:
         return None
-    places = []
+    places: list[tuple[float, int, Region]] = []
     for _ in range(_ATTEMPTS):
         top, left = (int(rng.integers(0, (length - side) // factor + 1)) * factor for length in (height, width))
         part = Region(top, left, side, side)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -189,7 +190,7 @@ def measure_candidates(net: ClassPruning, crops: Crops) -> list[CandidateReport]
     macs = net.reference_macs
     for k, candidate in enumerate(net.candidates):
         if net.patterns(candidate):
-            runs.append((candidate, macs.candidates[k] / macs.dense, lambda x, k=k: net.restore_with(x, k)))
+            runs.append((candidate, macs.candidates[k] / macs.dense, partial(net.restore_with, candidate=k)))
     reports: list[CandidateReport] = []
     for name, cost, run in runs:
         errors = []

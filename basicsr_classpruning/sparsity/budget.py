@@ -1,70 +1,162 @@
-"""Choosing candidates so that the average MACs meet a budget."""
+"""Which candidate each tile gets, so that the average MACs meet a budget."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
 
-_BISECTIONS = 60
+from basicsr_classpruning.errors import UsageError
+
+TOLERANCE = 0.01
+"""How far from the budget the average may end, relative to it, where the granularity of the tiles allows."""
+
+_EXCHANGED = 100  # tiles up to which exchanges are looked for
 
 
-def solve_budget(scores: Tensor, costs: Tensor, budget: float, sizes: Tensor | None = None) -> Tensor:
-    """Picks one candidate for each image or tile: the highest total score whose average cost meets the budget.
+def solve_budget(scores: np.ndarray, costs: np.ndarray, sizes: np.ndarray, budget: float) -> np.ndarray:
+    """Classes with the highest total score whose average cost meets the budget.
 
-    The relaxed problem is solved by a price λ on the cost, found by bisection: every image takes the candidate with
-    the best score − λ · cost. What images change at that very price is then taken one by one, as far as the budget
-    goes. The result is within one image's step of the budget, the nearer side of it; budgets below the cheapest
-    candidate's cost give the cheapest everywhere, those above the dearest's what scores highest.
+    With a price lambda on cost, each tile takes the class of highest ``score - lambda * cost``: a point of the upper
+    convex hull of its (cost, score) points. Walking all tiles' hulls by falling slope visits the solutions of every
+    lambda in turn, so the walk stops at the last one within the budget, exactly. What is left of the budget is filled
+    greedily, by single steps that fit and by exchanges between two tiles.
+
+    A budget is spent even where the scores say that a cheaper class would do (lambda is then negative): scores are
+    predictions, and somebody who asks for more MACs expects them to be used.
 
     Args:
-        scores: ``(T, K)``, higher is better.
-        costs: ``(K,)``, ascending, as fractions of the dense MACs.
-        budget: wanted average cost, a fraction of the dense MACs.
-        sizes: ``(T,)`` weights in the averages, such as pixels; equal by default.
+        scores: ``(T, K)``, higher is better, additive over tiles.
+        costs: ``(K,)``, rising: average cost of each class, in any unit, everything included (unpruned layers,
+            classifier).
+        sizes: ``(T,)``, positive: weight of each tile in the average (its pixels).
+        budget: wanted average cost, in the unit of ``costs``.
 
     Returns:
-        Candidate of each image, ``(T,)`` int64 on the device of ``scores``.
+        ``(T,)`` classes. Their average cost is at most 1 % above the budget, and where tiles are not very few, not
+        more than 1 % below it.
+
+    Raises:
+        UsageError: the budget is outside the range of ``costs`` by more than 1 %.
     """
-    device = scores.device
-    scores, costs = scores.detach().double().cpu(), costs.detach().double().cpu()
-    weights = torch.ones(len(scores)).double() if sizes is None else sizes.detach().double().cpu()
-    weights = weights / weights.sum()
-    scores = scores * weights[:, None]
-    charges = weights[:, None] * costs  # (T, K): what each choice adds to the average cost
+    check_budget(budget, float(costs[0]), float(costs[-1]))
+    tiles, total = len(scores), float(sizes.sum())
+    allowed = budget * total
+    if costs[-1] * total <= allowed * (1 + TOLERANCE):
+        return np.full(tiles, len(costs) - 1)
+    tile, before, after, slope = _hull_steps(np.asarray(scores, np.float64), costs, sizes)
+    order = np.lexsort((after, tile, -slope))
+    tile, before, after = tile[order], before[order], after[order]
+    spent = costs[0] * total + np.cumsum(sizes[tile] * (costs[after] - costs[before]))
+    taken = int(np.searchsorted(spent, allowed * (1 + 1e-9), side='right'))
+    classes = np.zeros(tiles, np.int64)
+    np.maximum.at(classes, tile[:taken], after[:taken])
+    return _fill(classes, scores, costs, sizes, allowed)
 
-    def choose(price: float) -> Tensor:
-        # Of equal values the cheaper candidate: argmax takes the first.
-        return (scores - price * charges).argmax(dim=1)
 
-    def average(classes: Tensor) -> float:
-        return float(charges.gather(1, classes[:, None]).sum())
+def check_budget(budget: float, cheapest: float, dearest: float) -> None:
+    """Raises UsageError if an average cost of ``budget`` cannot be reached to within 1 %."""
+    if not cheapest * (1 - TOLERANCE) <= budget * (1 + 1e-9) or not budget <= dearest * (1 + TOLERANCE):
+        raise UsageError(
+            f'budget {budget:g} cannot be met: allowed is {cheapest:.3g} to {dearest:.3g} of the dense MACs'
+        )
 
-    rich = choose(0.0)
-    if average(rich) <= budget:
-        return rich.to(device)
-    poor = charges.argmin(dim=1)
-    low, high = 0.0, 1.0
-    while average(choose(high)) > budget:
-        low, high = high, high * 4
-        if high > 1e30:  # even at any price: the cheapest candidate is above the budget
-            return poor.to(device)
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if average(choose(middle)) > budget else (low, middle)
-    rich, poor = choose(low), choose(high)
-    spent = average(poor)
-    # Largest steps first leave the smallest remainder.
-    step = (charges.gather(1, rich[:, None]) - charges.gather(1, poor[:, None]))[:, 0]
-    classes = poor.clone()
-    remaining = []
-    for index in torch.argsort(step, descending=True, stable=True).tolist():
-        if step[index] <= 0:
-            break
-        if spent + step[index] <= budget:
-            classes[index] = rich[index]
-            spent += float(step[index])
-        else:
-            remaining.append(index)
-    if remaining and spent + step[remaining[-1]] - budget < budget - spent:
-        classes[remaining[-1]] = rich[remaining[-1]]
-    return classes.to(device)
+
+def average_cost(classes: np.ndarray, costs: np.ndarray, sizes: np.ndarray) -> float:
+    """Average cost of an allocation, weighted by the tiles' sizes."""
+    return float((sizes * costs[classes]).sum() / sizes.sum())
+
+
+def random_allocation(classes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The same shares of the classes, dealt to tiles by chance: what routing is worth without looking."""
+    return rng.permutation(classes)
+
+
+def _hull_steps(
+    scores: np.ndarray, costs: np.ndarray, sizes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Steps along each tile's upper convex hull, from the cheapest class to the dearest.
+
+    Returns tile, class before, class after and slope (score per cost) of every step, all ``(S,)``. Slopes fall along
+    a tile's steps.
+    """
+    tiles, classes = scores.shape
+    rows = np.arange(tiles)
+    current = np.zeros(tiles, np.int64)
+    steps = []
+    while (alive := rows[current < classes - 1]).size:
+        now = current[alive]
+        rise = scores[alive] - scores[alive, now][:, None]
+        run = costs[None] - costs[now][:, None]
+        slopes = np.full(rise.shape, -np.inf)
+        np.divide(rise, run, out=slopes, where=run > 0)
+        # The steepest next point; of equals the farthest, so that slopes fall strictly.
+        following = classes - 1 - np.argmax(slopes[:, ::-1], axis=1)
+        slope = slopes[np.arange(len(alive)), following] / sizes[alive]
+        steps.append((alive, now, following, slope))
+        current[alive] = following
+    if not steps:
+        empty = np.zeros(0, np.int64)
+        return empty, empty, empty, np.zeros(0)
+    tile, before, after, slope = (np.concatenate(column) for column in zip(*steps))
+    return tile, before, after, slope
+
+
+def _fill(classes: np.ndarray, scores: np.ndarray, costs: np.ndarray, sizes: np.ndarray, allowed: float) -> np.ndarray:
+    """Spends what is left: by single steps that fit, then by exchanges, which may pass the budget by 1 %."""
+    state = _Allocation(classes.copy(), scores, costs, sizes, allowed)
+    while state.step_up() or state.exchange():
+        pass
+    return state.classes
+
+
+class _Allocation:
+    """Classes of all tiles, and the part of the budget that they leave."""
+
+    def __init__(
+        self, classes: np.ndarray, scores: np.ndarray, costs: np.ndarray, sizes: np.ndarray, allowed: float
+    ) -> None:
+        self.classes, self._scores, self._costs, self._sizes = classes, scores, costs, sizes
+        self._left = allowed - float((sizes * costs[classes]).sum())
+        self._near = TOLERANCE * allowed
+
+    def _moves(self) -> tuple[np.ndarray, np.ndarray]:
+        """Cost and gain, both ``(T, K)``, of giving a tile another class."""
+        rows = np.arange(len(self.classes))
+        cost = self._sizes[:, None] * (self._costs[None] - self._costs[self.classes][:, None])
+        return cost, self._scores - self._scores[rows, self.classes][:, None]
+
+    def _take(self, cost: np.ndarray, *moves: int) -> None:
+        for move in moves:
+            tile, chosen = divmod(move, len(self._costs))
+            self._left -= float(cost[tile, chosen])
+            self.classes[tile] = chosen
+
+    def step_up(self) -> bool:
+        """Takes the most worthwhile step that fits into what is left; False if there is none."""
+        cost, gain = self._moves()
+        fits = (cost > 0) & (cost <= self._left * (1 + 1e-9))
+        if not fits.any():
+            return False
+        worth = np.where(fits, gain / np.where(fits, cost, 1), -np.inf)
+        self._take(cost, int(np.argmax(worth)))
+        return True
+
+    def exchange(self) -> bool:
+        """Moves one or two tiles so that the budget is met to within 1 %, or more nearly than before.
+
+        Only where few tiles share a budget: with many, a single step is a small part of it.
+        """
+        if abs(self._left) <= self._near or len(self.classes) > _EXCHANGED:
+            return False
+        cost, gain = self._moves()
+        count = len(self._costs)
+        tile = np.arange(cost.size) // count
+        # Staying is a move too (a tile's own class costs nothing), so pairs include single moves.
+        left = self._left - (cost.ravel()[:, None] + cost.ravel()[None])
+        total = gain.ravel()[:, None] + gain.ravel()[None]
+        possible = (tile[:, None] != tile[None]) & (left >= -self._near) & (np.abs(left) < abs(self._left) * (1 - 1e-9))
+        if not possible.any():
+            return False
+        met = possible & (np.abs(left) <= self._near)
+        merit = np.where(met, total, -np.inf) if met.any() else np.where(possible, -np.abs(left), -np.inf)
+        self._take(cost, *map(int, np.unravel_index(int(np.argmax(merit)), merit.shape)))
+        return True
