@@ -88,10 +88,11 @@ class Native:
         """The non-zeros of a float32 weight ``(O, C, kh, kw)`` in the order of the kernels, as int32 words."""
         weight = weight.detach().to('cpu', torch.float32).contiguous()
         source, code = ctypes.c_void_p(weight.data_ptr()), _ISA_CODES[isa]
-        words = self.library.cp_pack(source, ctypes.byref(geometry), code, None)
-        packed = torch.empty(words, dtype=torch.int32)
-        self.library.cp_pack(source, ctypes.byref(geometry), code, ctypes.c_void_p(packed.data_ptr()))
-        return packed
+        # Room for two words a weight, and for each channel's counts in every chunk of at least one input channel.
+        out_channels, in_channels = weight.shape[:2]
+        packed = torch.empty(64 + 2 * weight.numel() + (17 * out_channels + 1) * in_channels, dtype=torch.int32)
+        words = self.library.cp_pack(source, ctypes.byref(geometry), code, ctypes.c_void_p(packed.data_ptr()))
+        return packed[:words].clone()
 
     def run(self, call: Call) -> None:
         """Runs a packed layer. Raises RuntimeError where the call does not fit it or memory is short."""
