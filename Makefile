@@ -17,7 +17,7 @@ demo: $(INSTALLED) ## train a small network on scikit-image's photographs, test 
 	$(BIN)/python tools/demo.py
 
 test: $(INSTALLED) ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED) ## check format, style and types
 	$(BIN)/ruff check .

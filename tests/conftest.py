@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from basicsr_classpruning import environment
 
 environment.prepare()
+# Two test processes on two cores: more threads would only wait for each other.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope='session')
