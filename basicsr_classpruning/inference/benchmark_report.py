@@ -10,6 +10,7 @@ from dataclasses import asdict
 from basicsr_classpruning.inference.benchmark import Row
 
 _HEADER = ('model', 'what', 'PSNR', 'PSNR-Y', 'SSIM', 'average MACs', 'saved', 'seconds', 'backend', 'shares')
+_ENGINE_MARKERS = 'sDPph'  # of a dense network in one engine and in others
 
 
 def to_csv(rows: Sequence[Row]) -> str:
@@ -81,7 +82,9 @@ def _draw(axes, rows: Sequence[Row], x: Sequence[float]) -> None:
         label = row.backend if row.kind == 'dense' else ''
         groups.setdefault((row.model, row.kind, label), []).append((position, row.psnr or 0.0))
     models = list(dict.fromkeys(row.model for row in rows))
+    engines = list(dict.fromkeys(label for _, _, label in groups if label))
     for (model, kind, label), points in groups.items():
+        style = _ENGINE_MARKERS[engines.index(label) % len(_ENGINE_MARKERS)] if label else styles[kind]
         colour = f'C{models.index(model) % 10}'
         name = ' '.join(filter(None, (model, kind, label)))
-        axes.plot(*zip(*sorted(points)), styles[kind], color=colour, label=name, alpha=0.8)
+        axes.plot(*zip(*sorted(points)), style, color=colour, label=name, alpha=0.8)
