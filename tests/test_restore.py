@@ -275,3 +275,16 @@ def test_dense_checkpoints_are_restored_too(tmp_path, model):
     wanted = tmp_path / 'wanted'
     assert call(tmp_path / 'a.png', '--model', model, '--output', wanted, '--candidate', '4:4') == 0
     assert (output / 'a.png').read_bytes() == (wanted / 'a.png').read_bytes()
+
+
+def test_failures_of_the_network_are_named_as_such(tmp_path, restorer, monkeypatch):
+    put(tmp_path / 'in/a.png')
+    (job,) = files.find_jobs(tmp_path / 'in', tmp_path / 'out', False)
+
+    def fail(x):
+        raise RuntimeError('not enough memory: you tried to allocate\nmuch')
+
+    monkeypatch.setitem(restorer.engines._made, 1, fail)
+    (result,) = files.restore_files(restorer, [job], 10**6, lambda pixels: None)
+    assert result.error == f'{tmp_path}/in/a.png: not enough memory: you tried to allocate'
+    assert not list((tmp_path / 'out').iterdir())

@@ -144,10 +144,14 @@ def _try_restoring(restorer: Restorer, job: FileJob, max_pixels: int, progress: 
         stats = restore_file(restorer, job, max_pixels, progress)
     except UserError as error:
         return FileResult(job, None, time.perf_counter() - start, str(error))
-    except (MemoryError, RuntimeError) as error:  # torch reports a lack of memory as a RuntimeError
-        text = (str(error) or 'not enough memory').splitlines()[0]
-        return FileResult(job, None, time.perf_counter() - start, f'{job.source}: {text}')
+    except (MemoryError, RuntimeError) as error:
+        return FileResult(job, None, time.perf_counter() - start, str(_failed(job, error)))
     return FileResult(job, stats, time.perf_counter() - start)
+
+
+def _failed(job: FileJob, error: Exception) -> UserError:
+    """A lack of memory, which torch reports as a RuntimeError, or another failure of the network, in one line."""
+    return UserError(f'{job.source}: {(str(error) or "not enough memory").splitlines()[0]}')
 
 
 def restore_file(restorer: Restorer, job: FileJob, max_pixels: int, progress: Progress) -> RestoreStats:
@@ -164,10 +168,13 @@ def restore_file(restorer: Restorer, job: FileJob, max_pixels: int, progress: Pr
 
     def rows() -> Iterator[np.ndarray]:
         done = 0
-        for band in restoration.bands():
-            yield band if picture.alpha is None else _with_alpha(band, picture.alpha, done, scale)
-            done += len(band)
-            progress(len(band) // scale * width)
+        try:
+            for band in restoration.bands():
+                yield band if picture.alpha is None else _with_alpha(band, picture.alpha, done, scale)
+                done += len(band)
+                progress(len(band) // scale * width)
+        except RuntimeError as error:  # of the network: not to be taken for one of writing
+            raise _failed(job, error) from None
 
     write_rows(job.target, picture.encoding, height * scale, width * scale, rows())
     return restoration.stats()

@@ -7,21 +7,19 @@ C = 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
-import secrets
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO
 
 import numpy as np
 import tifffile
 from PIL import Image
 
+from basicsr_classpruning.checkpoint import write_atomically
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.inference.images import Encoding, Picture
 
@@ -39,30 +37,6 @@ class _Layout:
     channels: int
     dtype: np.dtype
     encoding: Encoding
-
-
-@contextlib.contextmanager
-def atomic_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
-    """Opens a file that appears under its name only when the block ends without an exception.
-
-    Until then it is a hidden file in the same folder, with a name that no other process uses; it is removed when the
-    block fails. Raises UserError if the file cannot be written (full disk, read-only folder).
-    """
-    path = Path(path)
-    temporary = path.with_name(f'.{path.name[:180]}.{os.getpid()}.{secrets.token_hex(4)}.part')
-    try:
-        try:
-            with open(temporary, 'xb') as stream:
-                yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-    except OSError as error:
-        raise UserError(f'{path}: could not be written ({error.strerror or error})') from None
 
 
 def check_writable(encoding: Encoding, height: int, width: int, path: str | os.PathLike) -> None:
@@ -85,11 +59,14 @@ def write_rows(
         UserError: the file cannot be written, or the picture does not fit into the format.
     """
     check_writable(encoding, height, width, path)
-    with atomic_file(path) as stream:
+
+    def write(stream: IO[bytes]) -> None:
         iterator = iter(rows)
         first = next(iterator)
         layout = _Layout(height, width, first.shape[2], first.dtype, encoding)
         _WRITERS[encoding.format](stream, layout, _strips(first, iterator))
+
+    write_atomically(path, write)
 
 
 def write_picture(path: str | os.PathLike, picture: Picture) -> None:
