@@ -39,7 +39,7 @@ def load(
 
         import_modules(imports)
     checkpoint = read_checkpoint(path)
-    options = dict(arch or checkpoint.network_g or {})
+    options = dict(checkpoint.network_g or arch or {})
     try:
         if options.get('type') == 'ClassPruning':
             net: ClassPruning | DenseNetwork = load_classpruning(options, checkpoint.params())

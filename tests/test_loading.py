@@ -91,7 +91,7 @@ def test_a_pruned_network_that_spandrel_detected_is_loaded_again(tmp_path):
 
 
 def test_a_network_of_the_users_own(tmp_path, monkeypatch):
-    (tmp_path / 'users_arch.py').write_text(
+    (tmp_path / 'somebodys_arch.py').write_text(
         'from basicsr.utils.registry import ARCH_REGISTRY\n'
         'from torch import nn\n'
         '@ARCH_REGISTRY.register()\n'
@@ -105,9 +105,9 @@ def test_a_network_of_the_users_own(tmp_path, monkeypatch):
     save_file({'params': {'0.weight': torch.ones(4, 3, 3, 3)}, 'network_g': options}, path)
     with pytest.raises(UsageError, match=r"'UsersNet' is not in ARCH_REGISTRY"):
         basicsr_classpruning.load(path)  # the file alone imports nothing
-    assert 'users_arch' not in sys.modules
+    assert 'somebodys_arch' not in sys.modules
     with pytest.raises(UserError, match=r'0\.bias is missing'):
-        basicsr_classpruning.load(path, imports=['users_arch'])
+        basicsr_classpruning.load(path, imports=['somebodys_arch'])
     torch.manual_seed(0)
     net = build_network(options)
     assert torch.equal(basicsr_classpruning.load(saved(path, net, network_g=options))(X), net(X))

@@ -72,9 +72,12 @@ class DifficultyClassifier(nn.Module):
             Scores ``(B, K)``, at most 0 and 0 for the dearest candidate: minus the predicted excess error. Scores of
             one image never fall from a cheaper candidate to a dearer one.
         """
-        if self.head is None:
-            return x.new_zeros(len(x), 1)
-        steps = self.log_steps(x).exp().mean((2, 3))
+        return x.new_zeros(len(x), 1) if self.head is None else self.scores_of(self.log_steps(x))
+
+    @staticmethod
+    def scores_of(log_steps: Tensor) -> Tensor:
+        """Scores ``(B, K)`` from what ``log_steps`` returns."""
+        steps = log_steps.exp().mean((2, 3))
         # Summed from the dearest candidate down: each step is what the next cheaper one costs in quality.
         excess = torch.cumsum(steps.flip(1), dim=1).flip(1)
         return functional.pad(-excess, (0, 1))

@@ -82,7 +82,7 @@ def fit_classifier(
             )
             logs = classifier.log_steps(images)
             deviance = (logs.exp() - targets * logs).mean()
-            regret = routing(classifier(images), errors.mean((2, 3)), costs)
+            regret = routing(classifier.scores_of(logs), errors.mean((2, 3)), costs)
             optimizer.zero_grad()
             (deviance + regret).backward()
             torch.nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)
