@@ -6,12 +6,12 @@ import contextlib
 import json
 import os
 import pickle
-import tempfile
+import uuid
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -21,8 +21,9 @@ from basicsr_classpruning.sparsity.packing import PACKABLE, PackedTensor, check,
 
 # Containers in which published checkpoints keep their weights, the best first.
 _CONTAINERS = ('params_ema', 'params', 'state_dict')
-# Containers of training scripts that wrap a state dict under the network's name.
+# Put before every key by DataParallel.
 _PREFIX = 'module.'
+UNFINISHED = '.tmp'  # ends the names of files that are being written; a killed process may leave one
 # Tensors are packed where that saves this share of their bytes, and more than the file's own book-keeping takes.
 _PACKING_SAVES = 0.1
 _PACKING_SAVES_BYTES = 1024
@@ -39,7 +40,6 @@ class Checkpoint:
     """State dicts by container, ``params`` and ``params_ema`` in BasicSR's format; a raw state dict is ``params``."""
     network_g: dict[str, Any] | None = None
     """Options that rebuild the network; None in files of other programs."""
-    extra: dict[str, Any] = field(default_factory=dict)
 
     def params(self, prefer: str | None = None) -> dict[str, Tensor]:
         """The state dict in one container, by default the averaged weights where there are any."""
@@ -229,24 +229,20 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
     Raises UserError with one line where the file cannot be written.
     """
     path = Path(path)
-    temporary = None
+    temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}{UNFINISHED}')
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp', delete=False) as file:
-            temporary = file.name
-            write(cast(BinaryIO, file))
+        with open(temporary, 'xb') as file:
+            write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-        temporary = None
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
         raise UserError(f'{path}: could not be written: {reason}') from None
     finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)  # gone already where all went well
 
 
 def save_file(content: Any, path: str | os.PathLike[str]) -> None:
@@ -324,12 +320,6 @@ def _at_rest(tensor: Tensor) -> Tensor:
     """A tensor as files hold it: on the CPU, row-major, with no more memory behind it than it needs."""
     tensor = tensor.detach().cpu().contiguous()
     return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(folder: Path) -> None:

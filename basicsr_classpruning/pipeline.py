@@ -17,7 +17,7 @@ from basicsr.data import build_dataloader, build_dataset
 from basicsr.utils.logger import initialized_logger
 from basicsr.utils.misc import check_resume
 
-from basicsr_classpruning.checkpoint import load_file, read_checkpoint
+from basicsr_classpruning.checkpoint import UNFINISHED, load_file, read_checkpoint
 from basicsr_classpruning.config.loading import parse_options
 from basicsr_classpruning.data.samplers import ResumableSampler
 from basicsr_classpruning.data.seeded_dataset import SeededDataset
@@ -112,6 +112,8 @@ class _TrainingRun:
         return state
 
     def _newest_state(self, root: Path) -> tuple[str | None, dict[str, Any] | None]:
+        for leftover in root.glob(f'*/.*{UNFINISHED}'):
+            leftover.unlink(missing_ok=True)  # what a killed run was writing
         states = sorted((root / 'training_states').glob('*.state'), key=_iteration, reverse=True)
         for path in states:
             network = root / 'models' / f'net_g_{_iteration(path)}.pth'
