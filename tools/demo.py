@@ -1,6 +1,6 @@
 #!/usr/bin/env python
-"""The demo of `make demo`: trains a small denoiser on scikit-image's photographs, prunes it with ClassPruning training,
-and compares the two on photographs that neither was trained on. What an earlier run has finished is used again.
+"""The demo of `make demo`: trains a small denoiser on scikit-image's photographs, prunes it, goes on with ClassPruning
+training, and compares the two on photographs that neither was trained on. What an earlier run has finished is used again.
 
 Leaves `results/demo/report.json`, the noisy pictures and the restored ones.
 """
@@ -46,6 +46,16 @@ def train(name: str) -> None:
         run('train', '-opt', f'options/train/{name}.yml', '--auto_resume')
 
 
+def prune(pictures: Path) -> None:
+    """Prunes the dense network with data, from which the ClassPruning training starts."""
+    pruned = Path('experiments/demo_dense/pruned.pth')
+    if pruned.is_file():
+        print(f'{pruned} is there already')
+    else:
+        run('prune', checkpoint('demo_dense'), '--out', pruned, '--candidates', '4:16', '8:16', '16:16',
+            '--calibration', pictures, '--degrade', DEGRADATION)  # fmt: skip
+
+
 def write_noisy_pictures(clean: Path, folder: Path) -> None:
     """Writes what the networks are given to restore, as 8-bit pictures."""
     degradation = Degradation.parse(DEGRADATION)
@@ -60,6 +70,7 @@ def main() -> None:
     start = time.perf_counter()
     data = make_demo_data(DATA)
     train('demo_dense')
+    prune(data.train)
     train('demo')
     RESULTS.mkdir(parents=True, exist_ok=True)
     write_noisy_pictures(data.test, RESULTS / 'noisy')
