@@ -33,7 +33,8 @@ def test_tests_what_was_trained(path):
     start = trained['path']['pretrain_network_g']
     if start is not None:
         dense = load_options(str(path.with_name(f'{path.stem}_dense.yml')))
-        assert start == f'experiments/{dense["name"]}/models/net_g_latest.pth'
+        folder = f'experiments/{dense["name"]}'
+        assert start in (f'{folder}/models/net_g_latest.pth', f'{folder}/pruned.pth')
         assert dense['network_g'] == trained['network_g']['base']
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """The demo of `make demo`: trains a small denoiser on scikit-image's photographs, prunes it, goes on with ClassPruning
-training, and compares the two on photographs that neither was trained on. What an earlier run has finished is used again.
+training, and compares the two on photographs that neither was trained on. What an earlier run finished is used again.
 
 Leaves `results/demo/report.json`, the noisy pictures and the restored ones.
 """
