@@ -126,6 +126,8 @@ class _Allocation:
 
     def _take(self, cost: np.ndarray, *moves: int) -> None:
         for move in moves:
+            if move == cost.size:  # none
+                continue
             tile, chosen = divmod(move, len(self._costs))
             self._left -= float(cost[tile, chosen])
             self.classes[tile] = chosen
@@ -148,11 +150,11 @@ class _Allocation:
         if abs(self._left) <= self._near or len(self.classes) > _EXCHANGED:
             return False
         cost, gain = self._moves()
-        count = len(self._costs)
-        tile = np.arange(cost.size) // count
-        # Staying is a move too (a tile's own class costs nothing), so pairs include single moves.
-        left = self._left - (cost.ravel()[:, None] + cost.ravel()[None])
-        total = gain.ravel()[:, None] + gain.ravel()[None]
+        # One more move, which changes nothing, makes single moves of pairs.
+        tile = np.append(np.arange(cost.size) // len(self._costs), -1)
+        costs, gains = np.append(cost, 0.0), np.append(gain, 0.0)
+        left = self._left - (costs[:, None] + costs[None])
+        total = gains[:, None] + gains[None]
         possible = (tile[:, None] != tile[None]) & (left >= -self._near) & (np.abs(left) < abs(self._left) * (1 - 1e-9))
         if not possible.any():
             return False
