@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from basicsr_classpruning.archs.classpruning_arch import ClassPruning, build_base, input_channels
+from basicsr_classpruning.archs.classpruning_arch import ClassPruning, build_base, input_channels, load_fitting
 from basicsr_classpruning.archs.dense import DenseNetwork
 from basicsr_classpruning.archs.ecbsr_fold import fold_ecbsr_state_dict
 from basicsr_classpruning.checkpoint import Checkpoint, read_checkpoint
@@ -80,7 +80,7 @@ def load_dense(options: Mapping[str, Any] | None, checkpoint: Checkpoint) -> Den
     net = build_base(options)
     if options.get('type') == 'ECBSR':
         params = fold_ecbsr_state_dict(options, params)
-    ClassPruning._load(net, params)
+    load_fitting(net, params)
     return DenseNetwork(net, input_channels(net, options), dict(options))
 
 

@@ -317,30 +317,31 @@ class ClassPruning(nn.Module):
         """
         own_keys = self.state_dict().keys()
         if any(key.startswith('base.') and key in own_keys for key in params):
-            self._load(self, params)
+            load_fitting(self, params)
             return
         if self.options['base'].get('type') == 'ECBSR':
             params = fold_ecbsr_state_dict(self.options['base'], params)
         candidates_only = {k: v for k, v in self.base.state_dict().items() if _is_candidate_key(self.base, k)}
-        self._load(self.base, {**params, **candidates_only})
+        load_fitting(self.base, {**params, **candidates_only})
         for _, layer in sparse_layers(self.base):
             layer.reset_candidates()
         self.drop_frozen()
 
-    @staticmethod
-    def _load(module: nn.Module, params: Mapping[str, Tensor]) -> None:
-        wanted = module.state_dict()
-        problems = [f'{key} is missing' for key in wanted if key not in params]
-        problems += [f'{key} is not a key of this network' for key in params if key not in wanted]
-        problems += [
-            f'{key} has shape {tuple(params[key].shape)}, wanted {tuple(value.shape)}'
-            for key, value in wanted.items()
-            if key in params and params[key].shape != value.shape
-        ]
-        if problems:
-            more = f' (and {len(problems) - 1} more)' if len(problems) > 1 else ''
-            raise UserError(f'weights do not fit the network: {problems[0]}{more}')
-        module.load_state_dict(params)
+
+def load_fitting(module: nn.Module, params: Mapping[str, Tensor]) -> None:
+    """Loads a state dict; raises UserError with one line where keys or shapes do not fit."""
+    wanted = module.state_dict()
+    problems = [f'{key} is missing' for key in wanted if key not in params]
+    problems += [f'{key} is not a key of this network' for key in params if key not in wanted]
+    problems += [
+        f'{key} has shape {tuple(params[key].shape)}, wanted {tuple(value.shape)}'
+        for key, value in wanted.items()
+        if key in params and params[key].shape != value.shape
+    ]
+    if problems:
+        more = f' (and {len(problems) - 1} more)' if len(problems) > 1 else ''
+        raise UserError(f'weights do not fit the network: {problems[0]}{more}')
+    module.load_state_dict(params)
 
 
 def _is_candidate_key(base: nn.Module, key: str) -> bool:

@@ -13,8 +13,6 @@ from basicsr_classpruning.archs.dense import DenseNetwork
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.inference.tiling import SizeRule
 
-_ENOUGH = 32  # a side that every supported network takes, if it is a multiple of its own
-
 
 @dataclass(frozen=True)
 class Traits:
@@ -74,7 +72,7 @@ def inspect_network(net: ClassPruning | DenseNetwork, overlap: int) -> Traits:
         candidates=candidates,
         channels=net.num_in_ch,
         scale=sizes.scale,
-        rule=SizeRule(sizes.multiple, _smallest_side(module, net.num_in_ch, sizes.multiple)),
+        rule=SizeRule(sizes.multiple, sizes.padded(1)),
         margin=reach(module, net.num_in_ch, sizes.scale, sizes.multiple, limit=max(overlap - 1, 0) // 2),
         macs_dense=dense / pixels,
         macs=tuple(value / pixels for value in macs),
@@ -86,21 +84,6 @@ def inspect_network(net: ClassPruning | DenseNetwork, overlap: int) -> Traits:
 def dense_module(net: ClassPruning | DenseNetwork) -> nn.Module:
     """The unpruned base network as a plain module."""
     return net.frozen_dense() if isinstance(net, ClassPruning) else net.net
-
-
-@torch.inference_mode()
-def _smallest_side(module: nn.Module, channels: int, multiple: int) -> int:
-    """The smallest square the network takes: layers that mirror their borders want more than one pixel."""
-    device = _device(module)
-    side = multiple
-    while side < _ENOUGH:
-        try:
-            module(torch.zeros(1, channels, side, side, device=device))
-        except (RuntimeError, ValueError, AssertionError, IndexError):
-            side *= 2
-        else:
-            break
-    return side
 
 
 def reach(module: nn.Module, channels: int, scale: int, multiple: int, limit: int) -> int | None:
