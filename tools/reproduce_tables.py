@@ -1,0 +1,114 @@
+#!/usr/bin/env python
+"""Makes the benchmark tables of docs/benchmarks.md, each with one command:
+
+    python tools/reproduce_tables.py NAME        trains and measures what is missing of a table, and writes its results
+    python tools/reproduce_tables.py --list      what the tables are, and what of them is there
+    python tools/reproduce_tables.py --write     options files and docs/benchmarks.md, from the plan and the results
+
+Training pictures are wanted in datasets/BSDS500/train, for validation datasets/Set5, and the tables' test sets beside
+them. What an earlier call finished is used again; an interrupted training goes on where it was saved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from tables import instances, pages
+from tables.options import checkpoint, options_file, pruned, text
+from tables.plan import BUDGETS, CALIBRATION, Row, Table
+
+from basicsr_classpruning.checkpoint import write_atomically
+from basicsr_classpruning.cli import main as classpruning
+
+RESULTS = Path('docs/results/tables')
+
+
+def run(*words: str | Path) -> None:
+    """Runs the `classpruning` command; ends the program with its status where it fails."""
+    arguments = [str(word) for word in words]
+    print(f'\n$ classpruning {" ".join(arguments)}', flush=True)
+    status = classpruning(arguments)
+    if status:
+        sys.exit(status)
+
+
+def make(table: Table, row: Row) -> None:
+    """Trains a row's network, and prunes its start, unless that is done."""
+    if checkpoint(table, row).is_file():
+        return
+    if row.start is not None:
+        make(table, table.row(row.start))
+    if row.calibrated and not pruned(table, row).is_file():
+        run('prune', checkpoint(table, table.row(row.start)), '--out', pruned(table, row),
+            '--candidates', *row.network['candidates'], '--calibration', CALIBRATION,
+            '--degrade', table.task.degrade, '--seed', str(row.seed))  # fmt: skip
+    run('train', '-opt', options_file(table, row), '--auto_resume')
+
+
+def measure(table: Table, rows: list[Row], test_set: str, threads: int) -> None:
+    """Compares the networks of rows on a test set, and keeps the result."""
+    result = RESULTS / f'{table.name}_{test_set}.json'
+    result.parent.mkdir(parents=True, exist_ok=True)
+    files = {str(checkpoint(table, row)): row.name for row in rows}
+    run('benchmark', '--models', *files, '--gt', f'datasets/{test_set}', '--degrade', table.task.degrade,
+        '--budgets', *map(str, BUDGETS), '--backend', 'auto', '--repeats', '2', '--threads', str(threads),
+        '--json', result)  # fmt: skip
+    report = json.loads(result.read_text(encoding='utf-8'))
+    report['table'] = {'name': table.name, 'models': files, 'command': f'python tools/reproduce_tables.py {table.name}'}
+    content = json.dumps(report, indent=1) + '\n'
+    write_atomically(result, lambda file: file.write(content.encode()))
+
+
+def write() -> None:
+    """Writes the options file of every row, and the tables of the page."""
+    for table in instances.TABLES:
+        for row in table.rows:
+            path = options_file(table, row)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text(table, row), encoding='utf-8')
+    pages.write(RESULTS)
+
+
+def show() -> None:
+    """Prints the tables, their rows, and which of them are trained."""
+    for table in instances.TABLES:
+        print(f'{table.name}: {table.title}')
+        for row in table.rows:
+            print(f'  {"trained" if checkpoint(table, row).is_file() else "missing":8} {row.name:24} {row.label}')
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = {table.name: table for table in instances.TABLES}
+    parser.add_argument('table', nargs='?', choices=names, metavar='NAME', help=f'one of {", ".join(names)}')
+    parser.add_argument('--rows', nargs='+', metavar='ROW', help='train only these rows, and measure nothing')
+    parser.add_argument('--threads', type=int, default=1, help='for the measurements (default: 1)')
+    parser.add_argument('--list', action='store_true', help='what there is')
+    parser.add_argument('--write', action='store_true', help='write options files and page')
+    args = parser.parse_args()
+    if args.write:
+        write()
+    elif args.list or not args.table:
+        show()
+    else:
+        table = names[args.table]
+        unknown = set(args.rows or ()) - {row.name for row in table.rows}
+        if unknown:
+            parser.error(
+                f'--rows {" ".join(sorted(unknown))}: {table.name} has {", ".join(r.name for r in table.rows)}'
+            )
+        for row in table.rows:
+            if args.rows is None or row.name in args.rows:
+                make(table, row)
+        if args.rows is None:
+            for test_set in table.test_sets:
+                measure(table, [row for row in table.rows if row.name != 'start'], test_set, args.threads)
+            write()
+
+
+if __name__ == '__main__':
+    main()

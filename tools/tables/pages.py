@@ -1,0 +1,136 @@
+"""Writes the tables of docs/benchmarks.md from the kept results."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tables import instances
+from tables.plan import Table
+
+PAGE = Path('docs/benchmarks.md')
+
+
+@dataclass(frozen=True)
+class Result:
+    """One table's measurements on one test set."""
+
+    table: Table
+    test_set: str
+    content: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path, table: Table, test_set: str) -> Result | None:
+        """None where it was not measured."""
+        path = folder / f'{table.name}_{test_set}.json'
+        return cls(table, test_set, json.loads(path.read_text(encoding='utf-8'))) if path.is_file() else None
+
+    def rows(self, name: str, *kinds: str) -> list[dict[str, Any]]:
+        """The measurements of a row of the plan, of some kinds."""
+        models = self.content['table']['models']
+        return [row for row in self.content['rows'] if models[row['model']] == name and row['kind'] in kinds]
+
+    @property
+    def measured(self) -> list[str]:
+        """Names of the rows of the plan that were measured."""
+        return list(self.content['table']['models'].values())
+
+    def psnr(self, row: dict[str, Any]) -> float:
+        """PSNR in dB: of the luma for super-resolution, of all channels otherwise, as is usual."""
+        return row['psnr_y' if self.table.task.scale > 1 else 'psnr']
+
+    @property
+    def dense(self) -> dict[str, Any]:
+        """The dense network that was trained as long as all others, in its fastest engine."""
+        return min(self.rows('dense', 'dense'), key=lambda row: row['seconds'])
+
+
+def table_of(result: Result) -> str:
+    """All networks, and the routed ones at every budget."""
+    lines = []
+    for row in result.table.rows:
+        if row.name not in result.measured or row.routed:
+            continue
+        found = result.rows(row.name, 'candidate' if row.sparse else 'dense')
+        lines.append(_line(result, row.label, min(found, key=lambda item: item['seconds'])))
+    for row in (row for row in result.table.rows if row.routed and row.name in result.measured):
+        oracle = {item['budget']: item for item in result.rows(row.name, 'oracle')}
+        random = {item['budget']: item for item in result.rows(row.name, 'random')}
+        for item in result.rows(row.name, 'budget'):
+            budget = item['budget']
+            references = [f'{result.psnr(other[budget]):.3f}' for other in (oracle, random)]
+            lines.append(_line(result, f'{row.label}, budget {budget:g}', item, *references))
+    header = ['network', 'PSNR', 'SSIM', 'average MACs', 'saved', 'time', 'parameters', 'oracle', 'random', 'shares']
+    return _markdown(header, lines)
+
+
+def _line(result: Result, label: str, row: dict[str, Any], oracle: str = '', random: str = '') -> list[str]:
+    shares = ' '.join(f'{name} {share:.0%}' for name, share in row['class_share'].items() if share)
+    return [
+        label,
+        f'{result.psnr(row):.3f}',
+        f'{row["ssim"]:.4f}',
+        f'{row["macs"] / 1e9:.3f} G',
+        f'{1 - row["macs"] / result.dense["macs"]:.1%}',
+        f'{row["seconds"] / result.dense["seconds"]:.2f}',
+        f'{row["params"] / 1e6:.3f} M',
+        oracle,
+        random,
+        shares if row['kind'] == 'budget' else '',
+    ]
+
+
+def gains_of(result: Result) -> str:
+    """ClassPruning against every rival at the rival's MACs, between the measured budgets by interpolation."""
+    routed = next(row for row in result.table.rows if row.routed and row.name in result.measured)
+    points = sorted((row['macs'], result.psnr(row)) for row in result.rows(routed.name, 'budget'))
+    lines = []
+    for row in result.table.rows:
+        if row.routed or row.name in ('start', 'dense') or row.name not in result.measured:
+            continue
+        rival = result.rows(row.name, 'candidate' if row.sparse else 'dense')[0]
+        ours = float(np.interp(rival['macs'], *zip(*points)))
+        lines.append([row.label, f'{rival["macs"] / result.dense["macs"]:.1%}', f'{result.psnr(rival):.3f}',
+                      f'{ours:.3f}', f'{ours - result.psnr(rival):+.3f}'])  # fmt: skip
+    return _markdown(['rival', 'its MACs', 'its PSNR', 'ClassPruning there', 'gain (dB)'], lines)
+
+
+def caption(result: Result) -> str:
+    """What was measured, how and on what."""
+    content = result.content
+    versions = ', '.join(f'{name} {version}' for name, version in content['machine']['versions'].items() if version)
+    return (
+        f'{result.test_set}, {content["pictures"]} pictures, `--degrade {content["degrade"]}`; '
+        f'{content["machine"]["processor"]}, {content["threads"]} thread(s); {versions}; '
+        f'`{content["table"]["command"]}`. Time is relative to the dense network in PyTorch or our kernels, whichever '
+        'is faster.'
+    )
+
+
+def section(folder: Path, table: Table) -> str:
+    """All there is of one table."""
+    parts = [f'## {table.title}\n']
+    for test_set in table.test_sets:
+        result = Result.read(folder, table, test_set)
+        if result is not None:
+            parts += [f'### {test_set}\n', caption(result) + '\n', table_of(result) + '\n', gains_of(result) + '\n']
+    return '\n'.join(parts) if len(parts) > 1 else ''
+
+
+def write(folder: Path) -> None:
+    """Replaces what stands between the markers of the page."""
+    start, end = '<!-- tables -->', '<!-- end -->'
+    page = PAGE.read_text(encoding='utf-8')
+    before, _, rest = page.partition(start)
+    after = rest.partition(end)[2]
+    sections = '\n'.join(filter(None, (section(folder, table) for table in instances.TABLES)))
+    PAGE.write_text(f'{before}{start}\n{sections}\n{end}{after}', encoding='utf-8')
+
+
+def _markdown(header: list[str], lines: list[list[str]]) -> str:
+    rows = [header, ['---'] * len(header), *lines]
+    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)
