@@ -4,6 +4,7 @@
     python tools/reproduce_tables.py NAME        trains and measures what is missing of a table, and writes its results
     python tools/reproduce_tables.py --list      what the tables are, and what of them is there
     python tools/reproduce_tables.py --write     options files and docs/benchmarks.md, from the plan and the results
+    python tools/reproduce_tables.py --zoo       zoo/, from what is trained here
 
 Training pictures are wanted in datasets/BSDS500/train, for validation datasets/Set5, and the tables' test sets beside
 them. What an earlier call finished is used again; an interrupted training goes on where it was saved.
@@ -16,7 +17,7 @@ import json
 import sys
 from pathlib import Path
 
-from tables import instances, pages
+from tables import instances, pages, zoo
 from tables.options import checkpoint, options_file, pruned, text
 from tables.plan import BUDGETS, CALIBRATION, Row, Table
 
@@ -88,10 +89,13 @@ def main() -> None:
     parser.add_argument('--rows', nargs='+', metavar='ROW', help='train only these rows, and measure nothing')
     parser.add_argument('--threads', type=int, default=1, help='for the measurements (default: 1)')
     parser.add_argument('--list', action='store_true', help='what there is')
+    parser.add_argument('--zoo', action='store_true', help='keep the trained networks in zoo/')
     parser.add_argument('--write', action='store_true', help='write options files and page')
     args = parser.parse_args()
     if args.write:
         write()
+    elif args.zoo:
+        zoo.write()
     elif args.list or not args.table:
         show()
     else:

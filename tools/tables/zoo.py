@@ -1,0 +1,54 @@
+"""Keeps the trained networks that the repository ships: zoo/*.pth and zoo/index.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from tables import instances
+from tables.options import checkpoint
+from tables.plan import Row, Table
+
+from basicsr_classpruning.checkpoint import read_checkpoint, write_atomically, write_checkpoint
+
+ZOO = Path('zoo')
+_RECOMMENDED_BUDGET = 0.6
+_LICENCE = 'Apache-2.0'
+
+
+def write() -> None:
+    """Copies the dense and the ClassPruning network of every table where both are trained, averaged weights only."""
+    index_file = ZOO / 'index.json'
+    entries = {entry['model']: entry for entry in json.loads(index_file.read_text())} if index_file.is_file() else {}
+    ZOO.mkdir(exist_ok=True)
+    for table in instances.TABLES:
+        files = {name: checkpoint(table, table.row(name)) for name in ('classpruning', 'dense')}
+        if all(path.is_file() for path in files.values()):
+            model, dense = ZOO / f'{table.name}.pth', ZOO / f'{table.name}_dense.pth'
+            _copy(files['classpruning'], model)
+            _copy(files['dense'], dense)
+            entries[model.name] = _entry(table, table.row('classpruning'), model, dense)
+    content = json.dumps(list(entries.values()), indent=2, ensure_ascii=False) + '\n'
+    write_atomically(index_file, lambda file: file.write(content.encode()))
+
+
+def _copy(source: Path, target: Path) -> None:
+    found = read_checkpoint(source)
+    write_checkpoint(target, {'params': found.params('params_ema')}, found.network_g)
+
+
+def _entry(table: Table, row: Row, model: Path, dense: Path) -> dict[str, object]:
+    return {
+        'model': model.name,
+        'dense': dense.name,
+        'task': table.title,
+        'scale': table.task.scale,
+        'degrade': table.task.degrade,
+        'recommended_budget': _RECOMMENDED_BUDGET,
+        'candidates': row.network['candidates'],
+        'training_pictures': 'BSDS500, train and test',
+        'command': f'python tools/reproduce_tables.py {table.name}',
+        'licence': _LICENCE,
+        'sha256': {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (model, dense)},
+    }
