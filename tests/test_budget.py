@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from basicsr_classpruning.errors import UsageError
-from basicsr_classpruning.sparsity.budget import average_cost, random_allocation, solve_budget
+from basicsr_classpruning.sparsity.budget import average_cost, picture_scores, random_allocation, solve_budget
 
 COSTS = {2: np.array([0.3, 1.01]), 3: np.array([0.26, 0.51, 1.01]), 4: np.array([0.26, 0.4, 0.7, 1.01])}
 
@@ -120,3 +120,24 @@ def test_random_allocation_keeps_the_shares():
     assert sorted(dealt) == sorted(classes)
     assert (dealt != classes).any()
     assert (dealt == random_allocation(classes, np.random.default_rng(0))).all()
+
+
+def test_scores_of_a_picture_are_relative_to_its_own_error():
+    scores = -np.array([[3.0, 2.0, 1.0], [5.0, 5.0, 3.0]])
+    wanted = -np.array([[2.0, 1.0, 0.0], [2.0, 2.0, 0.0]]) / 2
+    np.testing.assert_allclose(picture_scores(scores), wanted)
+    np.testing.assert_allclose(picture_scores(1e-4 * scores), wanted)
+
+
+def test_relative_scores_raise_the_mean_psnr_where_absolute_ones_do_not():
+    # A noisy picture, whose error hardly grows in proportion, and a clean one, whose error doubles.
+    errors = [np.array([[110.0, 100.0]]), np.array([[2.0, 1.0]])]
+    costs, sizes = np.array([0.25, 1.0]), np.ones(2)
+
+    def mean_psnr(scores):
+        classes = solve_budget(scores, costs, sizes, 0.625)
+        return np.mean([-10 * np.log10(error[0, k]) for error, k in zip(errors, classes)])
+
+    absolute = mean_psnr(-np.concatenate(errors))
+    relative = mean_psnr(np.concatenate([picture_scores(-error) for error in errors]))
+    assert relative > absolute + 1

@@ -13,6 +13,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from tiny import NETWORKS, classpruning, dense, network_g, scale_of
 from torch import nn
 
+from basicsr_classpruning.archs.classpruning_arch import image_scores
 from basicsr_classpruning.archs.ecbsr_fold import fold_ecbsr
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.sparsity import sparse_layers
@@ -35,7 +36,7 @@ class ByBrightness(nn.Module):
         self.register_buffer('means', torch.linspace(0, 1, num_classes))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return -1000 * (x.mean((1, 2, 3))[:, None] - self.means).abs()
+        return -1 - 1000 * (x.mean((1, 2, 3))[:, None] - self.means).abs()
 
 
 def by_brightness(name: str = 'EDSR') -> nn.Module:
@@ -143,7 +144,7 @@ def test_a_budget_decides_over_the_batch():
         net.budget = budget
         assert float(costs[net.classify(x)].mean()) == pytest.approx(budget, abs=0.02)
     net.budget = None
-    assert torch.equal(net.classify(x), net.probabilities(net.scores(x)).argmax(1))
+    assert torch.equal(net.classify(x), net.probabilities(image_scores(net.scores(x))).argmax(1))
 
 
 def test_the_price_moves_images_to_cheaper_candidates():

@@ -12,8 +12,8 @@ from tiny import run_python
 from basicsr_classpruning.losses.classpruning_loss import (
     ClassificationLoss,
     ComputeBudgetLoss,
+    DifficultyLoss,
     DistillationLoss,
-    RoutingLoss,
     batch_mean,
 )
 
@@ -25,7 +25,7 @@ def random_probabilities(images: int, classes: int) -> torch.Tensor:
 
 def test_all_are_registered():
     assert isinstance(build_loss({'type': 'ComputeBudgetLoss', 'target': 0.6, 'loss_weight': 2.0}), ComputeBudgetLoss)
-    for name in ('ClassificationLoss', 'DistillationLoss', 'RoutingLoss'):
+    for name in ('ClassificationLoss', 'DistillationLoss', 'DifficultyLoss'):
         assert type(build_loss({'type': name})).__name__ == name
 
 
@@ -90,52 +90,49 @@ def test_distillation_is_the_mean_absolute_difference_and_leaves_the_teacher_alo
     assert output.grad.flatten().tolist() == [-0.25, 0.25]
 
 
-def test_routing_by_hand():
-    price = 2.0
-    loss = RoutingLoss(low=price, high=price)
-    scores = torch.tensor([[0.0, 0.0], [0.0, 1.0]])
-    errors = torch.tensor([[3.0, 1.0], [5.0, 5.0]])  # excess: 2, 0 and 0, 0; mean of the cheapest: 1
-    costs = torch.tensor([0.5, 1.0])
-    sure = 1 / (1 + math.exp(0 - price * 0.5 - (1 - price * 1.0)))  # of the cheaper class, second image: e^−1 : e^−1
-    assert sure == pytest.approx(0.5)
-    cheap = 1 / (1 + math.exp(-price * 1.0 + price * 0.5))  # first image: e^−1 : e^−2
-    first = cheap * (2 / 1 + price * 0.5) + (1 - cheap) * (0 + price * 1.0)
-    second = sure * price * 0.5 + (1 - sure) * price * 1.0
-    assert float(loss(scores, errors, costs)) == pytest.approx((first + second) / 2 / (1 + price), rel=1e-5)
-    assert float(loss.unit) == 1.0
+def test_difficulty_by_hand():
+    unit = DifficultyLoss.unit
+    # One image of two parts, two candidates.
+    scores = -torch.tensor([[[[3.0, 5.0]], [[2.0, 2.0]]]])
+    errors = unit * torch.tensor([[[[2.0, 4.0]], [[1.0, 3.0]]]])
+    image, step, whole = 2.0, [(1.0, 1.0), (3.0, 1.0)], [(2.0, 1.0), (2.0, 3.0)]  # (predicted, measured)
+
+    def deviance(parts):
+        return sum(predicted - measured * math.log(predicted) for predicted, measured in parts) / len(parts) / image
+
+    wanted = deviance(step) / 0.1 + 0.3 * deviance(whole) + (math.log(2.0) - math.log(image)) ** 2
+    assert float(DifficultyLoss(2.0)(scores, errors)) == pytest.approx(2 * wanted, rel=1e-5)
 
 
-def test_routing_keeps_a_running_mean_of_the_excess():
-    loss = RoutingLoss(momentum=0.9)
-    costs = torch.tensor([0.5, 1.0])
-    for excess in (4.0, 2.0):
-        loss(torch.zeros(1, 2), torch.tensor([[excess, 0.0]]), costs)
-    assert float(loss.unit) == pytest.approx(0.9 * 4 + 0.1 * 2)
+def test_difficulty_of_one_candidate_is_its_own_error():
+    scores, errors = -torch.full((1, 1, 1, 1), 4.0), DifficultyLoss.unit * torch.ones(1, 1, 1, 1)
+    wanted = 0.3 * (4 - math.log(4.0)) + math.log(4.0) ** 2
+    assert float(DifficultyLoss()(scores, errors)) == pytest.approx(wanted, rel=1e-5)
 
 
-def test_routing_does_not_depend_on_the_unit_of_the_errors():
-    scores, errors = torch.randn(5, 3), torch.rand(5, 3)
-    costs = torch.tensor([0.3, 0.5, 1.0])
-    values = []
-    for factor in (1.0, 1e-4):
-        torch.manual_seed(0)
-        values.append(float(RoutingLoss()(scores, factor * errors, costs)))
-    assert values[0] == pytest.approx(values[1], rel=1e-4)
+def test_difficulty_does_not_weigh_images_by_their_errors():
+    scores, errors = -torch.rand(1, 3, 2, 2).cumsum(1).flip(1) - 1, torch.rand(1, 3, 2, 2).cumsum(1).flip(1)
+    errors *= DifficultyLoss.unit
+    scores.requires_grad_()
+    gradients = []
+    for factor in (1.0, 1e-3):
+        (gradient,) = torch.autograd.grad(DifficultyLoss()(factor * scores, factor * errors), scores)
+        gradients.append(gradient)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
 
 
-def test_routing_teaches_the_scores_the_errors():
-    torch.manual_seed(0)
-    errors = torch.tensor([[4.0, 1.0, 0.0], [0.1, 0.05, 0.0]])
-    costs = torch.tensor([0.25, 0.5, 1.0])
-    scores = torch.zeros(2, 3, requires_grad=True)
-    loss, optimizer = RoutingLoss(), torch.optim.Adam([scores], 0.02)
-    for _ in range(600):
+def test_difficulty_teaches_the_mean_of_the_errors():
+    # Two kinds of noise on the same image: no prediction fits both, the mean is wanted.
+    errors = DifficultyLoss.unit * torch.tensor([[3.0, 2.0, 1.0], [1.3, 1.2, 1.0]])[:, :, None, None]
+    logs = torch.zeros(1, 3, 1, 1, requires_grad=True)
+    loss, optimizer = DifficultyLoss(), torch.optim.Adam([logs], 0.02)
+    for _ in range(800):
         optimizer.zero_grad()
-        loss(scores, errors, costs).backward()
+        scores = -logs.exp().flip(1).cumsum(1).flip(1)
+        loss(scores.expand(2, -1, -1, -1), errors).backward()
         optimizer.step()
-    easy, hard = scores.detach()[1], scores.detach()[0]
-    assert (easy - costs).argmax() == 0
-    assert (hard - costs).argmax() == 2
+    found = -scores.detach().flatten()
+    torch.testing.assert_close(found, errors.mean(0).flatten() / DifficultyLoss.unit, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize('classes', [2, 3, 5])
@@ -146,11 +143,9 @@ def test_gradients_equal_finite_differences(classes):
     assert torch.autograd.gradcheck(ClassificationLoss(), probabilities)
     errors = torch.rand(4, classes, dtype=torch.double)
 
-    def routing(scores: torch.Tensor) -> torch.Tensor:
-        torch.manual_seed(0)
-        return RoutingLoss().double()(scores, errors, costs)
-
-    assert torch.autograd.gradcheck(routing, torch.randn(4, classes, dtype=torch.double, requires_grad=True))
+    maps = errors[:, :, None, None].expand(-1, -1, 2, 1) * DifficultyLoss.unit
+    scores = -torch.rand(4, classes, 2, 1, dtype=torch.double).flip(1).cumsum(1).flip(1) - 0.5
+    assert torch.autograd.gradcheck(lambda s: DifficultyLoss()(s, maps), scores.requires_grad_())
 
 
 def test_batch_mean_alone_is_the_mean():

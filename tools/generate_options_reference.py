@@ -87,7 +87,7 @@ TABLES = (
     Table('`train.budget_opt`', training.BudgetLoss),
     Table('`train.class_opt`', training.ClassLoss),
     Table('`train.distill_opt`', training.DistillLoss),
-    Table('`train.routing_opt`', training.RoutingLoss),
+    Table('`train.difficulty_opt`', training.DifficultyLoss),
     Table('`val`', training.Val),
     Table('`val` with ClassPruningModel, besides', training.ClassPruningVal, training.Val),
     Table('`val.metrics.…`', training.Metric),

@@ -7,20 +7,22 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional
 
-_LARGEST_LOG = 12.0  # of a predicted error: e^12 times the mean is beyond anything measured
+_LARGEST_LOG = 12.0  # of a predicted error: e^12 times the unit is beyond anything measured
+_TYPICAL_STEP = 0.1
 _HIGH_PASS = ((0.0, -0.25, 0.0), (-0.25, 1.0, -0.25), (0.0, -0.25, 0.0))
 
 
 @ARCH_REGISTRY.register()
 class DifficultyClassifier(nn.Module):
-    """Predicts, for each candidate, how much worse than the dearest it restores an image.
+    """Predicts the squared error that each candidate leaves in an image.
 
-    The excess error of an image is the mean over its parts, so it is predicted for parts of 8×8 pixels and averaged;
-    a training picture thus teaches hundreds of values instead of one. Five convolutions, three with stride 2, whose
+    The error of an image is the mean over its parts, so it is predicted for parts of 8×8 pixels and averaged; a
+    training picture thus teaches hundreds of values instead of one. Five convolutions, three with stride 2, whose
     last sees the mean features of the whole image too (noise and compression are the same everywhere): at the default
     width about 800 MACs a pixel, 0.06 % of a 64-feature, 16-block EDSR. Images of any size, down to 1×1.
 
-    A user's own classifier is registered in ``ARCH_REGISTRY`` and takes ``num_in_ch`` and ``num_classes`` too.
+    A user's own classifier is registered in ``ARCH_REGISTRY`` and takes ``num_in_ch`` and ``num_classes`` too; it may
+    leave out ``score_map``.
 
     Args:
         num_in_ch: channels of the images.
@@ -28,6 +30,7 @@ class DifficultyClassifier(nn.Module):
         num_feat: features of the later layers.
     """
 
+    typical: Tensor
     stride = 8
     """Side of the parts of an image, in pixels."""
 
@@ -45,22 +48,29 @@ class DifficultyClassifier(nn.Module):
             nn.LeakyReLU(0.1, inplace=True),
         )
         self.surroundings = nn.Linear(num_feat, num_feat)
-        self.head = nn.Conv2d(num_feat, num_classes - 1, 1) if num_classes > 1 else None
+        self.head = nn.Conv2d(num_feat, num_classes, 1)
+        # Pruning adds a small part of the error that is there anyway: so it begins, and its steps keep this measure.
+        self.register_buffer('typical', torch.tensor([_TYPICAL_STEP] * (num_classes - 1) + [1.0])[:, None, None], False)
 
-    def log_steps(self, x: Tensor) -> Tensor:
-        """Log of what each next cheaper candidate adds to the error, for each part of each image.
+    def score_map(self, x: Tensor) -> Tensor:
+        """Scores of the parts of images.
+
+        The last layer gives logarithms: of what each candidate adds to the error of the next dearer one, in tenths of
+        the unit, and of the dearest one's error. Errors are sums of these from the dearest down, so they never rise
+        with the cost.
 
         Args:
             x: images ``(B, C, H, W)`` in [0, 1].
 
         Returns:
-            ``(B, K − 1, ⌈H / 8⌉, ⌈W / 8⌉)``, at most 12, from the cheapest candidate's step to the dearest's but one,
-            in units of the mean excess error of the cheapest candidate.
+            ``(B, K, ⌈H / 8⌉, ⌈W / 8⌉)``: minus the predicted error, in the unit of ``DifficultyLoss``.
         """
         # Centred, and spread to about unit variance, without which the first steps are lost on the mean colour.
         features = self.features((x - 0.5) * 4)
         surroundings = self.surroundings(features.mean((2, 3)))[:, :, None, None]
-        return self.head(functional.leaky_relu(features + surroundings, 0.1)).clamp(max=_LARGEST_LOG)  # type: ignore[misc]
+        logs = self.head(functional.leaky_relu(features + surroundings, 0.1)).clamp(max=_LARGEST_LOG)
+        steps = logs.exp() * self.typical
+        return -torch.cumsum(steps.flip(1), dim=1).flip(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores candidates.
@@ -69,26 +79,19 @@ class DifficultyClassifier(nn.Module):
             x: images ``(B, C, H, W)`` in [0, 1].
 
         Returns:
-            Scores ``(B, K)``, at most 0 and 0 for the dearest candidate: minus the predicted excess error. Scores of
-            one image never fall from a cheaper candidate to a dearer one.
+            Scores ``(B, K)`` below 0: minus the predicted squared error. Scores of one image never fall from a cheaper
+            candidate to a dearer one.
         """
-        return x.new_zeros(len(x), 1) if self.head is None else self.scores_of(self.log_steps(x))
-
-    @staticmethod
-    def scores_of(log_steps: Tensor) -> Tensor:
-        """Scores ``(B, K)`` from what ``log_steps`` returns."""
-        steps = log_steps.exp().mean((2, 3))
-        # Summed from the dearest candidate down: each step is what the next cheaper one costs in quality.
-        excess = torch.cumsum(steps.flip(1), dim=1).flip(1)
-        return functional.pad(-excess, (0, 1))
+        return self.score_map(x).mean((2, 3))
 
 
 @ARCH_REGISTRY.register()
 class EdgeDifficulty(nn.Module):
     """A difficulty measure that needs no training: the strength of an image's details.
 
-    Scores fall with the mean absolute Laplacian, in proportion to what a candidate leaves out. It ranks tiles for a
-    budget; it knows nothing of the network, and a trained classifier does better.
+    Scores fall with the mean absolute Laplacian, in proportion to what a candidate leaves out; the dearest candidate's
+    error counts as the same everywhere. It ranks tiles for a budget; it knows nothing of the network, and a trained
+    classifier does better.
 
     Args:
         num_in_ch: channels of the images.
@@ -108,6 +111,6 @@ class EdgeDifficulty(nn.Module):
         self.register_buffer('share', left_out.square())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Takes images ``(B, C, H, W)`` in [0, 1]; returns scores ``(B, K)``, at most 0, the dearest candidate's 0."""
+        """Takes images ``(B, C, H, W)`` in [0, 1]; returns scores ``(B, K)``, the dearest candidate's -1."""
         detail = functional.conv2d(functional.pad(x, (1, 1, 1, 1), 'replicate'), self.kernel, groups=self.num_in_ch)
-        return -detail.abs().mean((1, 2, 3))[:, None] * self.share
+        return -1 - detail.abs().mean((1, 2, 3))[:, None] * self.share

@@ -28,10 +28,14 @@ from basicsr_classpruning.sparsity import (
     sparse_layers,
     sparsify,
 )
-from basicsr_classpruning.sparsity.budget import solve_budget
+from basicsr_classpruning.sparsity.budget import LEAST_ERROR, solve_budget
 
 # Input channels by the names that restoration networks give them.
 _CHANNEL_OPTIONS = ('num_in_ch', 'in_channels', 'in_chans', 'img_channel', 'in_nc', 'n_colors')
+# Until it is learnt, all MACs of the dense network are worth about 1 dB.
+FIRST_LOG_PRICE = -1.4
+# Difference in MACs, as a fraction of the dense ones, that makes one candidate e times as probable as another.
+_SOFTNESS = 0.1
 _REFERENCE_SIZE = 64  # side of the images for which costs are counted; their ratios hardly depend on it
 
 
@@ -134,8 +138,9 @@ class ClassPruning(nn.Module):
         if name not in ARCH_REGISTRY:
             raise UsageError(f'network_g.classifier.type: {name!r} is not in ARCH_REGISTRY')
         self.classifier = ARCH_REGISTRY.get(name)(num_in_ch=self.num_in_ch, num_classes=len(candidates), **classifier)
-        # What the dense network's MACs cost, in the unit of the scores: the router maximises score − price · cost.
-        self.log_price = nn.Parameter(torch.zeros(()))
+        # What the dense network's MACs cost, as a share of the picture's error: the router maximises score − price ·
+        # cost.
+        self.log_price = nn.Parameter(torch.tensor(FIRST_LOG_PRICE))
         self.budget: float | None = None
         self._reset_caches()
 
@@ -237,20 +242,37 @@ class ClassPruning(nn.Module):
     # --------------------------------------------------------------- routing
 
     def scores(self, x: Tensor) -> Tensor:
-        """Class scores ``(B, K)`` of images ``(B, C, H, W)`` in [0, 1]; higher is better, MACs not yet considered."""
+        """Minus the error predicted for each candidate, ``(B, K)``, below 0, of images ``(B, C, H, W)`` in [0, 1]."""
         return self.classifier(x)
+
+    def score_map(self, x: Tensor) -> Tensor:
+        """Scores of the parts of images, ``(B, K, h, w)``, whose means are the scores.
+
+        A classifier that knows no parts gives those of whole images, ``(B, K, 1, 1)``.
+        """
+        if hasattr(self.classifier, 'score_map'):
+            return self.classifier.score_map(x)
+        return self.scores(x)[:, :, None, None]
 
     def costs(self) -> Tensor:
         """Each candidate's MACs, the classifier's included, as a fraction of the dense ones: ``(K,)``."""
         return torch.tensor(self.reference_macs.costs, device=self.log_price.device)
 
     def probabilities(self, scores: Tensor) -> Tensor:
-        """Class probabilities ``(B, K)`` at the learnt price, differentiable in scores and price."""
-        return torch.softmax(scores - self.log_price.exp() * self.costs(), dim=1)
+        """Class probabilities ``(B, K)`` at the learnt price, differentiable in scores and price.
+
+        Args:
+            scores: relative ones, see ``image_scores``.
+        """
+        return torch.softmax((scores / self.log_price.exp() - self.costs()) / _SOFTNESS, dim=1)
 
     def route(self, scores: Tensor) -> Tensor:
-        """Difficulty classes ``(B,)`` from scores ``(B, K)``: of the best trade at the learnt price, or, where
-        ``budget`` is set, of the best total whose average MACs meet it."""
+        """Difficulty classes ``(B,)``: of the best trade at the learnt price, or, where ``budget`` is set, of the best
+        total whose average MACs meet it.
+
+        Args:
+            scores: relative ones, ``(B, K)``; see ``image_scores`` for images, ``picture_scores`` for tiles of one.
+        """
         if self.budget is not None:
             costs = np.array(self.reference_macs.costs)
             classes = solve_budget(scores.detach().double().cpu().numpy(), costs, np.ones(len(scores)), self.budget)
@@ -260,7 +282,7 @@ class ClassPruning(nn.Module):
     @torch.no_grad()
     def classify(self, x: Tensor) -> Tensor:
         """Difficulty classes ``(B,)`` of images ``(B, C, H, W)`` in [0, 1]."""
-        return self.route(self.scores(x))
+        return self.route(image_scores(self.scores(x)))
 
     def restore_with(self, x: Tensor, candidate: str | int) -> Tensor:
         """Restores images ``(B, C, H, W)`` with one candidate."""
@@ -326,6 +348,12 @@ class ClassPruning(nn.Module):
         for _, layer in sparse_layers(self.base):
             layer.reset_candidates()
         self.drop_frozen()
+
+
+def image_scores(scores: Tensor) -> Tensor:
+    """Scores ``(B, K)`` of images relative to the error that the dearest candidate is predicted to leave in each: at
+    most 0, minus the share of it that the others add. See ``sparsity.budget.picture_scores`` for tiles."""
+    return (scores - scores[:, -1:]) / (-scores[:, -1:]).clamp(min=LEAST_ERROR)
 
 
 def load_fitting(module: nn.Module, params: Mapping[str, Tensor]) -> None:

@@ -92,10 +92,10 @@ class DistillLoss(Loss):
     """Name in BasicSR's loss registry."""
 
 
-class RoutingLoss(Loss):
-    """The classifier's expected error plus the price of the expected MACs."""
+class DifficultyLoss(Loss):
+    """Teaches the classifier the errors that the candidates leave."""
 
-    type: str = 'RoutingLoss'
+    type: str = 'DifficultyLoss'
     """Name in BasicSR's loss registry."""
 
 
@@ -164,8 +164,8 @@ class ClassPruningTrain(GuardedTrain):
     """Iterations between two rankings of the weights by importance; 0 keeps the masks of the start."""
     srste_decay: NotNegative = 2e-4
     """Decay of pruned weights during training (SR-STE), added to their gradient."""
-    routing_opt: RoutingLoss = RoutingLoss()
-    """What the classifier learns: the expected error at a price for MACs."""
+    difficulty_opt: DifficultyLoss = DifficultyLoss()
+    """What the classifier learns: the candidates' errors."""
     budget_opt: BudgetLoss | None = None
     """Holds the expected average MACs at a target."""
     class_opt: ClassLoss | None = None

@@ -16,7 +16,7 @@ from basicsr_classpruning.config.registries import DATASET, LOSS, METRIC, MODEL,
 from basicsr_classpruning.config.schema import CLASSPRUNING_MODEL, KNOWN_MODELS, Options, options_class
 from basicsr_classpruning.config.wording import shown
 
-_LOSSES = ('pixel_opt', 'perceptual_opt', 'budget_opt', 'class_opt', 'distill_opt', 'routing_opt')
+_LOSSES = ('pixel_opt', 'perceptual_opt', 'budget_opt', 'class_opt', 'distill_opt', 'difficulty_opt')
 _SCHEDULERS = {
     'MultiStepLR': 'MultiStepRestartLR',
     'MultiStepRestartLR': 'MultiStepRestartLR',

@@ -16,7 +16,7 @@ from basicsr_classpruning.inference.benchmark_pictures import Pair, Pairs
 from basicsr_classpruning.inference.contestants import Contestant, TiledPicture
 from basicsr_classpruning.inference.engines import device_of
 from basicsr_classpruning.inference.metrics import Quality, compare
-from basicsr_classpruning.sparsity.budget import check_budget, random_allocation, solve_budget
+from basicsr_classpruning.sparsity.budget import check_budget, picture_scores, random_allocation, solve_budget
 
 Progress = Callable[[str, int, int], None]
 """Is told a stage's name, what is done of it and its total."""
@@ -91,6 +91,7 @@ class _Survey:
     """One picture's tiles, seen by a classifier, and restored with every candidate."""
 
     scores: np.ndarray
+    """``(T, K)``, relative to the picture's error."""
     errors: np.ndarray
     """``(T, K)``: what a tile adds to the picture's squared error, in units of what the dearest candidate leaves."""
     seconds: np.ndarray
@@ -168,7 +169,7 @@ class Benchmark:
             errors = np.stack([tiled.squared_errors(outputs[k], pair.truth) for k in outputs], axis=1)
             # PSNR counts a picture's error relative to itself.
             errors /= max(errors[:, -1].sum(), 1e-12)
-            surveys.append(_Survey(scores, errors, seconds, seconds_classifier, tiled.pixels))
+            surveys.append(_Survey(picture_scores(scores), errors, seconds, seconds_classifier, tiled.pixels))
             self._progress(f'surveying {contestant.name}', index + 1, len(self._pairs))
         return surveys
 
@@ -193,7 +194,8 @@ class Benchmark:
     def _budget_lines(self, contestant: Contestant, surveys: list[_Survey], budget: float) -> list[_Line]:
         sizes = np.concatenate([np.full(len(survey.scores), survey.pixels) for survey in surveys]).astype(float)
         costs = contestant.traits.costs
-        scores = np.concatenate([survey.scores for survey in surveys]) * sizes[:, None]
+        # A tile's share of its picture; pictures count alike, whatever their size.
+        scores = np.concatenate([survey.scores / len(survey.scores) for survey in surveys])
         errors = np.concatenate([survey.errors for survey in surveys])
         classes = solve_budget(scores, costs, sizes, budget)
         best = solve_budget(-errors, costs, sizes, budget)

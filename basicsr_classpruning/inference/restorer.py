@@ -16,7 +16,7 @@ from basicsr_classpruning.inference.engines import Engines, device_of, pick_devi
 from basicsr_classpruning.inference.networks import Traits, inspect_network, wrap
 from basicsr_classpruning.inference.tiling import Blender, TileGrid, batches, check_tile, plan_tiles
 from basicsr_classpruning.inference.workers import Workers
-from basicsr_classpruning.sparsity.budget import check_budget, solve_budget
+from basicsr_classpruning.sparsity.budget import check_budget, picture_scores, solve_budget
 
 _SCORED = 16  # tiles that are classified together
 
@@ -135,6 +135,7 @@ class Restorer:
 
     def classify(self, scores: np.ndarray) -> np.ndarray:
         """Classes ``(T,)`` of a picture's tiles, all of one size, from their scores ``(T, K)``."""
+        scores = picture_scores(scores)
         if self.budget is not None:
             return solve_budget(scores, self.traits.costs, np.ones(len(scores)), self.budget)
         assert isinstance(self.net, ClassPruning)

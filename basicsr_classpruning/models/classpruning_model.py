@@ -13,7 +13,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional
 
-from basicsr_classpruning.archs.classpruning_arch import ClassPruning
+from basicsr_classpruning.archs.classpruning_arch import FIRST_LOG_PRICE, ClassPruning, image_scores
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.losses.classpruning_loss import batch_mean
 from basicsr_classpruning.models.collapse import CollapseWatch
@@ -38,17 +38,18 @@ class TrainingPass(nn.Module):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Restores images with the candidates given, and scores images; each may be left out.
 
-        Returns restored images ``(B, C', H · scale, W · scale)``, and scores and class probabilities ``(B, K)``. A loss
-        that uses the scores must use the probabilities too, as DistributedDataParallel waits for the gradient of
-        every parameter behind an output; and it knows of no parameter that is used outside this method.
+        Returns restored images ``(B, C', H · scale, W · scale)``, scores of the images' parts ``(B, K, h, w)``, and
+        class probabilities ``(B, K)``. A loss that uses the scores must use the probabilities too, as
+        DistributedDataParallel waits for the gradient of every parameter behind an output; and it knows of no parameter
+        that is used outside this method.
         """
         restored = None if to_restore is None else self.net(to_restore, classes)
         if to_score is None:
             return restored, None, None
         # In full precision, as when it decides: it costs next to nothing, and its exponentials overflow fp16.
         with torch.autocast(to_score.device.type, enabled=False):
-            scores = self.net.scores(to_score)
-            return restored, scores, self.net.probabilities(scores)
+            scores = self.net.score_map(to_score)
+            return restored, scores, self.net.probabilities(image_scores(scores.mean((2, 3))))
 
 
 @MODEL_REGISTRY.register()
@@ -85,7 +86,8 @@ class ClassPruningModel(GuardedSRModel):
             for name, key in (('budget', 'budget_opt'), ('class', 'class_opt'), ('distill', 'distill_opt'))
             if train_opt.get(key)
         }
-        self.losses['routing'] = build_loss(train_opt.get('routing_opt') or {'type': 'RoutingLoss'}).to(self.device)
+        difficulty = train_opt.get('difficulty_opt') or {'type': 'DifficultyLoss'}
+        self.losses['difficulty'] = build_loss(difficulty).to(self.device)
         super().init_training_settings()
         training_pass = TrainingPass(self.net_g)
         # Which parameters a step uses depends on the stage and on the classes of the images at hand.
@@ -153,20 +155,30 @@ class ClassPruningModel(GuardedSRModel):
             yield 'l_distill', self.losses['distill'](self.output, teacher)
 
     @torch.no_grad()
-    def candidate_errors(self, lq: Tensor, gt: Tensor) -> Tensor:
-        """Mean squared error of each candidate on each image, ``(B, K)``; images ``(B, C, H, W)``."""
+    def candidate_errors(self, lq: Tensor, gt: Tensor, parts: tuple[int, int]) -> Tensor:
+        """Mean squared error of each candidate in the parts of each image.
+
+        Args:
+            lq, gt: images ``(B, C, H, W)``.
+            parts: number of parts along height and width, ``(h, w)``.
+
+        Returns:
+            ``(B, K, h, w)``.
+        """
         errors = []
         with self.autocast():
             for candidate in range(len(self.net_g.candidates)):
                 output = self.net_g.run_sparse(lq, candidate).float().clamp(0, 1)
-                errors.append((output - gt).square().mean((1, 2, 3)))
-        return torch.stack(errors, dim=1)
+                error = (output - gt).square().mean(dim=1, keepdim=True)
+                errors.append(functional.adaptive_avg_pool2d(error, parts))
+        return torch.cat(errors, dim=1)
 
     def _classifier_terms(self, scores: Tensor, probabilities: Tensor) -> Iterator[tuple[str, Tensor]]:
         costs = self.net_g.costs()
-        errors = self.candidate_errors(self.lq[: len(scores)], self.gt[: len(scores)])
+        parts = (scores.shape[2], scores.shape[3])
+        errors = self.candidate_errors(self.lq[: len(scores)], self.gt[: len(scores)], parts)
         # Without the two terms below nothing else depends on the price, but its gradient is waited for.
-        yield 'l_routing', self.losses['routing'](scores, errors, costs) + 0 * probabilities.sum()
+        yield 'l_difficulty', self.losses['difficulty'](scores, errors) + 0 * probabilities.sum()
         if 'budget' in self.losses:
             yield 'l_budget', self.losses['budget'](probabilities, costs)
         if 'class' in self.losses:
@@ -204,7 +216,7 @@ class ClassPruningModel(GuardedSRModel):
             if hasattr(module, 'reset_parameters'):
                 module.reset_parameters()
         with torch.no_grad():
-            self.net_g.log_price.zero_()
+            self.net_g.log_price.fill_(FIRST_LOG_PRICE)
         for parameter in (*self.net_g.classifier.parameters(), self.net_g.log_price):
             if self.opt['dist']:
                 torch.distributed.broadcast(parameter.data, 0)

@@ -14,7 +14,7 @@ from basicsr.metrics import calculate_metric
 from basicsr.utils import tensor2img
 from torch import Tensor
 
-from basicsr_classpruning.archs.classpruning_arch import ClassPruning
+from basicsr_classpruning.archs.classpruning_arch import ClassPruning, image_scores
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.sparsity.budget import solve_budget
 
@@ -115,7 +115,7 @@ def evaluate(
             raise UserError(f'data set {name}: has no clean pictures (gt), with which val.metrics compare')
         truth = tensor2img([batch['gt']]) if metrics else None
         with torch.no_grad():
-            scores = net.scores(image)
+            scores = image_scores(net.scores(image))
         picture = _Picture(image.shape[-1] * image.shape[-2], scores[0].float().cpu(), {}, {})
         routed = int(net.route(scores))
         # A budget may send a picture to any candidate: that is known only when all pictures were scored.

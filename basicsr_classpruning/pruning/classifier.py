@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from basicsr_classpruning.archs.classifier_arch import DifficultyClassifier
-from basicsr_classpruning.archs.classpruning_arch import ClassPruning
-from basicsr_classpruning.losses.classpruning_loss import RoutingLoss
+from basicsr_classpruning.archs.classpruning_arch import ClassPruning, image_scores
+from basicsr_classpruning.losses.classpruning_loss import DifficultyLoss
 from basicsr_classpruning.pruning.crops import Crops
 
 _LEARNING_RATE = 2e-3
@@ -58,41 +57,24 @@ def measure_errors(
 def fit_classifier(
     net: ClassPruning, maps: ErrorMaps, steps: int, seed: int, on_step: Callable[[], None] = lambda: None
 ) -> None:
-    """Trains a network's ``DifficultyClassifier`` on measured errors; the candidates stay as they are.
-
-    Two terms: the Poisson deviance of the predicted excess error of every part, whose minimum is the mean, whatever
-    the distribution; and the regret of routing whole crops at random prices (``RoutingLoss``).
-    """
-    classifier = net.classifier
-    assert isinstance(classifier, DifficultyClassifier)
+    """Trains a network's classifier on measured errors (``DifficultyLoss``); the candidates stay as they are."""
     generator = torch.Generator().manual_seed(seed)
-    steps_of_error = (maps.errors[:, :-1] - maps.errors[:, 1:]).contiguous()
-    unit = (maps.errors[:, 0] - maps.errors[:, -1]).mean().clamp(min=1e-12)
-    routing = RoutingLoss(momentum=1.0)
-    routing.unit.copy_(unit)
-    costs = net.costs()
-    optimizer = torch.optim.Adam(classifier.parameters(), lr=_LEARNING_RATE)
+    loss = DifficultyLoss()
+    optimizer = torch.optim.Adam(net.classifier.parameters(), lr=_LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for _ in range(steps):
-            index = torch.randint(len(maps.lq), (min(_BATCH, len(maps.lq)),), generator=generator)
-            images, targets, errors = _augment(
-                (maps.lq[index], steps_of_error[index] / unit, maps.errors[index]), generator
-            )
-            logs = classifier.log_steps(images)
-            deviance = (logs.exp() - targets * logs).mean()
-            regret = routing(classifier.scores_of(logs), errors.mean((2, 3)), costs)
-            optimizer.zero_grad()
-            (deviance + regret).backward()
-            torch.nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            on_step()
+    for _ in range(steps):
+        index = torch.randint(len(maps.lq), (min(_BATCH, len(maps.lq)),), generator=generator)
+        images, errors = _augment((maps.lq[index], maps.errors[index]), generator)
+        optimizer.zero_grad()
+        loss(net.score_map(images), errors).backward()
+        torch.nn.utils.clip_grad_norm_(net.classifier.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        on_step()
 
 
 def _augment(tensors: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Flips and transposes all tensors alike, and cuts them to a random size: a context of any kind is met later."""
+    """Flips and transposes all tensors alike."""
     flip, mirror, turn = (bool(torch.randint(2, (), generator=generator)) for _ in range(3))
     if flip:
         tensors = tuple(tensor.flip(2) for tensor in tensors)
@@ -106,7 +88,7 @@ def _augment(tensors: tuple[Tensor, ...], generator: torch.Generator) -> tuple[T
 @torch.no_grad()
 def set_price(net: ClassPruning, lq: Tensor, target: float) -> None:
     """Sets the price so that images like ``lq`` ``(N, C, H, W)`` have the target's average MACs without a budget."""
-    scores, costs = net.scores(lq), net.costs()
+    scores, costs = image_scores(net.scores(lq)), net.costs()
     low, high = -12.0, 12.0
     for _ in range(50):
         middle = (low + high) / 2

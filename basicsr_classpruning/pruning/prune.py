@@ -29,7 +29,7 @@ _WEIGHT_OUTPUT_PIXELS = 800_000
 _TILE = 96  # what `restore` cuts pictures into
 _ERROR_MACS = 4e12  # work spent on measuring the candidates' errors: a minute or two on two cores
 _ERROR_CROPS = (48, 600)
-_FIT_STEPS = 1000
+_FIT_STEPS = 3000
 _HELD_OUT = 24
 
 Progress = Callable[[str, int, int], None]

@@ -9,6 +9,9 @@ from basicsr_classpruning.errors import UsageError
 TOLERANCE = 0.01
 """How far from the budget the average may end, relative to it, where the granularity of the tiles allows."""
 
+LEAST_ERROR = 1e-9
+"""What a picture's predicted error counts as at least, in the unit of the scores."""
+
 _EXCHANGED = 100  # tiles up to which exchanges are looked for
 
 
@@ -50,6 +53,21 @@ def solve_budget(scores: np.ndarray, costs: np.ndarray, sizes: np.ndarray, budge
     classes = np.zeros(tiles, np.int64)
     np.maximum.at(classes, tile[:taken], after[:taken])
     return _fill(classes, scores, costs, sizes, allowed)
+
+
+def picture_scores(scores: np.ndarray) -> np.ndarray:
+    """Scores of one picture's tiles, relative to the error that the dearest class is predicted to leave in it.
+
+    PSNR counts a picture's error relative to itself, so what a budget gains in one picture and in another is compared
+    in this unit, and a price on cost means the same in all pictures.
+
+    Args:
+        scores: ``(T, K)``, minus the predicted errors of tiles of one size, below 0.
+
+    Returns:
+        ``(T, K)``, at most 0: minus what each class adds to the picture's error; 0.1 is about 0.4 dB.
+    """
+    return (scores - scores[:, -1:]) / max(-scores[:, -1].mean(), LEAST_ERROR)
 
 
 def check_budget(budget: float, cheapest: float, dearest: float) -> None:

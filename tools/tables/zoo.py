@@ -6,11 +6,10 @@ import hashlib
 import json
 from pathlib import Path
 
+from basicsr_classpruning.checkpoint import read_checkpoint, write_atomically, write_checkpoint
 from tables import instances
 from tables.options import checkpoint
 from tables.plan import Row, Table
-
-from basicsr_classpruning.checkpoint import read_checkpoint, write_atomically, write_checkpoint
 
 ZOO = Path('zoo')
 _RECOMMENDED_BUDGET = 0.6
