@@ -106,8 +106,19 @@ def prune_with_data(
     count = min(max(_WEIGHT_OUTPUT_PIXELS // (_WEIGHT_SIDE * net.scale) ** 2, few), many)
     weight_crops = _cut(net, pictures, degradation, count, _WEIGHT_SIDE, options.seed, progress)
     _set_weights(net, list(weight_crops.lq.split(8)), progress)
-    crops = _cut(net, pictures, degradation, _error_crops(net), _TILE, options.seed + 1, progress)
+    if len(net.candidates) > 1:
+        _fit(
+            net,
+            _cut(net, pictures, degradation, _error_crops(net), _TILE, options.seed + 1, progress),
+            options,
+            progress,
+        )
     held_out = _cut(net, pictures, degradation, _HELD_OUT, _TILE, options.seed + 2, progress)
+    return net, measure_candidates(net, held_out)
+
+
+def _fit(net: ClassPruning, crops: Crops, options: PruneOptions, progress: Progress) -> None:
+    """Fits the classifier and the price to the errors that the candidates leave in crops."""
     done = 0
 
     def measured(count: int) -> None:
@@ -126,7 +137,6 @@ def prune_with_data(
     fit_classifier(net, maps, _FIT_STEPS, options.seed, stepped)
     net.eval()
     set_price(net, maps.lq, DEFAULT_TARGET)
-    return net, measure_candidates(net, held_out)
 
 
 def _cut(
