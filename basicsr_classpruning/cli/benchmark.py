@@ -12,6 +12,7 @@ from basicsr_classpruning.errors import UsageError
 
 if TYPE_CHECKING:
     from basicsr_classpruning.inference.benchmark import Row, Settings
+    from basicsr_classpruning.inference.benchmark_page import Exhibit
     from basicsr_classpruning.inference.contestants import Contestant
 
 
@@ -51,6 +52,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument('--csv', metavar='FILE', help='write the rows as CSV')
     parser.add_argument('--markdown', metavar='FILE', help='write the table as Markdown')
     parser.add_argument('--plot', metavar='FILE.png', help='plot PSNR against average MACs and against time')
+    parser.add_argument(
+        '--report', metavar='FILE.html',
+        help='write one page with the table, the plot, and pictures before and after with their class maps',
+    )  # fmt: skip
     add_model_arguments(parser)
     parser.set_defaults(func=run)
 
@@ -62,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     from basicsr_classpruning.cli.progress import StageBar
     from basicsr_classpruning.data.degradations import Degradation
     from basicsr_classpruning.inference.benchmark import Benchmark, Settings, to_json
+    from basicsr_classpruning.inference.benchmark_page import Gallery
     from basicsr_classpruning.inference.benchmark_pictures import Pairs
     from basicsr_classpruning.inference.benchmark_report import to_cells
     from basicsr_classpruning.inference.machine import describe_machine
@@ -82,14 +88,14 @@ def run(args: argparse.Namespace) -> int:
         repeats=args.repeats,
     )
     contestants = _enter_all(args, settings)
+    gallery = Gallery()
     with StageBar() as bar:
-        rows = Benchmark(contestants, pairs, settings, bar).run()
+        rows = Benchmark(contestants, pairs, settings, bar, gallery.add if args.report else None).run()
     missing = {name: reason for contestant in contestants for name, reason in contestant.missing.items()}
     for name, reason in missing.items():
         print(f'missing: {name}: {reason}', file=sys.stderr)
     print(format_table(to_cells(rows)))
     report = {
-        'rows': [to_json(row) for row in rows],
         'missing_engines': missing,
         'machine': describe_machine(),
         'threads': settings.threads,
@@ -103,8 +109,8 @@ def run(args: argparse.Namespace) -> int:
         'seed': settings.seed,
         'device': args.device,
     }
-    write_json(report, args.json)
-    _write_reports(args, rows)
+    write_json({'rows': [to_json(row) for row in rows], **report}, args.json)
+    _write_reports(args, rows, gallery.exhibits, report)
     return 0
 
 
@@ -137,18 +143,23 @@ def _names(paths: list[str]) -> list[str]:
     return short if len(set(short)) == len(short) else paths
 
 
-def _write_reports(args: argparse.Namespace, rows: list[Row]) -> None:
+def _write_reports(args: argparse.Namespace, rows: list[Row], exhibits: list[Exhibit], report: dict[str, Any]) -> None:
+    from basicsr_classpruning.inference.benchmark_page import to_html
     from basicsr_classpruning.inference.benchmark_report import plot, to_csv, to_markdown
 
-    title = (
-        f'{os.path.basename(os.path.normpath(args.gt))}, {args.degrade or os.path.basename(os.path.normpath(args.lq))}'
-    )
+    title = f'{_folder_name(args.gt)}, {args.degrade or _folder_name(args.lq)}'
     if args.csv:
         _write(args.csv, to_csv(rows).encode())
     if args.markdown:
         _write(args.markdown, to_markdown(rows).encode())
     if args.plot:
         _write(args.plot, plot(rows, title))
+    if args.report:
+        _write(args.report, to_html(rows, exhibits, title, report).encode())
+
+
+def _folder_name(path: str) -> str:
+    return os.path.basename(os.path.abspath(path))
 
 
 def _write(path: str, content: bytes) -> None:
