@@ -213,7 +213,7 @@ def check_script(words: list[str]) -> None:
     script = REPOSITORY / words[0]
     assert script.is_file(), f'{words[0]}: no such file'
     text = script.read_text(encoding='utf-8')
-    for option in (word.partition('=')[0] for word in words[1:] if word.startswith('--')):
+    for option in (word.partition('=')[0] for word in words[1:] if word.startswith('--') and word != '--help'):
         assert option in text, f'{words[0]} takes no {option}'
 
 
