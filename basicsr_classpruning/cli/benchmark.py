@@ -7,8 +7,9 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from basicsr_classpruning.cli.common import add_model_arguments, format_table, load_model, write_json
+from basicsr_classpruning.cli.common import add_model_arguments, add_run_arguments, load_model, write_json
 from basicsr_classpruning.errors import UsageError
+from basicsr_classpruning.tables import format_table
 
 if TYPE_CHECKING:
     from basicsr_classpruning.inference.benchmark import Row, Settings
@@ -34,20 +35,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument('--budgets', type=float, nargs='+', metavar='SHARE', default=[], help='e.g. 0.4 0.6 0.8')
     parser.add_argument('--candidates', nargs='+', metavar='N:M', default=[], help='e.g. 1:4 2:4')
     parser.add_argument(
-        '--backend', default='auto', choices=('auto', 'dense', 'cpu'),
-        help='dense: PyTorch; cpu: the N:M kernels; auto: the faster one, measured once for each tile size (default)',
-    )  # fmt: skip
-    parser.add_argument(
         '--engines', action='store_true',
         help='also run the dense networks in eager PyTorch (channels-last), ONNX Runtime and OpenVINO (fp32, bf16)',
     )  # fmt: skip
-    parser.add_argument('--tile', type=int, default=96, help='largest side of a tile, in input pixels (default: 96)')
-    parser.add_argument('--overlap', type=int, default=8, help='smallest overlap of tiles, in pixels (default: 8)')
-    parser.add_argument('--threads', type=int, metavar='N', help='threads on the CPU (default: one for each core)')
     parser.add_argument(
         '--repeats', type=int, default=3, help='measurements of each tile; the median counts (default: 3)'
     )
-    parser.add_argument('--device', default='cpu', help='cpu (default), cuda, cuda:1 ...')
+    add_run_arguments(parser, device='cpu')
     parser.add_argument('--json', metavar='FILE', help='write rows, settings and what the machine is')
     parser.add_argument('--csv', metavar='FILE', help='write the rows as CSV')
     parser.add_argument('--markdown', metavar='FILE', help='write the table as Markdown')
@@ -127,7 +121,7 @@ def _enter_all(args: argparse.Namespace, settings: Settings) -> list[Contestant]
     for name, path in zip(_names(args.models), args.models):
         net = load_model(path, args).to(device)
         contestants.append(enter(name, net, settings.overlap, settings.backend))
-        check_tile(settings.tile, settings.overlap, contestants[-1].traits.rule)
+        check_tile(settings.tile, settings.overlap, contestants[-1].traits.sizes)
     if args.engines:
         dense = [contestant for contestant in contestants if isinstance(contestant.net, DenseNetwork)]
         for contestant in dense or contestants:

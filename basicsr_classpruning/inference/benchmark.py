@@ -14,8 +14,8 @@ from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.errors import UsageError
 from basicsr_classpruning.inference.benchmark_pictures import Pair, Pairs
 from basicsr_classpruning.inference.contestants import Contestant, TiledPicture
-from basicsr_classpruning.inference.engines import device_of
 from basicsr_classpruning.inference.metrics import Quality, compare
+from basicsr_classpruning.inference.networks import device_of
 from basicsr_classpruning.inference.tiling import TileGrid
 from basicsr_classpruning.sparsity.budget import check_budget, random_allocation, solve_budget
 
