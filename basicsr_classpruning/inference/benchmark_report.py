@@ -118,5 +118,5 @@ def _draw(axes, rows: Sequence[Row], x: Sequence[float]) -> None:
     for (model, kind, label), points in groups.items():
         style = _ENGINE_MARKERS[engines.index(label) % len(_ENGINE_MARKERS)] if label else styles[kind]
         colour = f'C{models.index(model) % 10}'
-        name = ' '.join(filter(None, (model, kind, label)))
+        name = ' '.join(filter(None, dict.fromkeys((model, kind, label))))  # a model may be called dense
         axes.plot(*zip(*sorted(points)), style, color=colour, label=name, alpha=0.8)
