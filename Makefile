@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := setup.cfg pyproject.toml constraints.txt tools/setup_venv.sh $(wildcard setup.py basicsr_classpruning/kernels/csrc/*)
 
-.PHONY: help demo test lint docs bench tables clean
+.PHONY: help demo test lint docs coverage package bench tables clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -24,5 +24,14 @@ lint: $(INSTALLED) ## check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(INSTALLED) ## build the documentation site into site/, links checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+coverage: $(INSTALLED) ## run the tests and say which lines of the package they miss; at least 90 % are run
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+
+package: $(INSTALLED) ## build sdist and wheel, install the wheel into a fresh environment, use it
+	tools/check_package.sh $(VENV)
+
 clean: ## remove what was built and installed, not what was trained
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

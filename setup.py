@@ -1,4 +1,4 @@
-"""Builds the compiled N:M kernels, where a C++ compiler is there. Everything else is in setup.cfg."""
+"""Compiles the N:M kernels, where a C++ compiler is there, and packs the example options; the rest is in setup.cfg."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 CSRC = Path('basicsr_classpruning/kernels/csrc')
 LIBRARY = 'libclasspruning_kernels.so'
@@ -56,10 +57,29 @@ class BuildKernels(build_ext):
         self.compiler.link_shared_object(objects, target, extra_postargs=['-pthread'], target_lang='c++')
 
 
+class PackExamples(build_py):
+    """Puts the repository's example options, which stand outside the package, into it."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            for source in sorted(Path('options').glob('*/*.yml')):
+                target = self._packed(source)
+                self.mkpath(str(target.parent))
+                self.copy_file(str(source), str(target))
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        examples = [str(self._packed(path)) for path in sorted(Path('options').glob('*/*.yml'))]
+        return [*super().get_outputs(include_bytecode), *examples]
+
+    def _packed(self, source: Path) -> Path:
+        return Path(self.build_lib, 'basicsr_classpruning', source)
+
+
 kernels = Extension(
     'basicsr_classpruning.kernels._kernels',
     sources=[str(CSRC / name) for name in SOURCES],
     depends=[str(path) for path in sorted(CSRC.glob('*.h'))],
     optional=True,
 )
-setup(ext_modules=[kernels], cmdclass={'build_ext': BuildKernels})
+setup(ext_modules=[kernels], cmdclass={'build_ext': BuildKernels, 'build_py': PackExamples})

@@ -10,9 +10,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from basicsr_classpruning.errors import UsageError
-from basicsr_classpruning.sparsity.budget import average_cost, picture_scores, random_allocation, solve_budget
+from basicsr_classpruning.sparsity.budget import picture_scores, random_allocation, solve_budget
 
 COSTS = {2: np.array([0.3, 1.01]), 3: np.array([0.26, 0.51, 1.01]), 4: np.array([0.26, 0.4, 0.7, 1.01])}
+
+
+def average_cost(classes: np.ndarray, costs: np.ndarray, sizes: np.ndarray) -> float:
+    """Average cost of an allocation, weighted by the tiles' sizes."""
+    return float((sizes * costs[classes]).sum() / sizes.sum())
 
 
 def rising_scores(tiles, classes, rng):

@@ -8,6 +8,7 @@ from basicsr.archs import build_network
 
 import basicsr_classpruning  # noqa: F401  # registers the networks, losses and models
 from basicsr_classpruning.config import load_options
+from basicsr_classpruning.examples import options_folder
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / 'options').glob('*/*.yml'))
@@ -45,6 +46,10 @@ def test_builds(path):
     if network['type'] == 'ClassPruning':
         assert list(net.candidates) == network['candidates']
         assert any(choice.patterns for choice in net.choices)
+
+
+def test_they_are_found_from_python():
+    assert sorted(options_folder().glob('*/*.yml')) == FILES
 
 
 def test_the_demo_restores():

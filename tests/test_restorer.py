@@ -111,7 +111,7 @@ class MirrorNet(nn.Module):
 def test_networks_with_wishes_about_sizes():
     net = MirrorNet().eval()
     traits = inspect_network(DenseNetwork(net, 3, {}), overlap=16)
-    assert (traits.rule.multiple, traits.rule.minimum, traits.margin) == (4, 4, 4)
+    assert (traits.sizes.multiple, traits.sizes.padded(1), traits.margin) == (4, 4, 4)
     for size in ((1, 1), (2, 9), (101, 66)):
         picture = photo(*size, dtype=np.float32)
         restored, _ = Restorer(net, tile=48, overlap=16, device='cpu').restore(picture)

@@ -2,7 +2,7 @@
 """The demo of `make demo`: trains a small denoiser on scikit-image's photographs, prunes it, goes on with ClassPruning
 training, and compares the two on photographs that neither was trained on. What an earlier run finished is used again.
 
-Leaves `results/demo/report.json`, the noisy pictures and the restored ones.
+Leaves `results/demo/report.html` and `report.json`, the noisy pictures and the restored ones.
 """
 
 from __future__ import annotations
@@ -75,13 +75,12 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     write_noisy_pictures(data.test, RESULTS / 'noisy')
     run('benchmark', '--models', checkpoint('demo_dense'), checkpoint('demo'), '--gt', data.test,
-        '--degrade', DEGRADATION, '--budgets', *BUDGETS, '--json', RESULTS / 'report.json')  # fmt: skip
+        '--degrade', DEGRADATION, '--budgets', *BUDGETS, '--json', RESULTS / 'report.json',
+        '--report', RESULTS / 'report.html')  # fmt: skip
     shutil.rmtree(RESULTS / 'restored', ignore_errors=True)
     run('restore', RESULTS / 'noisy', '--model', checkpoint('demo'), '--output', RESULTS / 'restored',
         '--budget', '0.6', '--class-map')  # fmt: skip
-    print(
-        f'\nDone in {time.perf_counter() - start:.0f} s. Figures: {RESULTS}/report.json, pictures: {RESULTS}/restored'
-    )
+    print(f'\nDone in {time.perf_counter() - start:.0f} s. Look at {RESULTS}/report.html; pictures: {RESULTS}/restored')
 
 
 if __name__ == '__main__':

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${1:-.venv}
-extras=${2:-test,lint,engines}
+extras=${2:-test,lint,docs,package,engines}
 
 python=${PYTHON:-}
 if [ -z "$python" ]; then

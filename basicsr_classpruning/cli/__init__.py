@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from basicsr_classpruning.errors import UsageError, UserError
+from basicsr_classpruning.examples import options_folder
 from basicsr_classpruning.version import __version__
 
 # Sub-commands whose arguments are BasicSR's own.
@@ -31,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog='classpruning',
         description='Image-adaptive N:M pruning of restoration networks, a plugin for BasicSR.',
+        epilog=f'Example options files are in {options_folder()}.',
     )
     parser.add_argument('--version', action='version', version=f'classpruning {__version__}')
     subparsers = parser.add_subparsers(dest='command', metavar='COMMAND', required=True, parser_class=_Parser)

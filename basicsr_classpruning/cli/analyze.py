@@ -6,8 +6,9 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from basicsr_classpruning.cli.common import add_model_arguments, format_table, load_model, parse_size, write_json
+from basicsr_classpruning.cli.common import add_model_arguments, load_model, parse_size, write_json
 from basicsr_classpruning.errors import UsageError
+from basicsr_classpruning.tables import format_table
 
 
 def add_parser(subparsers: Any) -> None:

@@ -7,11 +7,13 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from basicsr_classpruning.cli.common import add_model_arguments, format_table, load_model, write_json
+from basicsr_classpruning.cli.common import add_model_arguments, add_run_arguments, load_model, write_json
 from basicsr_classpruning.errors import UsageError
+from basicsr_classpruning.tables import format_table
 
 if TYPE_CHECKING:
     from basicsr_classpruning.inference.benchmark import Row, Settings
+    from basicsr_classpruning.inference.benchmark_page import Exhibit
     from basicsr_classpruning.inference.contestants import Contestant
 
 
@@ -33,24 +35,21 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument('--budgets', type=float, nargs='+', metavar='SHARE', default=[], help='e.g. 0.4 0.6 0.8')
     parser.add_argument('--candidates', nargs='+', metavar='N:M', default=[], help='e.g. 1:4 2:4')
     parser.add_argument(
-        '--backend', default='auto', choices=('auto', 'dense', 'cpu'),
-        help='dense: PyTorch; cpu: the N:M kernels; auto: the faster one, measured once for each tile size (default)',
-    )  # fmt: skip
-    parser.add_argument(
         '--engines', action='store_true',
         help='also run the dense networks in eager PyTorch (channels-last), ONNX Runtime and OpenVINO (fp32, bf16)',
     )  # fmt: skip
-    parser.add_argument('--tile', type=int, default=96, help='largest side of a tile, in input pixels (default: 96)')
-    parser.add_argument('--overlap', type=int, default=8, help='smallest overlap of tiles, in pixels (default: 8)')
-    parser.add_argument('--threads', type=int, metavar='N', help='threads on the CPU (default: one for each core)')
     parser.add_argument(
         '--repeats', type=int, default=3, help='measurements of each tile; the median counts (default: 3)'
     )
-    parser.add_argument('--device', default='cpu', help='cpu (default), cuda, cuda:1 ...')
+    add_run_arguments(parser, device='cpu')
     parser.add_argument('--json', metavar='FILE', help='write rows, settings and what the machine is')
     parser.add_argument('--csv', metavar='FILE', help='write the rows as CSV')
     parser.add_argument('--markdown', metavar='FILE', help='write the table as Markdown')
     parser.add_argument('--plot', metavar='FILE.png', help='plot PSNR against average MACs and against time')
+    parser.add_argument(
+        '--report', metavar='FILE.html',
+        help='write one page with the table, the plot, and pictures before and after with their class maps',
+    )  # fmt: skip
     add_model_arguments(parser)
     parser.set_defaults(func=run)
 
@@ -62,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     from basicsr_classpruning.cli.progress import StageBar
     from basicsr_classpruning.data.degradations import Degradation
     from basicsr_classpruning.inference.benchmark import Benchmark, Settings, to_json
+    from basicsr_classpruning.inference.benchmark_page import Gallery
     from basicsr_classpruning.inference.benchmark_pictures import Pairs
     from basicsr_classpruning.inference.benchmark_report import to_cells
     from basicsr_classpruning.inference.machine import describe_machine
@@ -82,14 +82,14 @@ def run(args: argparse.Namespace) -> int:
         repeats=args.repeats,
     )
     contestants = _enter_all(args, settings)
+    gallery = Gallery()
     with StageBar() as bar:
-        rows = Benchmark(contestants, pairs, settings, bar).run()
+        rows = Benchmark(contestants, pairs, settings, bar, gallery.add if args.report else None).run()
     missing = {name: reason for contestant in contestants for name, reason in contestant.missing.items()}
     for name, reason in missing.items():
         print(f'missing: {name}: {reason}', file=sys.stderr)
     print(format_table(to_cells(rows)))
     report = {
-        'rows': [to_json(row) for row in rows],
         'missing_engines': missing,
         'machine': describe_machine(),
         'threads': settings.threads,
@@ -103,8 +103,8 @@ def run(args: argparse.Namespace) -> int:
         'seed': settings.seed,
         'device': args.device,
     }
-    write_json(report, args.json)
-    _write_reports(args, rows)
+    write_json({'rows': [to_json(row) for row in rows], **report}, args.json)
+    _write_reports(args, rows, gallery.exhibits, report)
     return 0
 
 
@@ -121,7 +121,7 @@ def _enter_all(args: argparse.Namespace, settings: Settings) -> list[Contestant]
     for name, path in zip(_names(args.models), args.models):
         net = load_model(path, args).to(device)
         contestants.append(enter(name, net, settings.overlap, settings.backend))
-        check_tile(settings.tile, settings.overlap, contestants[-1].traits.rule)
+        check_tile(settings.tile, settings.overlap, contestants[-1].traits.sizes)
     if args.engines:
         dense = [contestant for contestant in contestants if isinstance(contestant.net, DenseNetwork)]
         for contestant in dense or contestants:
@@ -137,18 +137,23 @@ def _names(paths: list[str]) -> list[str]:
     return short if len(set(short)) == len(short) else paths
 
 
-def _write_reports(args: argparse.Namespace, rows: list[Row]) -> None:
+def _write_reports(args: argparse.Namespace, rows: list[Row], exhibits: list[Exhibit], report: dict[str, Any]) -> None:
+    from basicsr_classpruning.inference.benchmark_page import to_html
     from basicsr_classpruning.inference.benchmark_report import plot, to_csv, to_markdown
 
-    title = (
-        f'{os.path.basename(os.path.normpath(args.gt))}, {args.degrade or os.path.basename(os.path.normpath(args.lq))}'
-    )
+    title = f'{_folder_name(args.gt)}, {args.degrade or _folder_name(args.lq)}'
     if args.csv:
         _write(args.csv, to_csv(rows).encode())
     if args.markdown:
         _write(args.markdown, to_markdown(rows).encode())
     if args.plot:
         _write(args.plot, plot(rows, title))
+    if args.report:
+        _write(args.report, to_html(rows, exhibits, title, report).encode())
+
+
+def _folder_name(path: str) -> str:
+    return os.path.basename(os.path.abspath(path))
 
 
 def _write(path: str, content: bytes) -> None:

@@ -22,6 +22,21 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_run_arguments(parser: argparse.ArgumentParser, device: str) -> None:
+    """Adds how pictures are cut into tiles and what these run on; ``device`` is the default of ``--device``."""
+    parser.add_argument('--tile', type=int, default=96, help='largest side of a tile, in input pixels (default: 96)')
+    parser.add_argument('--overlap', type=int, default=8, help='smallest overlap of tiles, in pixels (default: 8)')
+    parser.add_argument(
+        '--backend', default='auto', choices=('auto', 'dense', 'cpu'),
+        help='dense: PyTorch; cpu: the N:M kernels; auto: the faster one, measured once for each tile size (default)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--device', default=device,
+        help=f'auto (a GPU if there is one), cpu, cuda, cuda:1 ... (default: {device})',
+    )  # fmt: skip
+    parser.add_argument('--threads', type=int, metavar='N', help='threads on the CPU (default: one for each core)')
+
+
 def load_model(path: str, args: argparse.Namespace) -> Any:
     """Loads the network of a checkpoint as the arguments of ``add_model_arguments`` say."""
     from basicsr_classpruning import load
@@ -50,14 +65,3 @@ def write_json(content: dict[str, Any], path: str | None) -> None:
     if path:
         text = json.dumps(content, indent=2, allow_nan=False) + '\n'
         write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def format_table(rows: list[list[str]]) -> str:
-    """Aligns cells in columns; the first row is the header, the first column is aligned to the left."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
-        lines.append('  '.join(cells).rstrip())
-    lines.insert(1, '  '.join('-' * width for width in widths))
-    return '\n'.join(lines)

@@ -7,8 +7,9 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from basicsr_classpruning.cli.common import add_model_arguments, format_table, load_model
+from basicsr_classpruning.cli.common import add_model_arguments, load_model
 from basicsr_classpruning.errors import UsageError
+from basicsr_classpruning.tables import format_table
 
 if TYPE_CHECKING:
     from basicsr_classpruning.archs.dense import DenseNetwork

@@ -8,7 +8,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from basicsr_classpruning.cli.common import add_model_arguments, load_model, write_json
+from basicsr_classpruning.cli.common import add_model_arguments, add_run_arguments, load_model, write_json
 from basicsr_classpruning.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,14 +34,7 @@ def add_parser(subparsers: Any) -> None:
         help='average MACs of each picture as a share of the dense ones, e.g. 0.6 (default: the classifier decides)',
     )  # fmt: skip
     choice.add_argument('--candidate', metavar='N:M', help='one candidate for everything, e.g. 2:4')
-    parser.add_argument('--tile', type=int, default=96, help='largest side of a tile, in input pixels (default: 96)')
-    parser.add_argument('--overlap', type=int, default=8, help='smallest overlap of tiles, in pixels (default: 8)')
-    parser.add_argument(
-        '--backend', default='auto', choices=('auto', 'dense', 'cpu'),
-        help='dense: PyTorch; cpu: the N:M kernels; auto: the faster one, measured once for each tile size (default)',
-    )  # fmt: skip
-    parser.add_argument('--device', default='auto', help='cpu, cuda, cuda:1 ... (default: a GPU if there is one)')
-    parser.add_argument('--threads', type=int, metavar='N', help='threads on the CPU (default: one for each core)')
+    add_run_arguments(parser, device='auto')
     parser.add_argument('--class-map', action='store_true', help='also write NAME_classes.png: the tiles by candidate')
     parser.add_argument('--overwrite', action='store_true', help='redo pictures that are finished')
     parser.add_argument(

@@ -45,7 +45,7 @@ def parse_options(
     process's. Sets up distributed training where asked to, and seeds all random numbers.
     Raises UsageError, one line, for a wrong call, file or value.
     """
-    args = _parser(is_train).parse_args(argv)
+    args = build_parser(is_train).parse_args(argv)
     opt = read_yaml(args.opt)
     for entry in args.force_yml or []:
         _force(opt, entry, args.opt)
@@ -70,7 +70,8 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f'{self.prog}: {message}')
 
 
-def _parser(is_train: bool) -> argparse.ArgumentParser:
+def build_parser(is_train: bool) -> argparse.ArgumentParser:
+    """BasicSR's command line for training or testing."""
     parser = _Parser(prog=f'classpruning {"train" if is_train else "test"}', allow_abbrev=False)
     parser.add_argument('-opt', required=True, metavar='FILE', help='options file in YAML')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='job launcher')

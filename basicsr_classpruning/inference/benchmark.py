@@ -14,8 +14,9 @@ from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.errors import UsageError
 from basicsr_classpruning.inference.benchmark_pictures import Pair, Pairs
 from basicsr_classpruning.inference.contestants import Contestant, TiledPicture
-from basicsr_classpruning.inference.engines import device_of
 from basicsr_classpruning.inference.metrics import Quality, compare
+from basicsr_classpruning.inference.networks import device_of
+from basicsr_classpruning.inference.tiling import TileGrid
 from basicsr_classpruning.sparsity.budget import check_budget, picture_scores, random_allocation, solve_budget
 
 Progress = Callable[[str, int, int], None]
@@ -69,6 +70,24 @@ class Row:
     pictures: int
 
 
+@dataclass(frozen=True)
+class Sample:
+    """One picture as the row of `shown_row` restored it."""
+
+    pair: Pair
+    restored: np.ndarray
+    """``(H, W, C)`` uint8, of the true picture's size."""
+    quality: Quality
+    grid: TileGrid
+    """Tiles of the degraded picture."""
+    candidates: tuple[str, ...]
+    """Of the network; none where the row is a dense network's."""
+    classes: np.ndarray
+    """``(T,)`` index of each tile's candidate."""
+    saved: float
+    """1 − average MACs / dense MACs, of this picture."""
+
+
 @dataclass
 class _Line:
     """A row in the making: which variant restores each tile of each picture."""
@@ -84,6 +103,7 @@ class _Line:
     tile_pixels: list[np.ndarray] = field(default_factory=list)
     """Of the restored pictures' tiles, in the order of ``choices``."""
     seconds: float = 0.0
+    shown: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,13 +129,22 @@ class Benchmark:
         pairs: the pictures.
         settings: what is measured.
         progress: is told how far it is.
+        show: is given each picture as the row of `shown_row` restored it.
 
     Raises:
         UsageError: a budget or candidate that no network of the run, or one of them not, can have.
     """
 
-    def __init__(self, contestants: Sequence[Contestant], pairs: Pairs, settings: Settings, progress: Progress) -> None:
+    def __init__(
+        self,
+        contestants: Sequence[Contestant],
+        pairs: Pairs,
+        settings: Settings,
+        progress: Progress,
+        show: Callable[[Sample], object] | None = None,
+    ) -> None:
         self._contestants, self._pairs, self._settings, self._progress = contestants, pairs, settings, progress
+        self._show = show
         for contestant in contestants:
             if not contestant.candidates:
                 continue
@@ -131,6 +160,7 @@ class Benchmark:
         """Measures everything. Raises UserError if a picture cannot be read."""
         surveys = {c.name: self._survey(c) for c in self._contestants if c.candidates and self._routes}
         lines = [line for c in self._contestants for line in self._lines(c, surveys.get(c.name))]
+        lines[shown_row([line.kind for line in lines])].shown = True
         pixels = 0
         for index in range(len(self._pairs)):
             for contestant in self._contestants:
@@ -231,18 +261,27 @@ class Benchmark:
             line.seconds += float(np.median(np.where(np.isinf(samples), samples.min(axis=0), samples), axis=0).sum())
             if line.classified and surveys is not None:
                 line.seconds += float(surveys[index].seconds_classifier.sum())
-            line.qualities.append(compare(tiled.blend(outputs, choice), pair.truth, contestant.traits.scale))
+            restored = tiled.blend(outputs, choice)
+            line.qualities.append(compare(restored, pair.truth, contestant.traits.scale))
             line.tile_pixels.append(np.full(len(choice), tiled.pixels))
+            if line.shown and self._show is not None:
+                saved = 1 - self._macs(line, choice).mean() / contestant.traits.macs_dense
+                names = tuple(contestant.traits.candidates) if line.kind != 'dense' else ()
+                self._show(Sample(pair, restored, line.qualities[-1], tiled.grid, names, choice, float(saved)))
         return pair.truth.shape[0] * pair.truth.shape[1]
+
+    @staticmethod
+    def _macs(line: _Line, choice: np.ndarray) -> np.ndarray:
+        """MACs of each tile for each of its pixels, ``(T,)``."""
+        macs = np.array([variant.macs for variant in line.contestant.variants])[choice]
+        return macs + line.contestant.traits.macs_classifier if line.classified else macs
 
     def _row(self, line: _Line, pixels: int) -> Row:
         traits = line.contestant.traits
         choice, size = np.concatenate(line.choices), np.concatenate(line.tile_pixels)
-        per_pixel = np.array([variant.macs for variant in line.contestant.variants])
-        classifier = traits.macs_classifier if line.classified else 0
-        macs = float(((per_pixel[choice] + classifier) * size).mean())
+        macs = float((self._macs(line, choice) * size).mean())
         dense = float((traits.macs_dense * size).mean())
-        shares = np.bincount(choice, minlength=len(per_pixel)) / len(choice)
+        shares = np.bincount(choice, minlength=len(line.contestant.variants)) / len(choice)
         routed = line.kind != 'dense'
         return Row(
             model=line.contestant.name,
@@ -268,6 +307,11 @@ class Benchmark:
 def _mean(values: list[float]) -> float | None:
     mean = float(np.mean(values))
     return mean if math.isfinite(mean) else None
+
+
+def shown_row(kinds: Sequence[str]) -> int:
+    """Index of the row whose pictures are shown: the first that the classifier routes, or the first of all."""
+    return next((index for index, kind in enumerate(kinds) if kind in ('budget', 'routed')), 0)
 
 
 def to_json(row: Row) -> dict[str, Any]:

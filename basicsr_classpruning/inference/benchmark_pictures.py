@@ -10,7 +10,7 @@ import numpy as np
 
 from basicsr_classpruning.data.degradations import Degradation, picture_rng
 from basicsr_classpruning.errors import UsageError, UserError
-from basicsr_classpruning.inference.images import SUFFIXES, read_picture
+from basicsr_classpruning.inference.images import SUFFIXES, is_picture_name, read_picture
 from basicsr_classpruning.inference.metrics import WINDOW
 
 
@@ -86,7 +86,7 @@ def _pictures(folder: str) -> list[Path]:
     root = Path(folder)
     if not root.is_dir():
         raise UsageError(f'{folder}: no such folder')
-    paths = sorted(path for path in root.iterdir() if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in root.iterdir() if is_picture_name(path.name))
     if not paths:
         raise UsageError(f'{folder}: no pictures in it (looked for {", ".join(SUFFIXES)})')
     return paths

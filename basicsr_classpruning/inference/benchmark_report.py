@@ -6,8 +6,12 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from basicsr_classpruning.inference.benchmark import Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _HEADER = ('model', 'what', 'PSNR', 'PSNR-Y', 'SSIM', 'average MACs', 'saved', 'seconds', 'backend', 'shares')
 _ENGINE_MARKERS = 'sDPph'  # of a dense network in one engine and in others
@@ -55,12 +59,36 @@ def plot(rows: Sequence[Row], title: str) -> bytes:
 
     Dense networks are points, candidates crosses; budgets, oracle and random are curves.
     """
+    with _plain_text():
+        return _save(_figure(rows, title), format='png', dpi=120)
+
+
+def plot_svg(rows: Sequence[Row]) -> str:
+    """The same plot as an ``<svg>`` element, transparent, its text and axes in the colour of the text around it."""
+    from matplotlib import rc_context
+
+    text = '#010203'  # stands for a colour that only the page knows
+    names = ('axes.edgecolor', 'axes.labelcolor', 'text.color', 'xtick.color', 'ytick.color', 'grid.color')
+    colours: dict[Any, Any] = dict.fromkeys(names, text) | {'legend.facecolor': 'none', 'axes.facecolor': 'none'}
+    with _plain_text(), rc_context({**colours, 'svg.hashsalt': 'classpruning'}):
+        content = _save(_figure(rows, None), format='svg', transparent=True, metadata={'Date': None}).decode()
+    return content[content.index('<svg') :].replace(text, 'currentColor')
+
+
+def _plain_text() -> Any:
+    """A name with dollar signs is a name, no formula."""
+    from matplotlib import rc_context
+
+    return rc_context({'text.parse_math': False})
+
+
+def _figure(rows: Sequence[Row], title: str | None) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 5), layout='constrained')
     FigureCanvasAgg(figure)
-    figure.suptitle(title)
+    figure.suptitle(title or '')
     left, right = figure.subplots(1, 2, sharey=True)
     shown = [row for row in rows if row.psnr is not None]
     _draw(left, shown, [row.macs / 1e9 for row in shown])
@@ -70,8 +98,12 @@ def plot(rows: Sequence[Row], title: str) -> bytes:
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.legend(*left.get_legend_handles_labels(), loc='outside lower center', ncols=3, fontsize='small')
+    return figure
+
+
+def _save(figure: Figure, **options: Any) -> bytes:
     stream = io.BytesIO()
-    figure.savefig(stream, format='png', dpi=120)
+    figure.savefig(stream, **options)
     return stream.getvalue()
 
 
@@ -86,5 +118,5 @@ def _draw(axes, rows: Sequence[Row], x: Sequence[float]) -> None:
     for (model, kind, label), points in groups.items():
         style = _ENGINE_MARKERS[engines.index(label) % len(_ENGINE_MARKERS)] if label else styles[kind]
         colour = f'C{models.index(model) % 10}'
-        name = ' '.join(filter(None, (model, kind, label)))
+        name = ' '.join(filter(None, dict.fromkeys((model, kind, label))))  # a model may be called dense
         axes.plot(*zip(*sorted(points)), style, color=colour, label=name, alpha=0.8)

@@ -25,11 +25,34 @@ def draw_class_map(picture: Picture, grid: TileGrid, classes: np.ndarray, labels
         classes: ``(T,)`` index of each tile's candidate.
         labels: the candidates, cheapest (dark) to dearest (bright).
     """
-    height, width = picture.pixels.shape[:2]
-    factor = np.clip(1.0, _SHORTEST / max(height, width), _LONGEST / max(height, width))
+    longest = max(picture.pixels.shape[:2])
+    factor = float(np.clip(1.0, _SHORTEST / longest, _LONGEST / longest))
+    colours = candidate_colours(len(labels))
+    canvas = tint_tiles(picture.pixels, grid, classes, colours, factor)
+    height, width = canvas.shape[:2]
+    share = np.bincount(classes, minlength=len(labels)) / len(classes)
+    legend = _legend(labels, share, colours, max(width, 200))
+    pixels = np.full((height + len(legend), legend.shape[1], 3), 255, np.uint8)
+    pixels[:height, :width] = canvas
+    pixels[height:] = legend
+    return Picture(pixels, None, Encoding('PNG'))
+
+
+def tint_tiles(
+    pixels: np.ndarray, grid: TileGrid, classes: np.ndarray, colours: np.ndarray, factor: float
+) -> np.ndarray:
+    """A picture, ``factor`` times its size, each tile in its candidate's colour: ``(h, w, 3)`` uint8 RGB.
+
+    Args:
+        pixels: ``(H, W, C)`` uint8 or uint16, grey or RGB.
+        grid: its tiles.
+        classes: ``(T,)`` index of each tile's candidate.
+        colours: of the candidates, as `candidate_colours` gives them.
+        factor: how much larger the result is than ``pixels``.
+    """
+    height, width = pixels.shape[:2]
     size = (max(round(width * factor), 1), max(round(height * factor), 1))
-    canvas = _as_rgb8(cv2.resize(picture.pixels, size, interpolation=cv2.INTER_AREA))
-    colours = _colours(len(labels))
+    canvas = _as_rgb8(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA))
     rows, cols = (_borders(axis, factor) for axis in (grid.rows, grid.cols))
     for number, index in enumerate(classes):
         row, col = divmod(number, len(grid.cols.starts))
@@ -37,12 +60,13 @@ def draw_class_map(picture: Picture, grid: TileGrid, classes: np.ndarray, labels
         part[:] = (part * (1 - _TINT) + colours[index] * _TINT).astype(np.uint8)
     canvas[[y for y in rows[1:-1] if y < len(canvas)]] = 255
     canvas[:, [x for x in cols[1:-1] if x < canvas.shape[1]]] = 255
-    share = np.bincount(classes, minlength=len(labels)) / len(classes)
-    legend = _legend(labels, share, colours, max(size[0], 200))
-    pixels = np.full((size[1] + len(legend), legend.shape[1], 3), 255, np.uint8)
-    pixels[: size[1], : size[0]] = canvas
-    pixels[size[1] :] = legend
-    return Picture(pixels, None, Encoding('PNG'))
+    return canvas
+
+
+def candidate_colours(count: int) -> np.ndarray:
+    """``(count, 3)`` RGB from dark to bright, told apart by colour-blind people too."""
+    steps = np.linspace(20, 255, count).astype(np.uint8)[:, None]
+    return cv2.applyColorMap(steps, cv2.COLORMAP_VIRIDIS)[:, 0, ::-1].astype(np.float32)
 
 
 def _borders(axis: Axis, factor: float) -> list[int]:
@@ -57,12 +81,6 @@ def _as_rgb8(pixels: np.ndarray) -> np.ndarray:
     if pixels.ndim == 2 or pixels.shape[2] == 1:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
     return pixels
-
-
-def _colours(count: int) -> np.ndarray:
-    """``(count, 3)`` RGB from dark to bright, told apart by colour-blind people too."""
-    steps = np.linspace(20, 255, count).astype(np.uint8)[:, None]
-    return cv2.applyColorMap(steps, cv2.COLORMAP_VIRIDIS)[:, 0, ::-1].astype(np.float32)
 
 
 def _legend(labels: Sequence[str], share: np.ndarray, colours: np.ndarray, width: int) -> np.ndarray:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.archs.dense import DenseNetwork
-from basicsr_classpruning.inference.engines import Engine, Engines, dense_engine, device_of
+from basicsr_classpruning.inference.engines import Engine, Engines, dense_engine
 from basicsr_classpruning.inference.foreign_engines import foreign_engines
-from basicsr_classpruning.inference.networks import Traits, dense_module, inspect_network
+from basicsr_classpruning.inference.networks import Traits, dense_module, device_of, inspect_network
 from basicsr_classpruning.inference.tiling import Blender, TileGrid, plan_tiles
 
 
@@ -79,7 +79,7 @@ class TiledPicture:
 
     def __init__(self, contestant: Contestant, picture: np.ndarray, tile: int, overlap: int) -> None:
         self._contestant, self._channels = contestant, picture.shape[2]
-        self.grid: TileGrid = plan_tiles(picture.shape[0], picture.shape[1], tile, overlap, contestant.traits.rule)
+        self.grid: TileGrid = plan_tiles(picture.shape[0], picture.shape[1], tile, overlap, contestant.traits.sizes)
         self._top = 1.0 if np.issubdtype(picture.dtype, np.floating) else float(np.iinfo(picture.dtype).max)
         self._picture = picture
         self._device = device_of(contestant.net)

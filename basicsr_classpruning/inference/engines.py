@@ -12,6 +12,7 @@ from basicsr_classpruning import kernels
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.archs.dense import DenseNetwork
 from basicsr_classpruning.errors import UsageError
+from basicsr_classpruning.inference.networks import device_of
 
 Engine = Callable[[Tensor], Tensor]
 """Restores a batch ``(B, C, H, W)`` in [0, 1] of any one size, without gradients."""
@@ -100,11 +101,6 @@ class Engines:
             return dense_engine(module)
         sparse = kernel_engine(self._net, index)
         return sparse if self._backend == 'cpu' else FasterEngine(dense_engine(module), sparse)
-
-
-def device_of(net: nn.Module) -> torch.device:
-    """Where a network's parameters are."""
-    return next(net.parameters()).device
 
 
 def pick_device(name: str) -> torch.device:

@@ -14,7 +14,7 @@ import numpy as np
 
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.inference.class_map import draw_class_map
-from basicsr_classpruning.inference.images import SUFFIXES, read_picture, read_size
+from basicsr_classpruning.inference.images import SUFFIXES, is_picture_name, read_picture, read_size
 from basicsr_classpruning.inference.restorer import Restorer, RestoreStats
 from basicsr_classpruning.inference.workers import Workers
 from basicsr_classpruning.inference.writing import check_writable, write_picture, write_rows
@@ -87,12 +87,8 @@ def _pictures_below(folder: Path, output: Path) -> list[Path]:
     found = []
     for root, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if (Path(root) / name).resolve() != output)
-        found += [Path(root) / name for name in sorted(files) if _is_picture_name(name)]
+        found += [Path(root) / name for name in sorted(files) if is_picture_name(name)]
     return found
-
-
-def _is_picture_name(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES) and not name.startswith('.')
 
 
 def _with_class_maps(jobs: list[FileJob]) -> list[FileJob]:

@@ -54,6 +54,11 @@ _DAMAGED = (
 )
 
 
+def is_picture_name(name: str) -> bool:
+    """Whether a file of this name is taken for a picture; hidden files are not."""
+    return name.lower().endswith(SUFFIXES) and not name.startswith('.')
+
+
 @dataclass(frozen=True)
 class Encoding:
     """How a picture is stored in its file, as far as it is kept when the restored picture is written."""

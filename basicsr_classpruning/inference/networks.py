@@ -10,8 +10,8 @@ from torch import nn
 
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning, input_channels
 from basicsr_classpruning.archs.dense import DenseNetwork
+from basicsr_classpruning.archs.sizes import Sizes
 from basicsr_classpruning.errors import UserError
-from basicsr_classpruning.inference.tiling import SizeRule
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,7 @@ class Traits:
     """Cheapest to dearest; empty for a dense network."""
     channels: int
     """1 or 3."""
-    scale: int
-    rule: SizeRule
+    sizes: Sizes
     margin: int | None
     """Pixels at a tile's edge that differ from the whole picture's result; None if it is more than was looked at."""
     macs_dense: float
@@ -32,6 +31,11 @@ class Traits:
     macs_classifier: float
     params: int
     """Parameters of the dense base network."""
+
+    @property
+    def scale(self) -> int:
+        """Output side over input side."""
+        return self.sizes.scale
 
     @property
     def costs(self) -> np.ndarray:
@@ -71,8 +75,7 @@ def inspect_network(net: ClassPruning | DenseNetwork, overlap: int) -> Traits:
     return Traits(
         candidates=candidates,
         channels=net.num_in_ch,
-        scale=sizes.scale,
-        rule=SizeRule(sizes.multiple, sizes.padded(1)),
+        sizes=sizes,
         margin=reach(module, net.num_in_ch, sizes.scale, sizes.multiple, limit=max(overlap - 1, 0) // 2),
         macs_dense=dense / pixels,
         macs=tuple(value / pixels for value in macs),
@@ -102,7 +105,7 @@ def reach(module: nn.Module, channels: int, scale: int, multiple: int, limit: in
     cells = -(-(limit + 1) // multiple)
     side, start = multiple * (2 * cells + 1), multiple * cells
     generator = torch.Generator().manual_seed(0)
-    x = torch.rand(1, channels, side, side, generator=generator).to(_device(module)).requires_grad_()
+    x = torch.rand(1, channels, side, side, generator=generator).to(device_of(module)).requires_grad_()
     try:
         with torch.enable_grad():
             centre = slice(start * scale, (start + multiple) * scale)
@@ -118,6 +121,7 @@ def reach(module: nn.Module, channels: int, scale: int, multiple: int, limit: in
     return -(-radius // multiple) * multiple if radius <= limit else None
 
 
-def _device(module: nn.Module) -> torch.device:
-    parameter = next(module.parameters(), None)
+def device_of(net: nn.Module) -> torch.device:
+    """Where a network's parameters are; the CPU for one without."""
+    parameter = next(net.parameters(), None)
     return torch.device('cpu') if parameter is None else parameter.device

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.errors import UsageError, UserError
-from basicsr_classpruning.inference.engines import Engines, device_of, pick_device
-from basicsr_classpruning.inference.networks import Traits, inspect_network, wrap
+from basicsr_classpruning.inference.engines import Engines, pick_device
+from basicsr_classpruning.inference.networks import Traits, device_of, inspect_network, wrap
 from basicsr_classpruning.inference.tiling import Blender, TileGrid, batches, check_tile, plan_tiles
 from basicsr_classpruning.inference.workers import Workers
 from basicsr_classpruning.sparsity.budget import check_budget, picture_scores, solve_budget
@@ -87,7 +87,7 @@ class Restorer:
         self.traits: Traits = inspect_network(self.net, overlap)
         on_cpu = device_of(self.net).type == 'cpu'
         self.tile, self.overlap, self.batch = tile, overlap, batch or (1 if on_cpu else 16)
-        check_tile(tile, overlap, self.traits.rule)
+        check_tile(tile, overlap, self.traits.sizes)
         self.workers = Workers((threads or torch.get_num_threads()) if on_cpu else 1)
         self.engines = Engines(self.net, backend)
         self.pinned = self._pinned_index(candidate)
@@ -114,7 +114,7 @@ class Restorer:
 
     def start(self, picture: np.ndarray) -> Restoration:
         """Cuts a picture ``(H, W, C)`` into tiles and routes them; nothing is restored yet."""
-        grid = plan_tiles(picture.shape[0], picture.shape[1], self.tile, self.overlap, self.traits.rule)
+        grid = plan_tiles(picture.shape[0], picture.shape[1], self.tile, self.overlap, self.traits.sizes)
         return Restoration(self, picture, grid)
 
     def restore(self, picture: np.ndarray) -> tuple[np.ndarray, RestoreStats]:

@@ -11,20 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from basicsr_classpruning.archs.sizes import Sizes
 from basicsr_classpruning.errors import UsageError
 
 _STEP = 8  # tile sides are multiples of this, so that pictures of many sizes share few tile shapes
 _SLICE = 16  # input rows that are handed out together
-
-
-@dataclass(frozen=True)
-class SizeRule:
-    """What input sizes a network takes."""
-
-    multiple: int = 1
-    """Sides must be a multiple of this; 1 for any."""
-    minimum: int = 1
-    """Smallest side, a multiple of ``multiple``."""
+_ANY = Sizes(scale=1, multiple=1)
 
 
 @dataclass(frozen=True)
@@ -106,7 +98,7 @@ class TileGrid:
         return tile
 
 
-def plan_tiles(height: int, width: int, tile: int, overlap: int, rule: SizeRule = SizeRule()) -> TileGrid:
+def plan_tiles(height: int, width: int, tile: int, overlap: int, sizes: Sizes = _ANY) -> TileGrid:
     """Grid for a picture.
 
     Args:
@@ -114,35 +106,35 @@ def plan_tiles(height: int, width: int, tile: int, overlap: int, rule: SizeRule 
         tile: largest side of a tile. Tiles are as much smaller as they can be without making their number larger, in
             steps of 8 pixels, so that little is computed twice.
         overlap: smallest overlap of neighbouring tiles.
-        rule: what the network takes; a picture smaller than the tile runs whole, padded if it must be.
+        sizes: what the network takes; a picture smaller than the tile runs whole, padded if it must be.
 
     Raises:
         UsageError: the overlap leaves nothing of the tile, or the tile is smaller than the network takes.
     """
-    check_tile(tile, overlap, rule)
-    return TileGrid(_plan_axis(height, tile, overlap, rule), _plan_axis(width, tile, overlap, rule))
+    check_tile(tile, overlap, sizes)
+    return TileGrid(_plan_axis(height, tile, overlap, sizes), _plan_axis(width, tile, overlap, sizes))
 
 
-def check_tile(tile: int, overlap: int, rule: SizeRule = SizeRule()) -> None:
+def check_tile(tile: int, overlap: int, sizes: Sizes = _ANY) -> None:
     """Raises UsageError if pictures cannot be cut like this."""
     if overlap < 0:
         raise UsageError(f'overlap {overlap}: allowed are 0 and more')
-    least = max(rule.minimum, rule.multiple + _round_up(overlap, rule.multiple))
+    least = max(sizes.padded(1), sizes.multiple + _round_up(overlap, sizes.multiple))
     if tile < least:
         raise UsageError(f'tile {tile}: with an overlap of {overlap} this network needs at least {least}')
 
 
-def _plan_axis(length: int, tile: int, overlap: int, rule: SizeRule) -> Axis:
-    padded = max(_round_up(length, rule.multiple), rule.minimum)
-    tile = tile // rule.multiple * rule.multiple
+def _plan_axis(length: int, tile: int, overlap: int, sizes: Sizes) -> Axis:
+    padded = sizes.padded(length)
+    tile = tile // sizes.multiple * sizes.multiple
     if padded <= tile:
         return Axis(length, padded, (0,))
-    overlap = _round_up(overlap, rule.multiple)
+    overlap = _round_up(overlap, sizes.multiple)
     number = math.ceil((padded - overlap) / (tile - overlap))
     least = math.ceil((padded + (number - 1) * overlap) / number)
-    tile = max(min(_round_up(least, math.lcm(_STEP, rule.multiple)), tile), rule.minimum)
+    tile = max(min(_round_up(least, math.lcm(_STEP, sizes.multiple)), tile), sizes.padded(1))
     span = padded - tile
-    starts = (span * i // (number - 1) // rule.multiple * rule.multiple for i in range(number))
+    starts = (span * i // (number - 1) // sizes.multiple * sizes.multiple for i in range(number))
     return Axis(length, tile, tuple(starts))
 
 

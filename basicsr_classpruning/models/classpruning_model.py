@@ -18,7 +18,7 @@ from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.losses.classpruning_loss import batch_mean
 from basicsr_classpruning.models.collapse import CollapseWatch
 from basicsr_classpruning.models.guarded_model import GuardedSRModel
-from basicsr_classpruning.models.stages import Schedule
+from basicsr_classpruning.models.stages import STAGES, Schedule
 from basicsr_classpruning.models.validation import Report, evaluate
 from basicsr_classpruning.sparsity import DENSE
 
@@ -190,8 +190,18 @@ class ClassPruningModel(GuardedSRModel):
         # The decay is added to a gradient that fp16 training has scaled.
         self.net_g.selection.decay = self.decay * self.scaler.get_scale()
         super().optimize_parameters(current_iter)
+        self.log_dict.update(self._figures())
         if self.watch.collapsed and not self._budget_asks_for_one_class():
             self._handle_collapse(current_iter)
+
+    def _figures(self) -> dict[str, float]:
+        """What the log and TensorBoard are told beside the losses."""
+        figures: dict[str, float] = {'train/stage': 1 + STAGES.index(self.stage)}
+        if self.stage != 'supernet':  # the classifier rests there
+            figures['train/average_macs'] = float(self.watch.shares @ self.net_g.costs().cpu())
+            for name, share in zip(self.net_g.candidates, self.watch.shares.tolist()):
+                figures[f'train/share/{name}'] = share
+        return figures
 
     def _budget_asks_for_one_class(self) -> bool:
         costs = self.net_g.costs()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-NAMES = ('supernet', 'classifier', 'joint')
+STAGES = ('supernet', 'classifier', 'joint')
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Schedule:
     def from_options(cls, train: Mapping) -> Schedule:
         """Reads ``train.stages``; without it all iterations are supernet training."""
         stages = train.get('stages') or {'supernet': int(train['total_iter'])}
-        return cls(*(int(stages.get(name) or 0) for name in NAMES))
+        return cls(*(int(stages.get(name) or 0) for name in STAGES))
 
     def stage(self, iteration: int) -> str:
         """Name of the stage of an iteration, counted from 1; iterations beyond the end belong to the last stage."""
         end = 0
-        last = NAMES[0]
-        for name in NAMES:
+        last = STAGES[0]
+        for name in STAGES:
             length = getattr(self, name)
             end += length
             if length:

@@ -17,6 +17,7 @@ from torch import Tensor
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning, image_scores
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.sparsity.budget import solve_budget
+from basicsr_classpruning.tables import format_table
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,7 @@ class Report:
             lines.append(
                 [row.name, *values, f'{row.macs / 1e9:.3f} G', f'{row.saved:.1%}', f'{row.seconds:.2f}', share]
             )
-        widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-        return '\n'.join('  '.join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines)
+        return format_table(lines)
 
     def to_json(self) -> str:
         """The report as one line of JSON."""

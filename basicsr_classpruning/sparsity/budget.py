@@ -78,11 +78,6 @@ def check_budget(budget: float, cheapest: float, dearest: float) -> None:
         )
 
 
-def average_cost(classes: np.ndarray, costs: np.ndarray, sizes: np.ndarray) -> float:
-    """Average cost of an allocation, weighted by the tiles' sizes."""
-    return float((sizes * costs[classes]).sum() / sizes.sum())
-
-
 def random_allocation(classes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The same shares of the classes, dealt to tiles by chance: what routing is worth without looking."""
     return rng.permutation(classes)
