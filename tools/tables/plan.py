@@ -124,7 +124,9 @@ class Table:
         }
         train = {key: value for key, value in {**train, **changes}.items() if value is not None}
         network = self._network(list(ladder), 'own')
-        return Row(name, label, network, (self.further,), start='start', calibrated=True, train=train)
+        # The learning rate falls within each stage: the classifier has to learn when the candidates have settled.
+        stages = tuple(Training(steps, self.further.rate) for steps in train['stages'].values() if steps)
+        return Row(name, label, network, stages, start='start', calibrated=True, train=train)
 
     def _network(self, candidates: list[str], weights: str) -> dict[str, Any]:
         return {'type': 'ClassPruning', 'base': self.base, 'candidates': candidates, 'weights': weights}
