@@ -7,7 +7,13 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from basicsr_classpruning.cli.common import add_model_arguments, format_table, load_model, write_json
+from basicsr_classpruning.cli.common import (
+    add_model_arguments,
+    check_outputs,
+    format_table,
+    load_model,
+    write_json,
+)
 from basicsr_classpruning.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,11 +46,15 @@ def add_parser(subparsers: Any) -> None:
         '--engines', action='store_true',
         help='also run the dense networks in eager PyTorch (channels-last), ONNX Runtime and OpenVINO (fp32, bf16)',
     )  # fmt: skip
-    parser.add_argument('--tile', type=int, default=96, help='largest side of a tile, in input pixels (default: 96)')
-    parser.add_argument('--overlap', type=int, default=8, help='smallest overlap of tiles, in pixels (default: 8)')
+    parser.add_argument(
+        '--tile', type=int, metavar='N', default=96, help='largest side of a tile, in input pixels (default: 96)'
+    )
+    parser.add_argument(
+        '--overlap', type=int, metavar='N', default=8, help='smallest overlap of tiles, in pixels (default: 8)'
+    )
     parser.add_argument('--threads', type=int, metavar='N', help='threads on the CPU (default: one for each core)')
     parser.add_argument(
-        '--repeats', type=int, default=3, help='measurements of each tile; the median counts (default: 3)'
+        '--repeats', type=int, metavar='N', default=3, help='measurements of each tile; the median counts (default: 3)'
     )
     parser.add_argument('--device', default='cpu', help='cpu (default), cuda, cuda:1 ...')
     parser.add_argument('--json', metavar='FILE', help='write rows, settings and what the machine is')
@@ -66,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     from basicsr_classpruning.inference.benchmark_report import to_cells
     from basicsr_classpruning.inference.machine import describe_machine
 
+    check_outputs(args, 'json', 'csv', 'markdown', 'plot')
     for name in ('threads', 'repeats'):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UsageError(f'--{name} {getattr(args, name)}: allowed are 1 and more')
@@ -90,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
     print(format_table(to_cells(rows)))
     report = {
         'rows': [to_json(row) for row in rows],
+        'command': args.call,
         'missing_engines': missing,
         'machine': describe_machine(),
         'threads': settings.threads,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from typing import Any
 
 from basicsr_classpruning.errors import UsageError
@@ -30,6 +31,25 @@ def load_model(path: str, args: argparse.Namespace) -> Any:
     import_modules(args.imports)
     arch = load_network_options(args.arch) if args.arch else None
     return load(path, arch)
+
+
+def check_outputs(args: argparse.Namespace, *names: str) -> None:
+    """Raises UsageError before any work where a file that is to be written at its end has no place.
+
+    Args:
+        args: of the call.
+        names: arguments that name such files; those left out are passed over.
+    """
+    for name in names:
+        path = getattr(args, name)
+        if path is not None and (os.path.isdir(path) or not os.path.isdir(os.path.dirname(os.path.abspath(path)))):
+            raise UsageError(f'--{name} {path}: a file in an existing folder is wanted')
+
+
+def check_apart(out: str, source: str) -> None:
+    """Raises UsageError where a result would take the place of the file that it is made from."""
+    if os.path.exists(out) and os.path.exists(source) and os.path.samefile(out, source):
+        raise UsageError(f'--out {out}: is the file to be read; the result would replace it')
 
 
 def parse_size(text: str) -> tuple[int, int, int]:

@@ -8,7 +8,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from basicsr_classpruning.cli.common import add_model_arguments, load_model, write_json
+from basicsr_classpruning.cli.common import add_model_arguments, check_outputs, load_model, write_json
 from basicsr_classpruning.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,8 +34,12 @@ def add_parser(subparsers: Any) -> None:
         help='average MACs of each picture as a share of the dense ones, e.g. 0.6 (default: the classifier decides)',
     )  # fmt: skip
     choice.add_argument('--candidate', metavar='N:M', help='one candidate for everything, e.g. 2:4')
-    parser.add_argument('--tile', type=int, default=96, help='largest side of a tile, in input pixels (default: 96)')
-    parser.add_argument('--overlap', type=int, default=8, help='smallest overlap of tiles, in pixels (default: 8)')
+    parser.add_argument(
+        '--tile', type=int, metavar='N', default=96, help='largest side of a tile, in input pixels (default: 96)'
+    )
+    parser.add_argument(
+        '--overlap', type=int, metavar='N', default=8, help='smallest overlap of tiles, in pixels (default: 8)'
+    )
     parser.add_argument(
         '--backend', default='auto', choices=('auto', 'dense', 'cpu'),
         help='dense: PyTorch; cpu: the N:M kernels; auto: the faster one, measured once for each tile size (default)',
@@ -59,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
     from basicsr_classpruning.inference.images import MAX_PIXELS
     from basicsr_classpruning.inference.restorer import Restorer
 
+    check_outputs(args, 'json')
     max_pixels = MAX_PIXELS if args.max_pixels is None else args.max_pixels
     if max_pixels < 1:
         raise UsageError(f'--max-pixels {max_pixels}: allowed are 1 and more')
