@@ -54,7 +54,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0 done, 1 work that failed, 2 a wrong call, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    cv2.setLogLevel(0)  # of a damaged picture this program speaks itself, in one line
+    cv2.utils.logging.setLogLevel(0)  # silent: damaged pictures are reported by this program
     try:
         if argv and argv[0] in _PIPELINES:
             from basicsr_classpruning.cli import train

@@ -51,6 +51,7 @@ class PruneOptions:
     weights: str = 'own'
     """One of ``WEIGHTS``: own weights for each sparse candidate, or one set shared under nested masks."""
     seed: int = 0
+    """Of the calibration crops, the classifier's first weights and its fit."""
 
     @property
     def alternative(self) -> PruneOptions:
@@ -88,16 +89,18 @@ def build(dense: DenseNetwork, options: PruneOptions, classifier: dict[str, Any]
 
     Raises UsageError where the options do not fit the network, or leave no candidate sparse.
     """
-    net = ClassPruning(
-        base=dense.options,
-        candidates=options.candidates,
-        block=options.block,
-        share_taps=options.share_taps,
-        skip=options.skip,
-        classifier=classifier,
-        weights=options.weights,
-        base_net=dense.net,
-    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)  # of the classifier's first weights
+        net = ClassPruning(
+            base=dense.options,
+            candidates=options.candidates,
+            block=options.block,
+            share_taps=options.share_taps,
+            skip=options.skip,
+            classifier=classifier,
+            weights=options.weights,
+            base_net=dense.net,
+        )
     if not any(map(net.patterns, net.candidates)):
         raise UsageError(f'network_g.candidates: {", ".join(options.candidates)}: none of them is sparse')
     for _, layer in sparse_layers(net.base):
