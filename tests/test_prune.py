@@ -14,7 +14,9 @@ from basicsr_classpruning.checkpoint import checkpoint_bytes, write_checkpoint
 from basicsr_classpruning.cli import main
 from basicsr_classpruning.data.degradations import BicubicDownscaling, GaussianNoise
 from basicsr_classpruning.data.pictures import Pictures
+from basicsr_classpruning.errors import UsageError
 from basicsr_classpruning.pruning.classifier import ErrorMaps, fit_classifier, set_price
+from basicsr_classpruning.pruning.crops import cut_crops
 from basicsr_classpruning.pruning.degradation import detect_degradation
 
 SPARSE = ['1:4', '2:4']
@@ -123,6 +125,19 @@ def test_the_classifier_learns_which_images_are_hard():
     costs = net.costs()[net.classify(images)]
     assert costs.mean() <= 0.6
     assert costs[hard].mean() > costs[easy].mean()
+
+
+def test_crops_are_as_large_as_most_pictures_allow(tmp_path):
+    write_pictures(tmp_path / 'small', count=3, height=40, width=48)
+    write_pictures(tmp_path / 'small', count=1, height=20, width=48)  # takes the place of one of the three
+    crops = cut_crops(
+        Pictures(str(tmp_path / 'small')), BicubicDownscaling(2), scale=2, count=5, side=96, seed=0, step=8
+    )
+    assert crops.lq.shape == (5, 3, 16, 16)
+    assert crops.gt is not None
+    assert crops.gt.shape == (5, 3, 32, 32)
+    with pytest.raises(UsageError, match='64 pixels on both sides are wanted'):
+        cut_crops(Pictures(str(tmp_path / 'small')), None, scale=1, count=5, side=96, seed=0, step=64)
 
 
 def test_what_a_network_undoes_is_found_out(tmp_path):

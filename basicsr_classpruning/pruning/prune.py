@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -183,8 +184,9 @@ def _cut(
         done += 1
         progress('reading pictures', done, count)
 
-    side = net.sizes.padded(side)
-    return cut_crops(pictures, degradation, scale=net.scale, count=count, side=side, seed=seed, on_crop=cut)
+    step = math.lcm(net.sizes.multiple, net.classifier.stride)
+    side = max(side, net.sizes.padded(1)) // step * step
+    return cut_crops(pictures, degradation, scale=net.scale, count=count, side=side, seed=seed, step=step, on_crop=cut)
 
 
 def _error_crops(net: ClassPruning) -> int:
