@@ -82,7 +82,8 @@ def test_calibrated_candidates_are_near_the_dense_network_and_both_kinds_of_weig
     nets = {name: load(tmp_path / f'{name}.pth') for name in ('own', 'shared', 'magnitude')}
     for candidate in SPARSE:
         error = {
-            name: float((net.restore_with(x, candidate) - reference).detach().square().mean()) for name, net in nets.items()
+            name: float((net.restore_with(x, candidate) - reference).detach().square().mean())
+            for name, net in nets.items()
         }
         assert error['own'] < error['shared'] < error['magnitude']
     for net in nets.values():

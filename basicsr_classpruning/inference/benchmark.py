@@ -240,6 +240,7 @@ class Benchmark:
         kept.clear()
         if survey is not None:
             seconds = np.concatenate([seconds, survey.seconds])
+        qualities: dict[bytes, Quality] = {}  # by choice: of a picture with few tiles, many lines restore the same
         for line in lines:
             choice = line.choices[index]
             tiles = np.arange(len(choice))
@@ -247,7 +248,10 @@ class Benchmark:
             line.seconds += float(np.median(np.where(np.isinf(samples), samples.min(axis=0), samples), axis=0).sum())
             if line.classified and survey is not None:
                 line.seconds += float(survey.seconds_classifier.sum())
-            line.qualities.append(compare(tiled.blend(outputs, choice), pair.truth, contestant.traits.scale))
+            key = choice.tobytes()
+            if key not in qualities:
+                qualities[key] = compare(tiled.blend(outputs, choice), pair.truth, contestant.traits.scale)
+            line.qualities.append(qualities[key])
             line.tile_pixels.append(np.full(len(choice), tiled.pixels))
         return pair.truth.shape[0] * pair.truth.shape[1]
 
