@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import pickle
@@ -266,6 +267,17 @@ def write_checkpoint(
 
     Raises UserError with one line where the file cannot be written.
     """
+    save_file(_content(weights, network_g), path)
+
+
+def checkpoint_bytes(weights: Mapping[str, Mapping[str, Tensor]], network_g: Mapping[str, Any] | None) -> int:
+    """Size of the file that ``write_checkpoint`` would write."""
+    buffer = io.BytesIO()
+    torch.save(_content(weights, network_g), buffer)
+    return buffer.tell()
+
+
+def _content(weights: Mapping[str, Mapping[str, Tensor]], network_g: Mapping[str, Any] | None) -> dict[str, Any]:
     stored = {name: {key: _at_rest(value) for key, value in part.items()} for name, part in weights.items()}
     content: dict[str, Any] = {}
     if network_g is not None and network_g.get('type') == 'ClassPruning':
@@ -280,7 +292,7 @@ def write_checkpoint(
         content.update(stored)
     if network_g is not None:
         content['network_g'] = dict(network_g)
-    save_file(content, path)
+    return content
 
 
 def write_safetensors(path: str | os.PathLike[str], params: Mapping[str, Tensor], network_g: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 
@@ -15,7 +14,7 @@ from basicsr.metrics import calculate_psnr, calculate_ssim
 from basicsr_classpruning import load
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.checkpoint import save_file
-from basicsr_classpruning.cli import benchmark
+from basicsr_classpruning.cli import parse
 from basicsr_classpruning.data.degradations import Degradation
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.inference.benchmark import Benchmark, Settings
@@ -55,11 +54,9 @@ def folder(tmp_path_factory):
 
 
 def call(folder, *argv, models=('sr.pth',)):
-    parser = argparse.ArgumentParser()
-    benchmark.add_parser(parser.add_subparsers())
     paths = [str(folder / name) for name in models]
     fixed = ['--gt', str(folder / 'gt'), '--backend', 'dense', '--threads', '1', '--overlap', '4']
-    args = parser.parse_args(['benchmark', '--models', *paths, *fixed, *map(str, argv)])
+    args = parse(['benchmark', '--models', *paths, *fixed, *map(str, argv)])
     return args.func(args)
 
 
@@ -183,7 +180,7 @@ def test_tiles_errors_add_up_to_the_pictures(folder):
         assert tiled.squared_errors(outputs[k], pair.truth).sum() == pytest.approx(error, rel=0.01)
 
 
-def test_progress_and_reproducibility(folder):
+def test_progress_and_reproducibility(folder, monkeypatch):
     contestant = enter('sr', load(folder / 'sr.pth'), 4, 'dense')
     pairs = Pairs(str(folder / 'gt'), None, Degradation.parse('bicubic2'))
     settings = Settings(tile=24, overlap=4, budgets=(0.7,), backend='dense', repeats=1)
@@ -192,6 +189,9 @@ def test_progress_and_reproducibility(folder):
     second = Benchmark([contestant], pairs, settings, lambda *args: None).run()
     assert told == [(stage, i, 3) for stage in ('surveying sr', 'restoring') for i in (1, 2, 3)]
     assert [(row.psnr, row.ssim, row.macs) for row in first] == [(row.psnr, row.ssim, row.macs) for row in second]
+    monkeypatch.setattr('basicsr_classpruning.inference.benchmark._KEPT_BYTES', 0)
+    third = Benchmark([contestant], pairs, settings, lambda *args: None).run()
+    assert [(row.psnr, row.ssim, row.macs) for row in first] == [(row.psnr, row.ssim, row.macs) for row in third]
 
 
 def test_wrong_calls(folder, tmp_path):
@@ -210,6 +210,16 @@ def test_wrong_calls(folder, tmp_path):
     ):
         with pytest.raises(UsageError, match=message):
             call(folder, *options)
+    for options in (('--budgets', 0.6), ('--candidates', '2:4')):
+        with pytest.raises(UsageError, match='none of the networks has candidates'):
+            call(folder, '--degrade', 'bicubic2', *options, models=('dense.pth',))
+    for name in ('json', 'csv', 'markdown', 'plot'):
+        with pytest.raises(UsageError, match=f'--{name} .*: a file in an existing folder is wanted'):
+            call(folder, '--degrade', 'bicubic2', f'--{name}', tmp_path / 'absent/x')
+    (tmp_path / 'broken').mkdir()
+    (tmp_path / 'broken/x.png').write_bytes(b'no picture')
+    with pytest.raises(UserError, match=r'broken/x\.png: cannot be read as a picture'):
+        Pairs(str(tmp_path / 'broken'), None, Degradation.parse('bicubic2'))
     with pytest.raises(UsageError, match='twice'):
         call(folder, '--degrade', 'bicubic2', models=('sr.pth', 'sr.pth'))
     (tmp_path / 'tiny').mkdir()

@@ -72,7 +72,7 @@ def called(capsys, *argv: str) -> tuple[int, str, list[str]]:
         (['analyze', '--model', '{dense}', '--size', '3x8x8', '--import', 'no_such_module'], 2, 'no_such_module'),
         (['analyze', '-opt', '{unknown_network}', '--size', '3x8x8'], 2, "unknown network 'EDSSR'"),
         (['analyze', '-opt', '{hostile}', '--size', '3x8x8'], 2, '{hostile}: '),
-        (['analyze', '--model', '{net}', '--size', '3x8x8', '--json', '{folder}/no/x.json'], 1, 'could not be written'),
+        (['analyze', '--model', '{net}', '--size', '3x8x8', '--json', '{folder}/no/x.json'], 2, 'existing folder'),
         (['train'], 2, '-opt'),
         (['train', '-opt', '{folder}/none.yml'], 2, 'none.yml'),
         (['train', '-opt', '{train}', '--colour'], 2, '--colour'),

@@ -328,6 +328,7 @@ def test_a_folder_that_cannot_be_finished_does_not_appear(models, tmp_path, monk
         (('--to', 'basicsr', '--out', '.'), 'a folder; name a file'),
         (('--to', 'basicsr', '--candidate', '3:4', '--out', 'x.pth'), 'not one of this network: 1:4, 2:4, 4:4'),
         (('--to', 'onnx', '--out', 'x.onnx'), 'for one file add --candidate'),
+        (('--to', 'basicsr', '--out', '{model}'), 'the result would replace it'),
         (('--to', 'onnx', '--out', 'full'), 'exists already'),
     ],
 )
@@ -337,7 +338,7 @@ def test_wrong_calls_get_one_line_and_write_nothing(models, tmp_path, monkeypatc
     (tmp_path / 'full' / 'mine.txt').write_text('kept')
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=message) as caught:
-        export('--model', model, *arguments)
+        export('--model', model, *(str(part).format(model=model) for part in arguments))
     assert '\n' not in str(caught.value)
     assert sorted(path.name for path in tmp_path.rglob('*')) == ['full', 'mine.txt']
 

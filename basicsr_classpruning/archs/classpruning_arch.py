@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -117,6 +118,8 @@ class ClassPruning(nn.Module):
             'layers': {key: list(value) for key, value in (layers or {}).items()},
         }
         self.candidates = tuple(candidates)
+        _check_expressions(skip, 'network_g.skip')
+        _check_expressions(layers or {}, 'network_g.layers')
         patterns = _parse_ladder(candidates, block, share_taps, 'network_g.candidates')
         layer_patterns = {
             expression: _parse_ladder(ladder, block, share_taps, f'network_g.layers.{expression}')
@@ -377,6 +380,15 @@ def _is_candidate_key(base: nn.Module, key: str) -> bool:
     return any(
         key.startswith((f'{name}.ranks', f'{name}.biases.', f'{name}.weights.')) for name, _ in sparse_layers(base)
     )
+
+
+def _check_expressions(expressions: Iterable[str], key: str) -> None:
+    """Raises UsageError naming the option where one is no regular expression."""
+    for expression in expressions:
+        try:
+            re.compile(expression)
+        except (re.error, TypeError) as error:
+            raise UsageError(f'{key}: {expression!r} is no regular expression: {error}') from None
 
 
 def _parse_ladder(candidates: Sequence[str], block: int, share_taps: bool, key: str) -> list[Pattern]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
+
+import cv2
 
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.examples import options_folder
@@ -43,15 +46,23 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Reads a call; ``call`` of the result is how to write it again. Raises UsageError."""
+    args = build_parser().parse_args(argv)
+    args.call = shlex.join(['classpruning', *argv])
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0 done, 1 work that failed, 2 a wrong call, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    cv2.utils.logging.setLogLevel(0)  # silent: damaged pictures are reported by this program
     try:
         if argv and argv[0] in _PIPELINES:
             from basicsr_classpruning.cli import train
 
             return int(getattr(train, argv[0])(argv[1:]))
-        args = build_parser().parse_args(argv)
+        args = parse(argv)
         return int(args.func(args) or 0)
     except UserError as error:
         print(f'classpruning: error: {error}', file=sys.stderr)

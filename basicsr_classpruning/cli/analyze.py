@@ -6,7 +6,13 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from basicsr_classpruning.cli.common import add_model_arguments, load_model, parse_size, write_json
+from basicsr_classpruning.cli.common import (
+    add_model_arguments,
+    check_outputs,
+    load_model,
+    parse_size,
+    write_json,
+)
 from basicsr_classpruning.errors import UsageError
 from basicsr_classpruning.tables import format_table
 
@@ -30,6 +36,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the sub-command."""
+    check_outputs(args, 'json')
     size = parse_size(args.size)
     net = load_model(args.model, args) if args.model else _build(args)
     if size[0] != net.num_in_ch:

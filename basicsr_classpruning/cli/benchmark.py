@@ -7,7 +7,13 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from basicsr_classpruning.cli.common import add_model_arguments, add_run_arguments, load_model, write_json
+from basicsr_classpruning.cli.common import (
+    add_model_arguments,
+    add_run_arguments,
+    check_outputs,
+    load_model,
+    write_json,
+)
 from basicsr_classpruning.errors import UsageError
 from basicsr_classpruning.tables import format_table
 
@@ -39,7 +45,7 @@ def add_parser(subparsers: Any) -> None:
         help='also run the dense networks in eager PyTorch (channels-last), ONNX Runtime and OpenVINO (fp32, bf16)',
     )  # fmt: skip
     parser.add_argument(
-        '--repeats', type=int, default=3, help='measurements of each tile; the median counts (default: 3)'
+        '--repeats', type=int, metavar='N', default=3, help='measurements of each tile; the median counts (default: 3)'
     )
     add_run_arguments(parser, device='cpu')
     parser.add_argument('--json', metavar='FILE', help='write rows, settings and what the machine is')
@@ -66,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     from basicsr_classpruning.inference.benchmark_report import to_cells
     from basicsr_classpruning.inference.machine import describe_machine
 
+    check_outputs(args, 'json', 'csv', 'markdown', 'plot')
     for name in ('threads', 'repeats'):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UsageError(f'--{name} {getattr(args, name)}: allowed are 1 and more')
@@ -90,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
         print(f'missing: {name}: {reason}', file=sys.stderr)
     print(format_table(to_cells(rows)))
     report = {
+        'command': args.call,
         'missing_engines': missing,
         'machine': describe_machine(),
         'threads': settings.threads,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from typing import Any
 
 from basicsr_classpruning.errors import UsageError
@@ -24,8 +25,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_run_arguments(parser: argparse.ArgumentParser, device: str) -> None:
     """Adds how pictures are cut into tiles and what these run on; ``device`` is the default of ``--device``."""
-    parser.add_argument('--tile', type=int, default=96, help='largest side of a tile, in input pixels (default: 96)')
-    parser.add_argument('--overlap', type=int, default=8, help='smallest overlap of tiles, in pixels (default: 8)')
+    parser.add_argument(
+        '--tile', type=int, metavar='N', default=96, help='largest side of a tile, in input pixels (default: 96)'
+    )
+    parser.add_argument(
+        '--overlap', type=int, metavar='N', default=8, help='smallest overlap of tiles, in pixels (default: 8)'
+    )
     parser.add_argument(
         '--backend', default='auto', choices=('auto', 'dense', 'cpu'),
         help='dense: PyTorch; cpu: the N:M kernels; auto: the faster one, measured once for each tile size (default)',
@@ -45,6 +50,25 @@ def load_model(path: str, args: argparse.Namespace) -> Any:
     import_modules(args.imports)
     arch = load_network_options(args.arch) if args.arch else None
     return load(path, arch)
+
+
+def check_outputs(args: argparse.Namespace, *names: str) -> None:
+    """Raises UsageError before any work where a file that is to be written at its end has no place.
+
+    Args:
+        args: of the call.
+        names: arguments that name such files; those left out are passed over.
+    """
+    for name in names:
+        path = getattr(args, name)
+        if path is not None and (os.path.isdir(path) or not os.path.isdir(os.path.dirname(os.path.abspath(path)))):
+            raise UsageError(f'--{name} {path}: a file in an existing folder is wanted')
+
+
+def check_apart(out: str, source: str) -> None:
+    """Raises UsageError where a result would take the place of the file that it is made from."""
+    if os.path.exists(out) and os.path.exists(source) and os.path.samefile(out, source):
+        raise UsageError(f'--out {out}: is the file to be read; the result would replace it')
 
 
 def parse_size(text: str) -> tuple[int, int, int]:

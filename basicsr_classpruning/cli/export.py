@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import Any
 
-from basicsr_classpruning.cli.common import add_model_arguments, load_model
+from basicsr_classpruning.cli.common import add_model_arguments, check_apart, load_model
 from basicsr_classpruning.errors import UsageError
 
 
@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_call(args: argparse.Namespace) -> None:
     """Finds calls that cannot succeed before anything is loaded."""
+    check_apart(args.out, args.model)
     if args.compact and args.to != 'safetensors':
         raise UsageError(f'--compact: only with --to safetensors, not {args.to}')
     if not os.path.isdir(os.path.dirname(os.path.abspath(args.out))):

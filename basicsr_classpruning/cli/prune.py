@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from basicsr_classpruning.cli.common import add_model_arguments, load_model
+from basicsr_classpruning.cli.common import (
+    add_model_arguments,
+    check_apart,
+    check_outputs,
+    load_model,
+    write_json,
+)
 from basicsr_classpruning.errors import UsageError
 from basicsr_classpruning.tables import format_table
 
 if TYPE_CHECKING:
+    from basicsr_classpruning.archs.classpruning_arch import ClassPruning
     from basicsr_classpruning.archs.dense import DenseNetwork
-    from basicsr_classpruning.pruning.prune import PruneOptions
+    from basicsr_classpruning.pruning.prune import CandidateReport, PruneOptions
+
+# What an options file calls the arguments of this command.
+_ARGUMENTS = {
+    'network_g.candidates: block': '--block',
+    'network_g.candidates: ': '--candidates ',
+    'network_g.skip: ': '--skip ',
+    'network_g: ': '',
+}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -22,15 +39,19 @@ def add_parser(subparsers: Any) -> None:
         'prune',
         help='make a ClassPruning checkpoint from a dense one, without training',
         description='Makes a ClassPruning checkpoint from a dense one, without training. With --calibration the '
-        'weights are chosen from data and the classifier is fitted; it takes minutes and loses far less quality.',
+        'weights are chosen from data and the classifier is fitted; it takes minutes, loses far less quality, and '
+        'prints what each candidate loses and what the other kind of --weights would cost.',
     )
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='dense checkpoint (BasicSR, raw or safetensors)')
     parser.add_argument('--out', metavar='FILE', required=True, help='where the ClassPruning checkpoint goes')
     parser.add_argument(
         '--candidates', nargs='+', metavar='N:M', default=['1:4', '2:4', '4:4'],
-        help='patterns from cheapest to dearest (default: %(default)s); 4:16 8:16 16:16 loses less at the same MACs',
+        help='patterns from cheapest to dearest (default: 1:4 2:4 4:4); with M = 16 less is lost at the same MACs, and '
+        'a finer ladder such as 4:16 6:16 8:16 11:16 16:16 meets budgets better',
     )  # fmt: skip
-    parser.add_argument('--block', type=int, default=1, help='output channels that share a mask (default: 1)')
+    parser.add_argument(
+        '--block', type=int, metavar='N', default=1, help='output channels that share a mask (default: 1)'
+    )
     parser.add_argument('--share-taps', action='store_true', help='kernel taps share a mask')
     parser.add_argument(
         '--skip', nargs='+', metavar='REGEX', default=[], help='layers to leave dense, by regular expressions'
@@ -46,20 +67,30 @@ def add_parser(subparsers: Any) -> None:
         help='what was done to the inputs: noise0-50, noise25-25, jpeg10-90, bicubic4, or none if the pictures in DIR '
         'are inputs already (default: found out by what the network improves)',
     )  # fmt: skip
-    parser.add_argument('--seed', type=int, default=0, help='of the calibration crops and the fit (default: 0)')
+    parser.add_argument(
+        '--seed', type=int, metavar='N', default=0, help='of the calibration crops and the fit (default: 0)'
+    )
+    parser.add_argument('--json', metavar='FILE', help='write the figures')
     add_model_arguments(parser)
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the sub-command."""
-    from basicsr_classpruning.checkpoint import write_checkpoint
-    from basicsr_classpruning.pruning.prune import PruneOptions, prune_by_magnitude
+    import torch
 
-    if os.path.isdir(args.out) or not os.path.isdir(os.path.dirname(os.path.abspath(args.out))):
-        raise UsageError(f'--out {args.out}: a file in an existing folder is wanted')
+    from basicsr_classpruning.checkpoint import write_checkpoint
+    from basicsr_classpruning.inference.machine import describe_machine
+    from basicsr_classpruning.pruning.prune import PruneOptions
+
+    check_outputs(args, 'out', 'json')
+    check_apart(args.out, args.checkpoint)
+    if args.out.endswith('.safetensors'):
+        raise UsageError(f'--out {args.out}: a ClassPruning checkpoint is a .pth file; export writes safetensors')
     if args.degrade and not args.calibration:
         raise UsageError('--degrade: needs --calibration')
+    if args.seed < 0:
+        raise UsageError(f'--seed {args.seed}: allowed are 0 and more')
     start = time.perf_counter()
     dense = _as_dense(load_model(args.checkpoint, args))
     options = PruneOptions(
@@ -70,21 +101,32 @@ def run(args: argparse.Namespace) -> int:
         args.weights or ('own' if args.calibration else 'shared'),
         args.seed,
     )
-    if args.calibration:
-        net, lines = _with_data(dense, options, args)
-    else:
-        net = prune_by_magnitude(dense, options)
-        lines = ['pruned by magnitude; with --calibration DIR the candidates lose far less']
+    try:
+        net, figures = _with_data(dense, options, args) if args.calibration else _without_data(dense, options)
+    except UsageError as error:
+        raise UsageError(_in_arguments(str(error))) from None
     write_checkpoint(args.out, {'params': net.state_dict()}, net.options)
-    macs = net.reference_macs
-    pruned = sum(bool(choice.patterns) for choice in net.choices)
-    print('\n'.join(lines))
+    base = net.options['base']
+    report = {
+        'command': args.call,
+        'network': base.get('architecture', base['type']),
+        'macs': dict(zip(net.candidates, net.reference_macs.costs)),
+        'layers': len(net.choices),
+        'layers_pruned': sum(bool(choice.patterns) for choice in net.choices),
+        'file_bytes_dense': os.path.getsize(args.checkpoint),
+        **figures,
+        'seconds': time.perf_counter() - start,
+        'threads': torch.get_num_threads(),
+        'machine': describe_machine(),
+    }
+    print(_text(report))
     print(
-        f'{args.out}: {net.options["base"]["type"]}, {pruned} of {len(net.choices)} layers pruned, '
-        f'MACs {", ".join(f"{c} {cost:.1%}" for c, cost in zip(net.candidates, macs.costs))} of the dense network, '
-        f'{os.path.getsize(args.out) / 1e6:.2f} MB ({os.path.getsize(args.checkpoint) / 1e6:.2f} MB dense), '
-        f'{time.perf_counter() - start:.0f} s'
+        f'{args.out}: {report["network"]}, {report["layers_pruned"]} of {report["layers"]} layers pruned, '
+        f'MACs {", ".join(f"{name} {cost:.1%}" for name, cost in report["macs"].items())} of the dense network, '
+        f'{os.path.getsize(args.out) / 1e6:.2f} MB ({report["file_bytes_dense"] / 1e6:.2f} MB dense), '
+        f'{report["seconds"]:.0f} s'
     )
+    write_json(report, args.json)
     return 0
 
 
@@ -97,7 +139,24 @@ def _as_dense(net: Any) -> DenseNetwork:
     return DenseNetwork(net.frozen_dense(), net.num_in_ch, net.options['base'])
 
 
-def _with_data(dense: DenseNetwork, options: PruneOptions, args: argparse.Namespace) -> tuple[Any, list[str]]:
+def _in_arguments(message: str) -> str:
+    for key, argument in _ARGUMENTS.items():
+        if message.startswith(key):
+            return argument + message.removeprefix(key)
+    return message
+
+
+def _without_data(dense: DenseNetwork, options: PruneOptions) -> tuple[ClassPruning, dict[str, Any]]:
+    from basicsr_classpruning.pruning.prune import prune_by_magnitude
+
+    twin = copy.deepcopy(dense)
+    net, alternative = prune_by_magnitude(dense, options), prune_by_magnitude(twin, options.alternative)
+    return net, {'inputs': None, 'weights': [_weights(net, []), _weights(alternative, [])]}
+
+
+def _with_data(
+    dense: DenseNetwork, options: PruneOptions, args: argparse.Namespace
+) -> tuple[ClassPruning, dict[str, Any]]:
     from basicsr_classpruning.cli.progress import StageBar
     from basicsr_classpruning.data.degradations import Degradation
     from basicsr_classpruning.data.pictures import Pictures
@@ -117,12 +176,48 @@ def _with_data(dense: DenseNetwork, options: PruneOptions, args: argparse.Namesp
     else:
         degradation = detect_degradation(dense, pictures, dense.scale)
     with StageBar() as bar:
-        net, reports = prune_with_data(dense, options, pictures, degradation, bar)
-    rows = [['candidate', 'MACs', 'PSNR (dB)', 'loss (dB)']]
-    for report in reports:
-        loss = '' if report.loss is None else f'{report.loss:.3f}'
-        rows.append([report.candidate, f'{report.cost:.1%}', f'{report.psnr:.3f}', loss])
-    against = 'the clean pictures' if degradation else "the dense network's outputs"
-    found = '' if args.degrade else ' (found out)'
-    inputs = f'inputs: {degradation or "as they are"}{found}; PSNR against {against}, on held-out crops'
-    return net, [inputs, format_table(rows)]
+        made = prune_with_data(dense, options, pictures, degradation, bar)
+    return made.net, {
+        'inputs': 'as they are' if degradation is None else str(degradation),
+        'inputs_found_out': not args.degrade,
+        'against': "the dense network's outputs" if degradation is None else 'the clean pictures',
+        'weights': [
+            _weights(made.net, made.candidates),
+            _weights(made.alternative, made.alternative_candidates),
+        ],
+    }
+
+
+def _weights(net: ClassPruning, candidates: list[CandidateReport]) -> dict[str, Any]:
+    """What one kind of weights costs, in the size of the file and in quality."""
+    from basicsr_classpruning.checkpoint import checkpoint_bytes
+
+    return {
+        'kind': net.options['weights'],
+        'file_bytes': checkpoint_bytes({'params': net.state_dict()}, net.options),
+        'candidates': [asdict(candidate) for candidate in candidates],
+    }
+
+
+def _text(report: dict[str, Any]) -> str:
+    """What the candidates lose with the weights that were chosen, and with the others."""
+    sizes = [f'{weights["file_bytes"] / 1e6:.2f} MB' for weights in report['weights']]
+    if report['inputs'] is None:
+        named = (f'{weights["kind"]} weights: {size}' for weights, size in zip(report['weights'], sizes))
+        return (
+            'pruned by magnitude; with --calibration DIR the candidates lose far less\n'
+            f'{"; ".join(named)}, and the same quality: only calibration and training tell them apart'
+        )
+    header, file = ['candidate', 'MACs'], ['file', '']
+    for weights, size in zip(report['weights'], sizes):
+        header += [f'{weights["kind"]}: PSNR (dB)', 'loss (dB)']
+        file += [size, '']
+    rows = []
+    for reports in zip(*(weights['candidates'] for weights in report['weights'])):
+        row = [reports[0]['candidate'], f'{reports[0]["cost"]:.1%}']
+        for one in reports:
+            row += [f'{one["psnr"]:.3f}', '' if one['loss'] is None else f'{one["loss"]:.3f}']
+        rows.append(row)
+    found = ' (found out)' if report['inputs_found_out'] else ''
+    inputs = f'inputs: {report["inputs"]}{found}; PSNR against {report["against"]}, on held-out crops'
+    return f'{inputs}\n{format_table([header, *rows, file])}'

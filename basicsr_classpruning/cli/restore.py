@@ -8,7 +8,13 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from basicsr_classpruning.cli.common import add_model_arguments, add_run_arguments, load_model, write_json
+from basicsr_classpruning.cli.common import (
+    add_model_arguments,
+    add_run_arguments,
+    check_outputs,
+    load_model,
+    write_json,
+)
 from basicsr_classpruning.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from basicsr_classpruning.inference.images import MAX_PIXELS
     from basicsr_classpruning.inference.restorer import Restorer
 
+    check_outputs(args, 'json')
     max_pixels = MAX_PIXELS if args.max_pixels is None else args.max_pixels
     if max_pixels < 1:
         raise UsageError(f'--max-pixels {max_pixels}: allowed are 1 and more')

@@ -19,6 +19,8 @@ from basicsr_classpruning.inference.networks import device_of
 from basicsr_classpruning.inference.tiling import TileGrid
 from basicsr_classpruning.sparsity.budget import check_budget, picture_scores, random_allocation, solve_budget
 
+_KEPT_BYTES = 2**30  # of the surveys' restored tiles; what does not fit is restored a second time
+
 Progress = Callable[[str, int, int], None]
 """Is told a stage's name, what is done of it and its total."""
 
@@ -119,6 +121,8 @@ class _Survey:
     seconds_classifier: np.ndarray
     pixels: int
     """Of one tile."""
+    outputs: dict[int, np.ndarray]
+    """The restored tiles ``(T, C, h * scale, w * scale)`` of each candidate; empty where they were not kept."""
 
 
 class Benchmark:
@@ -132,7 +136,9 @@ class Benchmark:
         show: is given each picture as the row of `shown_row` restored it.
 
     Raises:
-        UsageError: a budget or candidate that no network of the run, or one of them not, can have.
+        UsageError: a budget or candidate that no network of the run, or one of them not, can have, or pictures of
+            another scale than the networks'.
+        UserError: the first picture cannot be read.
     """
 
     def __init__(
@@ -145,7 +151,11 @@ class Benchmark:
     ) -> None:
         self._contestants, self._pairs, self._settings, self._progress = contestants, pairs, settings, progress
         self._show = show
+        for name, wanted in (('budgets', settings.budgets), ('candidates', settings.candidates)):
+            if wanted and not any(contestant.candidates for contestant in contestants):
+                raise UsageError(f'--{name}: none of the networks has candidates')
         for contestant in contestants:
+            pairs.pair(0, contestant.traits.channels, contestant.traits.scale)
             if not contestant.candidates:
                 continue
             for budget in settings.budgets:
@@ -155,6 +165,7 @@ class Benchmark:
                     have = ', '.join(contestant.traits.candidates)
                     raise UsageError(f'--candidates {candidate}: {contestant.name} has {have}')
         self._warm: set[tuple[str, tuple[int, int]]] = set()
+        self._room = _KEPT_BYTES
 
     def run(self) -> list[Row]:
         """Measures everything. Raises UserError if a picture cannot be read."""
@@ -199,7 +210,10 @@ class Benchmark:
             errors = np.stack([tiled.squared_errors(outputs[k], pair.truth) for k in outputs], axis=1)
             # PSNR counts a picture's error relative to itself.
             errors /= max(errors[:, -1].sum(), 1e-12)
-            surveys.append(_Survey(picture_scores(scores), errors, seconds, seconds_classifier, tiled.pixels))
+            self._room -= sum(tiles.nbytes for tiles in outputs.values())
+            kept = outputs if self._room >= 0 else {}
+            relative = picture_scores(scores)
+            surveys.append(_Survey(relative, errors, seconds, seconds_classifier, tiled.pixels, kept))
             self._progress(f'surveying {contestant.name}', index + 1, len(self._pairs))
         return surveys
 
@@ -251,18 +265,29 @@ class Benchmark:
             line.choices[index] = np.broadcast_to(line.choices[index], len(tiled.grid))
         needed = sorted({int(variant) for line in lines for variant in np.unique(line.choices[index])})
         repeats = self._settings.repeats
-        outputs, seconds = tiled.measure(needed, repeats if surveys is None else max(repeats - 1, 1))
-        if surveys is not None:
-            seconds = np.concatenate([seconds, surveys[index].seconds])
+        survey = None if surveys is None else surveys[index]
+        kept = {} if survey is None else survey.outputs
+        again = [variant for variant in needed if repeats > 1 or variant not in kept]
+        outputs, seconds = tiled.measure(again, repeats if survey is None else max(repeats - 1, 1))
+        outputs |= kept
+        kept.clear()
+        if survey is not None:
+            seconds = np.concatenate([seconds, survey.seconds])
+        # By choice: of a picture with few tiles, many lines restore the same.
+        found: dict[bytes, tuple[np.ndarray, Quality]] = {}
         for line in lines:
             choice = line.choices[index]
             tiles = np.arange(len(choice))
             samples = seconds[:, choice, tiles]
             line.seconds += float(np.median(np.where(np.isinf(samples), samples.min(axis=0), samples), axis=0).sum())
-            if line.classified and surveys is not None:
-                line.seconds += float(surveys[index].seconds_classifier.sum())
-            restored = tiled.blend(outputs, choice)
-            line.qualities.append(compare(restored, pair.truth, contestant.traits.scale))
+            if line.classified and survey is not None:
+                line.seconds += float(survey.seconds_classifier.sum())
+            key = choice.tobytes()
+            if key not in found:
+                restored = tiled.blend(outputs, choice)
+                found[key] = restored, compare(restored, pair.truth, contestant.traits.scale)
+            restored, quality = found[key]
+            line.qualities.append(quality)
             line.tile_pixels.append(np.full(len(choice), tiled.pixels))
             if line.shown and self._show is not None:
                 saved = 1 - self._macs(line, choice).mean() / contestant.traits.macs_dense

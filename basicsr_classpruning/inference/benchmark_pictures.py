@@ -10,7 +10,7 @@ import numpy as np
 
 from basicsr_classpruning.data.degradations import Degradation, picture_rng
 from basicsr_classpruning.errors import UsageError, UserError
-from basicsr_classpruning.inference.images import SUFFIXES, is_picture_name, read_picture
+from basicsr_classpruning.inference.images import SUFFIXES, is_picture_name, read_picture, read_size
 from basicsr_classpruning.inference.metrics import WINDOW
 
 
@@ -35,6 +35,7 @@ class Pairs:
 
     Raises:
         UsageError: a folder is not there or empty, or pictures have no partner.
+        UserError: a file is no picture.
     """
 
     def __init__(self, truth: str, degraded: str | None, degradation: Degradation | None) -> None:
@@ -49,6 +50,8 @@ class Pairs:
             if missing:
                 raise UsageError(f'{degraded}: has no picture for {missing[0]} ({len(missing)} missing)')
             self._degraded = [partners[path.stem] for path in self._truth]
+        for path in (*self._truth, *(self._degraded or ())):
+            read_size(path)
 
     def __len__(self) -> int:
         return len(self._truth)

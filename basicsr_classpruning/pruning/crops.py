@@ -14,6 +14,7 @@ from basicsr_classpruning.data.pictures import Pictures
 from basicsr_classpruning.data.region import Region
 from basicsr_classpruning.errors import UsageError
 
+_LOOKED_AT = 16  # pictures from which the usual size is taken
 _ATTEMPTS = 4  # positions looked at for each crop; the one with the most detail is likely to be taken
 
 
@@ -44,6 +45,7 @@ def cut_crops(
     count: int,
     side: int,
     seed: int,
+    step: int = 1,
     on_crop: Callable[[], None] = lambda: None,
 ) -> Crops:
     """Cuts random crops, from all pictures in turn.
@@ -53,11 +55,12 @@ def cut_crops(
         degradation: what makes the network's inputs.
         scale: of the network.
         count: number of crops.
-        side: of the inputs, in pixels; smaller where pictures are.
+        side: of the inputs, in pixels; less where that is more than half of the pictures have.
         seed: of positions and noise.
+        step: sides are multiples of this.
         on_crop: called after each crop.
 
-    Raises UsageError where no picture is large enough.
+    Raises UsageError where pictures are too small.
     """
     rng = np.random.default_rng(seed)
     factor = degradation.scale if degradation else 1
@@ -65,19 +68,20 @@ def cut_crops(
         raise UsageError(
             f'degradation {degradation} makes inputs of scale {degradation.scale}; the network has {scale}'
         )
+    side = min(side, _usual_side(pictures, rng) // factor) // step * step
+    if side < 1:
+        raise UsageError(
+            f'{pictures.root}: pictures of {step * factor} pixels on both sides are wanted, and these are smaller'
+        )
     lq: list[np.ndarray] = []
     gt: list[np.ndarray] = []
     order: list[int] = []
-    misses = 0
     while len(lq) < count:
         if not order:
             order = rng.permutation(len(pictures)).tolist()
         picture = pictures.read(order.pop())
         part = _place(picture, side * factor, factor, rng)
         if part is None:
-            misses += 1
-            if misses > len(pictures) and not lq:
-                raise UsageError(f'{pictures.root}: no picture is as large as {side * factor} pixels on both sides')
             continue
         if degradation is None:
             lq.append(part.of(picture))
@@ -89,6 +93,13 @@ def cut_crops(
             gt.append(inner.of(clean))
         on_crop()
     return Crops(_stack(lq), _stack(gt) if gt else None)
+
+
+def _usual_side(pictures: Pictures, rng: np.random.Generator) -> int:
+    """A side that half of the pictures have, as far as a few of them tell; always that of one of them."""
+    looked_at = rng.permutation(len(pictures))[:_LOOKED_AT]
+    sides = sorted(min(pictures.read(int(index)).shape[:2]) for index in looked_at)
+    return sides[len(sides) // 2]
 
 
 def _whole(picture: np.ndarray, factor: int) -> tuple[int, int]:

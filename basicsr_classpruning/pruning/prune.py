@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -36,6 +38,9 @@ Progress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is finished, and how much there is."""
 
 
+WEIGHTS = ('own', 'shared')
+
+
 @dataclass(frozen=True)
 class PruneOptions:
     """How a network is pruned."""
@@ -45,7 +50,14 @@ class PruneOptions:
     share_taps: bool = False
     skip: tuple[str, ...] = ()
     weights: str = 'own'
+    """One of ``WEIGHTS``: own weights for each sparse candidate, or one set shared under nested masks."""
     seed: int = 0
+    """Of the calibration crops, the classifier's first weights and its fit."""
+
+    @property
+    def alternative(self) -> PruneOptions:
+        """The same with the other kind of weights."""
+        return replace(self, weights='shared' if self.weights == 'own' else 'own')
 
 
 @dataclass(frozen=True)
@@ -61,18 +73,37 @@ class CandidateReport:
     """dB below the dense network; None where the dense outputs are the reference."""
 
 
+@dataclass(frozen=True)
+class Calibrated:
+    """A network pruned with data, and what choosing the other kind of weights would have given."""
+
+    net: ClassPruning
+    """In eval mode."""
+    candidates: list[CandidateReport]
+    alternative: ClassPruning
+    """The candidates with the other kind of weights, and the same classifier; only to be compared."""
+    alternative_candidates: list[CandidateReport]
+
+
 def build(dense: DenseNetwork, options: PruneOptions, classifier: dict[str, Any]) -> ClassPruning:
-    """A ClassPruning network around a dense one, all candidates by magnitude."""
-    net = ClassPruning(
-        base=dense.options,
-        candidates=options.candidates,
-        block=options.block,
-        share_taps=options.share_taps,
-        skip=options.skip,
-        classifier=classifier,
-        weights=options.weights,
-        base_net=dense.net,
-    )
+    """A ClassPruning network around a dense one, which becomes part of it; all candidates by magnitude.
+
+    Raises UsageError where the options do not fit the network, or leave no candidate sparse.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)  # of the classifier's first weights
+        net = ClassPruning(
+            base=dense.options,
+            candidates=options.candidates,
+            block=options.block,
+            share_taps=options.share_taps,
+            skip=options.skip,
+            classifier=classifier,
+            weights=options.weights,
+            base_net=dense.net,
+        )
+    if not any(map(net.patterns, net.candidates)):
+        raise UsageError(f'network_g.candidates: {", ".join(options.candidates)}: none of them is sparse')
     for _, layer in sparse_layers(net.base):
         layer.reset_candidates()
     return net.eval()
@@ -88,8 +119,11 @@ def prune_by_magnitude(dense: DenseNetwork, options: PruneOptions) -> ClassPruni
 
 def prune_with_data(
     dense: DenseNetwork, options: PruneOptions, pictures: Pictures, degradation: Degradation | None, progress: Progress
-) -> tuple[ClassPruning, list[CandidateReport]]:
+) -> Calibrated:
     """Prunes towards the dense network's outputs on calibration pictures, and fits the classifier.
+
+    Both kinds of weights are solved for, so that what each costs is measured; the errors to which the classifier is
+    fitted are those of the kind that the options name.
 
     Args:
         dense: the network; it becomes part of the result.
@@ -98,23 +132,24 @@ def prune_with_data(
         degradation: what makes the network's inputs.
         progress: is told how far the work is.
 
-    Returns:
-        The network in eval mode, and what each candidate loses.
+    Raises:
+        UsageError: the options do not fit the network, or no picture is large enough.
+        UserError: a picture cannot be read, or the network cannot be calibrated.
     """
+    twin = DenseNetwork(copy.deepcopy(dense.net), dense.num_in_ch, dense.options)
     net = build(dense, options, {'type': 'DifficultyClassifier'})
+    alternative = build(twin, options.alternative, {'type': 'DifficultyClassifier'})
     few, many = _WEIGHT_CROPS
     count = min(max(_WEIGHT_OUTPUT_PIXELS // (_WEIGHT_SIDE * net.scale) ** 2, few), many)
     weight_crops = _cut(net, pictures, degradation, count, _WEIGHT_SIDE, options.seed, progress)
-    _set_weights(net, list(weight_crops.lq.split(8)), progress)
+    for each in (net, alternative):
+        _set_weights(each, list(weight_crops.lq.split(8)), progress)
     if len(net.candidates) > 1:
-        _fit(
-            net,
-            _cut(net, pictures, degradation, _error_crops(net), _TILE, options.seed + 1, progress),
-            options,
-            progress,
-        )
+        crops = _cut(net, pictures, degradation, _error_crops(net), _TILE, options.seed + 1, progress)
+        _fit(net, crops, options, progress)
+        alternative.classifier = net.classifier
     held_out = _cut(net, pictures, degradation, _HELD_OUT, _TILE, options.seed + 2, progress)
-    return net, measure_candidates(net, held_out)
+    return Calibrated(net, measure_candidates(net, held_out), alternative, measure_candidates(alternative, held_out))
 
 
 def _fit(net: ClassPruning, crops: Crops, options: PruneOptions, progress: Progress) -> None:
@@ -155,8 +190,9 @@ def _cut(
         done += 1
         progress('reading pictures', done, count)
 
-    side = net.sizes.padded(side)
-    return cut_crops(pictures, degradation, scale=net.scale, count=count, side=side, seed=seed, on_crop=cut)
+    step = math.lcm(net.sizes.multiple, net.classifier.stride)
+    side = max(side, net.sizes.padded(1)) // step * step
+    return cut_crops(pictures, degradation, scale=net.scale, count=count, side=side, seed=seed, step=step, on_crop=cut)
 
 
 def _error_crops(net: ClassPruning) -> int:
@@ -169,14 +205,12 @@ def _error_crops(net: ClassPruning) -> int:
 def _set_weights(net: ClassPruning, batches: Sequence[Tensor], progress: Progress) -> None:
     """Chooses masks, weights and biases of the sparse candidates from data."""
     sparse = [k for k, candidate in enumerate(net.candidates) if net.patterns(candidate)]
-    if not sparse:
-        raise UsageError(f'--candidates {" ".join(net.candidates)}: none of them is sparse')
     patterns = [net.patterns(k) for k in sparse]
     dense: nn.Module = net.frozen_dense()
     layers = dict(sparse_layers(net.base))
 
     def told(done: int, total: int) -> None:
-        progress('pruning', done, total)
+        progress(f'pruning, {net.options["weights"]} weights', done, total)
 
     with torch.no_grad():
         if net.options['weights'] == 'own':

@@ -1,0 +1,248 @@
+"""Measures pruning without training, and writes the tables of docs/pruning.md.
+
+``python tools/pruning_tables.py measure [NAME ...]`` prunes the dense networks and benchmarks what comes out, in a
+folder that holds ``datasets/`` and ``checkpoints/``; what is there already is kept. ``... tables`` writes the page.
+``docs/results/prune/`` holds what the commands wrote with ``--json``: ``NAME_prune.json``, for each test set
+``NAME_SET.json``, and of plain magnitude ``NAME_magnitude_SET.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kernel_tables import markdown
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / 'docs' / 'pruning.md'
+RESULTS = ROOT / 'docs' / 'results' / 'prune'
+LADDER = ('4:16', '6:16', '8:16', '11:16', '16:16')
+BUDGETS = ('0.4', '0.5', '0.6', '0.7', '0.8')
+
+
+@dataclass(frozen=True)
+class Network:
+    """One dense network that is pruned."""
+
+    name: str
+    """Of its result files."""
+    label: str
+    checkpoint: str
+    """Below ``checkpoints/``, without its ending."""
+    degrade: str
+    psnr: str
+    """The row's key that is compared: as usual, the luma for super-resolution."""
+    arch: bool = False
+    """Whether ``checkpoints/CHECKPOINT.yml`` says what it is."""
+    candidates: tuple[str, ...] = LADDER
+    budgets: tuple[str, ...] = BUDGETS
+    test_sets: tuple[str, ...] = ('BSD100',)
+    against_dense: bool = False
+    """Whether the truth is what the dense network makes of the degraded pictures: a network that was trained to please
+    the eye is far from the clean ones."""
+
+
+NETWORKS = (
+    Network('dncnn_gray_sigma25', 'DnCNN 64×17, grey, σ = 25', 'dncnn_gray_sigma25', 'noise25-25', 'psnr'),
+    Network(
+        'dncnn_gray_sigma25_m4', 'the same', 'dncnn_gray_sigma25', 'noise25-25', 'psnr',
+        candidates=('1:4', '2:4', '4:4'), budgets=(),
+    ),
+    Network('dncnn_color_32', 'DnCNN 32×17, colour, σ 0 to 50', 'dncnn_color_32', 'noise0-50', 'psnr', arch=True),
+    Network('edsr_x2_32', 'EDSR 32×8, ×2', 'edsr_x2_32', 'bicubic2', 'psnr_y', arch=True),
+    Network('msrresnet_x4_32', 'MSRResNet 32×8, ×4', 'msrresnet_x4_32', 'bicubic4', 'psnr_y', arch=True),
+    Network(
+        'realesr-animevideov3', 'realesr-animevideov3, ×4', 'realesr-animevideov3', 'bicubic4', 'psnr_y',
+        against_dense=True,
+    ),
+)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------- measuring
+
+
+def measure(network: Network) -> None:
+    """Prunes a network with data and by magnitude, and benchmarks both; in the current folder."""
+    from basicsr_classpruning.cli import main
+
+    def run(*argv: str) -> None:
+        if main(argv) != 0:
+            raise SystemExit(f'failed: classpruning {" ".join(argv)}')
+
+    def keep(name: str, *argv: str) -> None:
+        """Runs a command that writes a result, unless it is there."""
+        if not (RESULTS / name).exists():
+            run(*argv, '--json', f'results/{name}')  # relative, as the file records the command
+            shutil.copy(f'results/{name}', RESULTS / name)
+
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for folder in ('models', 'results'):
+        Path(folder).mkdir(exist_ok=True)
+    dense = f'checkpoints/{network.checkpoint}.pth'
+    pruned, magnitude = (f'models/{name}.pth' for name in (network.name, f'{network.name}_magnitude'))
+    how = [dense, '--candidates', *network.candidates]
+    how += ['--arch', f'checkpoints/{network.checkpoint}.yml'] if network.arch else []
+    calibration = ['--calibration', 'datasets/bsds500_train400', '--degrade', network.degrade]
+    keep(f'{network.name}_prune.json', 'prune', *how, '--out', pruned, *calibration)
+    if not Path(magnitude).exists():
+        run('prune', *how, '--out', magnitude)
+    for test_set in network.test_sets:
+        pictures = ['--gt', f'datasets/{test_set}', '--degrade', network.degrade]
+        if network.against_dense:
+            lq, gt = f'datasets/{test_set}_{network.degrade}', f'datasets/{test_set}_{network.name}'
+            write_degraded(f'datasets/{test_set}', lq, network.degrade)
+            run('restore', lq, '--model', dense, '--output', gt)
+            pictures = ['--gt', gt, '--lq', lq]
+        sparse = ['--candidates', *network.candidates]
+        for model, name, what in (
+            (pruned, network.name, [*sparse, *(['--budgets', *network.budgets] if network.budgets else [])]),
+            (magnitude, f'{network.name}_magnitude', sparse),
+        ):
+            fixed = ['--repeats', '1', '--threads', '1']
+            keep(f'{name}_{test_set}.json', 'benchmark', '--models', model, *pictures, *what, *fixed)
+
+
+def write_degraded(source: str, target: str, degrade: str) -> None:
+    """Degrades a folder of pictures once, into PNG files."""
+    import cv2
+    import numpy as np
+
+    from basicsr_classpruning.data.degradations import Degradation
+    from basicsr_classpruning.inference.benchmark_pictures import Pairs
+
+    degradation = Degradation.parse(degrade)
+    pairs = Pairs(source, None, degradation)
+    Path(target).mkdir(exist_ok=True)
+    for index in range(len(pairs)):
+        pair = pairs.pair(index, 3, degradation.scale)
+        pixels = np.rint(pair.degraded.clip(0, 1) * 255).astype(np.uint8)
+        cv2.imwrite(f'{target}/{pair.name}.png', pixels[:, :, ::-1])
+
+
+# ---------------------------------------------------------------------------------------------------------- tables
+
+
+def read(name: str) -> dict[str, Any] | None:
+    """A result file; None where it was not measured."""
+    path = RESULTS / f'{name}.json'
+    return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else None
+
+
+def of_kind(result: dict[str, Any] | None, kind: str) -> dict[Any, dict[str, Any]]:
+    """Rows of a kind, by candidate or budget."""
+    rows = result['rows'] if result else []
+    return {row['candidate'] if kind == 'candidate' else row['budget']: row for row in rows if row['kind'] == kind}
+
+
+def losses() -> str:
+    """What each candidate loses on the test pictures, beside plain magnitude."""
+    lines = []
+    for network in NETWORKS:
+        for test_set in network.test_sets:
+            candidates = of_kind(read(f'{network.name}_{test_set}'), 'candidate')
+            magnitude = of_kind(read(f'{network.name}_magnitude_{test_set}'), 'candidate')
+            dense = next((row for row in candidates.values() if row['saved'] == 0), None)
+            for name, row in candidates.items():
+                if network.against_dense and row is dense:
+                    continue  # its PSNR is limited by nothing but rounding
+                cells = [network.label, test_set, name, f'{1 - row["saved"]:.1%}', f'{row[network.psnr]:.3f}']
+                plain = magnitude[name][network.psnr] if name in magnitude else None
+                if dense is None or row is dense or network.against_dense:
+                    cells += ['', '' if plain is None or row is dense else f'PSNR {plain:.3f}', '']
+                else:
+                    loss = dense[network.psnr] - row[network.psnr]
+                    by_magnitude = None if plain is None else dense[network.psnr] - plain
+                    cells.append(f'{loss:.3f}')
+                    cells += ['', ''] if by_magnitude is None else [f'{by_magnitude:.3f}', f'{loss / by_magnitude:.1%}']
+                lines.append(cells)
+    return markdown(['network', 'pictures', 'candidate', 'MACs', 'PSNR', 'loss', 'magnitude', 'of it'], lines)
+
+
+def routed() -> str:
+    """Budgets beside the best single candidate within the budget, and beside the two reference curves."""
+    lines = []
+    for network in NETWORKS:
+        for test_set in network.test_sets:
+            result = read(f'{network.name}_{test_set}')
+            candidates = list(of_kind(result, 'candidate').values())
+            oracle, random = of_kind(result, 'oracle'), of_kind(result, 'random')
+            for budget, row in of_kind(result, 'budget').items():
+                best = max(
+                    (one for one in candidates if one['macs'] <= budget * one['macs_dense']),
+                    key=lambda one: one[network.psnr],
+                )
+                value, by_chance = row[network.psnr], random[budget][network.psnr]
+                fixed = best[network.psnr]
+                cells = [network.label, test_set, f'{budget:g}', f'{1 - row["saved"]:.1%}', f'{value:.3f}']
+                cells += [f'{fixed:.3f} ({best["candidate"]})', f'{value - fixed:+.3f}', f'{by_chance:.3f}']
+                lines.append([*cells, f'{value - by_chance:+.3f}', f'{oracle[budget][network.psnr]:.3f}'])
+    header = ['network', 'pictures', 'budget', 'average MACs', 'routed', 'best fixed', 'gain', 'random', 'gain']
+    return markdown([*header, 'oracle'], lines)
+
+
+def weights() -> str:
+    """Own and shared weights: loss on held-out calibration crops, and file size."""
+    lines = []
+    for network in NETWORKS:
+        result = read(f'{network.name}_prune')
+        for kind in sorted(result['weights'], key=lambda one: one['kind']) if result else ():
+            sparse = [one for one in kind['candidates'] if one['candidate'] != 'dense']
+            figures = ', '.join(f'{one["candidate"]} {one["loss"]:.3f}' for one in sparse)
+            size = kind['file_bytes'] / result['file_bytes_dense']
+            lines.append([network.label, kind['kind'], f'{kind["file_bytes"] / 1e6:.2f} MB ({size:.2f}×)', figures])
+    return markdown(['network', 'weights', 'file (of the dense one)', 'loss of each candidate (dB)'], lines)
+
+
+def measured() -> str:
+    """The commands, and what they ran on."""
+    lines = []
+    for path in sorted(RESULTS.glob('*.json')):
+        result = json.loads(path.read_text(encoding='utf-8'))
+        machine = result['machine']
+        versions = ', '.join(f'{name} {version}' for name, version in machine['versions'].items() if version)
+        processor = f'{machine["processor"]}, torch on {machine["torch_instruction_set"]}'
+        lines.append(f'* `{path.name}`: `{result["command"]}` ({processor}, {result["threads"]} thread(s); {versions})')
+    return '\n'.join(lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    'losses': losses, 'routed': routed, 'weights': weights, 'measured': measured,
+}  # fmt: skip
+
+
+def render(text: str) -> str:
+    """The page with all its tables renewed."""
+    for name, table in TABLES.items():
+        block = f'<!-- {name} -->\n{table()}\n<!-- end -->'
+        text = re.sub(rf'<!-- {name} -->.*?<!-- end -->', lambda _, block=block: block, text, flags=re.S)
+    return text
+
+
+def main() -> None:
+    """Measures, or writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest='what', required=True)
+    names = [network.name for network in NETWORKS]
+    measuring = commands.add_parser('measure')
+    measuring.add_argument('names', metavar='NAME', nargs='*', help=', '.join(names))
+    commands.add_parser('tables')
+    arguments = parser.parse_args()
+    if arguments.what == 'tables':
+        PAGE.write_text(render(PAGE.read_text(encoding='utf-8')), encoding='utf-8')
+        return
+    unknown = sorted(set(arguments.names) - set(names))
+    if unknown:
+        parser.error(f'no such network: {", ".join(unknown)}')
+    for network in NETWORKS:
+        if network.name in (arguments.names or names):
+            measure(network)
+
+
+if __name__ == '__main__':
+    main()
