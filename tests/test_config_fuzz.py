@@ -51,14 +51,14 @@ def mutate(opt, data):
 
 def check(function, *args):
     """Runs the function: it succeeds or raises UsageError with one line, in reasonable time."""
-    start = time.monotonic()
+    start = time.process_time()
     message = ''
     try:
         function(*args)
     except UsageError as error:
         message = str(error)
     assert message.isprintable()  # so it is one line, too
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
 
 
 @settings(max_examples=150, deadline=None, derandomize=True, phases=[Phase.generate])

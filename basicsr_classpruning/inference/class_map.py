@@ -52,7 +52,8 @@ def tint_tiles(
     """
     height, width = pixels.shape[:2]
     size = (max(round(width * factor), 1), max(round(height * factor), 1))
-    canvas = _as_rgb8(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA))
+    interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    canvas = _as_rgb8(cv2.resize(pixels, size, interpolation=interpolation))
     rows, cols = (_borders(axis, factor) for axis in (grid.rows, grid.cols))
     for number, index in enumerate(classes):
         row, col = divmod(number, len(grid.cols.starts))
