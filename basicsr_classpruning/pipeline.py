@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -55,7 +56,7 @@ def test(argv: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _replaced(module: Any, **functions: Any) -> Iterator[None]:
-    """Replaces functions of a BasicSR module for a while: its loop looks them up there."""
+    """Replaces what BasicSR looks up in a module for a while."""
     originals = {name: getattr(module, name) for name in functions}
     for name, function in functions.items():
         setattr(module, name, function)
@@ -71,7 +72,8 @@ def _fresh_log() -> Iterator[None]:
     """Gives a run a log file of its own: BasicSR keeps the process's first logger, with a file or without."""
     _close_log()
     try:
-        yield
+        with _replaced(logging, FileHandler=_LogFile):
+            yield
     finally:
         _close_log()
 
@@ -80,8 +82,19 @@ def _close_log() -> None:
     logger = logging.getLogger('basicsr')
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # said before, when the line was written
+            handler.close()
     initialized_logger.pop(logger.name, None)
+
+
+class _LogFile(logging.FileHandler):
+    """A log that cannot be written stops the run with one line; Python's prints a traceback for each lost line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            raise UserError(f'{self.baseFilename}: could not be written: {error.strerror or error}') from None
+        super().handleError(record)
 
 
 class _TrainingRun:

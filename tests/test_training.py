@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -548,3 +549,20 @@ def test_pictures_that_are_not_there_or_do_not_decode(tmp_path, monkeypatch, pic
     assert status in (1, 2)
     assert str(folder) in error
     assert 'Traceback' not in error
+
+
+def test_a_log_that_cannot_be_written_stops_the_run_with_one_line(tmp_path, monkeypatch, pictures, capsys):
+    options = training_options(pictures)
+    original = ClassPruningModel.optimize_parameters
+
+    def fill_the_disk(self, current_iter: int) -> None:
+        original(self, current_iter)
+        if current_iter == 2:
+            log = next(handler for handler in logging.getLogger('basicsr').handlers if hasattr(handler, 'baseFilename'))
+            log.setStream(open('/dev/full', 'w'))  # noqa: SIM115 — the handler closes it
+
+    monkeypatch.setattr(ClassPruningModel, 'optimize_parameters', fill_the_disk)
+    assert run(tmp_path, monkeypatch, options) == 1
+    output = capsys.readouterr().err
+    assert output.splitlines()[-1].endswith('.log: could not be written: No space left on device')
+    assert 'Traceback' not in output

@@ -34,7 +34,7 @@ class Workers:
 
         def prepare() -> None:
             torch.set_num_threads(1)  # of this thread ...
-            torch.get_num_threads()  # ... for good: a thread's first use of torch takes over what was set last, anywhere
+            torch.get_num_threads()  # ... for good: a thread's first use takes over what was set last anywhere
             started.wait()
 
         self._pool = ThreadPoolExecutor(count, thread_name_prefix='restore', initializer=prepare)
