@@ -45,7 +45,7 @@ POINTS = {
     for point in (
         Point('kill', 50, 4),
         Point('disk', 3, 1),
-        Point('bad_numbers', 3, 1),
+        Point('bad_numbers', 40, 2),
         Point('collapse', 3, 1),
         Point('hostile', 1, 1),
         Point('fuzz', 1000, 50),
