@@ -46,6 +46,9 @@ def list_lmdb_keys(root: Path) -> list[str]:
     keys = [line.rpartition('.png (')[0] for line in meta.read_text().splitlines() if line.strip()]
     if not keys or not all(keys):
         raise UsageError(f'no pictures, or a line that is not "KEY.png (H,W,C) LEVEL", in {meta}')
+    for key in keys:  # results are named after them
+        if key.startswith('/') or '\\' in key or '\0' in key or {'', '.', '..'} & set(key.split('/')):
+            raise UsageError(f'the key {key!r:.80} is not allowed in {meta}; a name such as folder/picture')
     return keys
 
 
@@ -92,7 +95,12 @@ def read_picture(content: bytes, name: str, color: str = 'rgb') -> np.ndarray:
     """
     try:
         picture = imfrombytes(content, flag='grayscale' if color == 'gray' else 'color')
-    except cv2.error:  # raised for an empty file
+    except cv2.error as error:  # raised for an empty file, too
+        if 'IO_MAX_IMAGE' in str(error):
+            limit = os.environ.get('OPENCV_IO_MAX_IMAGE_PIXELS', '2**30')
+            raise PictureError(
+                f'{name}: more pixels than {limit}; the environment variable OPENCV_IO_MAX_IMAGE_PIXELS sets this limit'
+            ) from None
         picture = None
     if picture is None:
         raise PictureError(f'{name}: this picture does not decode')
