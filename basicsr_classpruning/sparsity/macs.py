@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,8 +68,10 @@ def count_by_module(net: nn.Module, size: tuple[int, int, int]) -> dict[str, int
     net = copy.deepcopy(net).eval()
     # What it says about operators that it does not count is kept from the user.
     analyzer = FlopAnalyzer(net, (image,)).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    state = random.getstate()  # tracing draws numbers, and the first to count is sometimes a training step
     with _TRACING, torch.no_grad():
         counts = analyzer.tracer_warnings('none').by_module()
+    random.setstate(state)
     return {name: int(count) for name, count in counts.items()}
 
 

@@ -83,6 +83,8 @@ class Outcome:
             return f'exit status {self.status}: {lines[-1]}'
         if self.status and not self.error:
             return f'exit status {self.status} without a clear line: {lines[-1]}'
+        if self.error.startswith(PREFIXES[0]) and lines[-1] != self.error:
+            return f'more than one line: {self.error} … {lines[-1]}'
         return ''
 
     @property
