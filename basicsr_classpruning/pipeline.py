@@ -149,8 +149,7 @@ class _TrainingRun:
         for path in states:
             network = root / 'models' / f'net_g_{_iteration(path)}.pth'
             try:
-                for file in (path, network):
-                    _check_sums(file)
+                _check_sums(network)
                 read_checkpoint(network)
                 return str(path), _load_state(path)
             except UserError as error:
@@ -223,6 +222,7 @@ def _check_sums(path: Path) -> None:
 
 
 def _load_state(path: Path) -> dict[str, Any]:
+    _check_sums(path)
     state = load_file(path)
     wanted = {'epoch', 'iter', 'optimizers', 'schedulers'}
     if not isinstance(state, dict) or not wanted <= state.keys():

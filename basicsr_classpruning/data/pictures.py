@@ -43,7 +43,11 @@ def list_lmdb_keys(root: Path) -> list[str]:
     meta = root / 'meta_info.txt'
     if not meta.is_file() or not (root / 'data.mdb').is_file():
         raise UsageError(f'not an LMDB written by tools/prepare_data.py or BasicSR: {root}')
-    keys = [line.rpartition('.png (')[0] for line in meta.read_text().splitlines() if line.strip()]
+    try:
+        lines = meta.read_text(encoding='utf-8').splitlines()
+    except UnicodeDecodeError:
+        raise UsageError(f'not UTF-8 text: {meta}') from None
+    keys = [line.rpartition('.png (')[0] for line in lines if line.strip()]
     if not keys or not all(keys):
         raise UsageError(f'no pictures, or a line that is not "KEY.png (H,W,C) LEVEL", in {meta}')
     for key in keys:  # results are named after them

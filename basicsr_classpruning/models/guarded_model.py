@@ -242,17 +242,33 @@ class GuardedSRModel(SRModel):
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         """Goes on from a training state. Raises UserError where it belongs to a run with other options."""
         try:
+            for optimizer, state in zip(self.optimizers, resume_state['optimizers']):
+                _check_optimizer_state(optimizer, state)
             super().resume_training(resume_state)
             if resume_state.get('scaler'):  # empty unless that run used fp16
                 self.scaler.load_state_dict(resume_state['scaler'])
             if 'explosions' in resume_state:
                 self.explosions.load_state_dict(resume_state['explosions'])
             self.load_extra_state(resume_state)
-        except (AssertionError, KeyError, RuntimeError, ValueError) as error:
+        except Exception as error:  # a state of another run, or a damaged one, may lack anything
             path, reason = self.opt['path']['resume_state'], f'{type(error).__name__}: {error}'.splitlines()[0]
             raise UserError(f'{path}: belongs to a run with other options ({reason})') from None
         if resume_state.get('best_metric_results'):
             self.best_metric_results = resume_state['best_metric_results']
+
+
+def _check_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Raises ValueError for a state with which the optimiser would fail in its next step."""
+    for given, own in zip(state['param_groups'], optimizer.state_dict()['param_groups'], strict=True):
+        for key, value in own.items():
+            kind = (int, float) if isinstance(value, (int, float)) else type(value)
+            if not isinstance(given[key], kind):
+                raise ValueError(f'param_groups: {key} is a {type(given[key]).__name__}')
+    parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
+    for number, values in state['state'].items():
+        for key, value in values.items():
+            if torch.is_tensor(value) and value.shape not in (parameters[number].shape, ()):
+                raise ValueError(f'{key} of parameter {number} has shape {tuple(value.shape)}')
 
 
 def _plain(value: Any) -> Any:

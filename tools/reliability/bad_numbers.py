@@ -19,7 +19,7 @@ from reliability.poison import ADDED
 from basicsr_classpruning.checkpoint import load_file, save_file
 from basicsr_classpruning.cli import main
 
-LENGTHS = {'supernet': 30, 'classifier': 30, 'joint': 30}
+LENGTHS = {'supernet': 15, 'classifier': 15, 'joint': 15}
 TERMS = {
     'supernet': ('pixel', 'distill'),
     'classifier': ('routing', 'budget', 'class'),
@@ -104,7 +104,7 @@ class Trials:
         for what, train, sections in (
             ('learning rate of 1e4', {'optim_g': {'type': 'Adam', 'lr': 1e4}}, {}),
             ('learning rate of 1e6', {'optim_g': {'type': 'Adam', 'lr': 1e6}}, {}),
-            ('learning rate of the classifier of 1e6', {'classifier_lr': 1e6, 'stages': {'classifier': 90}}, {}),
+            ('learning rate of the classifier of 1e6', {'classifier_lr': 1e6, 'stages': {'classifier': 45}}, {}),
             ('a NaN in the starting weights', {}, {'path': {'pretrain_network_g': str(self.folder / 'broken.pth')}}),
         ):
             number = sum(row.tried for row in self.result.rows)

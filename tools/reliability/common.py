@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import resource
 import select
@@ -15,6 +16,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from basicsr_classpruning.cli import main
+
+# What the command imports when it needs it: here once, and not in every child.
+for _module in (
+    'basicsr_classpruning.pipeline',
+    'basicsr_classpruning.inference.files',
+    'mmengine.analysis',
+    'spandrel',
+):
+    importlib.import_module(_module)
 
 GIB = 2**30
 PREFIXES = ('classpruning: error: ', 'failed: ')

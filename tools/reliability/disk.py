@@ -145,7 +145,7 @@ class Trials:
             child = self._start(folder)
             self._wait_for(folder, saved)
             subprocess.run(['umount', '-l', str(folder)], check=True)
-            self._judge('training, the mount vanishes', child.wait(), kept)
+            self._judge('training, the mount vanishes', child.wait(), kept, vanished=True)
         folder = self._folder()
         with small_disk(folder, 65536):
             (folder / 'pruned.pth').write_bytes(b'old')
@@ -166,7 +166,7 @@ class Trials:
         outcome = child.wait()
         (folder / EXPERIMENT).parent.mkdir(exist_ok=True)
         (folder / 'gone').rename(folder / EXPERIMENT)
-        self._judge('training, its folder vanishes', outcome, folder)
+        self._judge('training, its folder vanishes', outcome, folder, vanished=True)
         folder = self._folder()
         child = self._start(folder)
         self._wait_for(folder, saved)
@@ -180,8 +180,9 @@ class Trials:
         while not wanted.exists() and time.monotonic() < end:
             time.sleep(0.001)
 
-    def _judge(self, what: str, outcome: Outcome, folder: Path) -> None:
-        """The run must have stopped with one line and status 1, and all that was saved must be as it was."""
+    def _judge(self, what: str, outcome: Outcome, folder: Path, vanished: bool = False) -> None:
+        """The run must have stopped with one line and status 1, and all that was saved must be as it was. From a disk
+        that has vanished, nobody can remove an unfinished file; the next ``--auto_resume`` does."""
         complaint = outcome.complaint
         lines = outcome.output.strip().splitlines()
         if not complaint and outcome.status != 1:
@@ -189,14 +190,14 @@ class Trials:
         elif not complaint and lines[-1] != outcome.error:
             complaint = f'the error is not the last line: {lines[-1]}'
         complaint = complaint or self._damage(folder / EXPERIMENT)
+        if not complaint and not vanished and list((folder / EXPERIMENT).rglob('.*.tmp')):
+            complaint = 'an unfinished file is left'
         self.result.row(what).add(complaint and f'{what}: {complaint}')
 
     def _damage(self, experiment: Path) -> str:
         files = checkpoints(experiment)
         if not list(experiment.glob('training_states/*.state')):
             return 'no checkpoint is left'
-        if list(experiment.rglob('.*.tmp')):
-            return 'an unfinished file is left'
         for path in files:
             wanted = self.reference / EXPERIMENT / path.relative_to(experiment)
             if damage_of(path) or not same(load_file(path), load_file(wanted)):

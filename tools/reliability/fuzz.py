@@ -26,12 +26,17 @@ import lmdb
 import numpy as np
 import torch
 import yaml
-from reliability.common import GIB, Child, Result
-from reliability.material import EXPERIMENT, training, write_model
+from reliability.common import GIB, Child, Outcome, Result
+from reliability.material import EXPERIMENT, training, write_options
 from tiny import classpruning as tiny_network
 from tiny import dense
 
-from basicsr_classpruning.checkpoint import save_file, write_checkpoint, write_compact_safetensors, write_safetensors
+from basicsr_classpruning.checkpoint import (
+    save_file,
+    write_checkpoint,
+    write_compact_safetensors,
+    write_safetensors,
+)
 from basicsr_classpruning.cli import main
 from basicsr_classpruning.inference.images import Encoding, Picture
 from basicsr_classpruning.inference.writing import write_picture
@@ -48,12 +53,14 @@ _ODD = (
 
 
 def run(count: int, seed: int, folder: Path) -> Result:
-    """Tries ``count`` files of each of three groups."""
+    """Tries ``count`` files of each of three groups; in the third, nine of ten are pictures."""
     trials = Trials(folder, seed)
     for number in range(count):
         trials.options(number)
         trials.checkpoint(number)
-        trials.picture(number)
+        if number % 10 == 0:
+            trials.lmdb_entry(number)
+            trials.pictures_of(range(number + 1, min(number + 10, count)))
     return trials.finished()
 
 
@@ -166,14 +173,27 @@ class Trials:
         self.small = folder / 'small'
         self.small.mkdir()
         cv2.imwrite(str(self.small / 'x.png'), np.full((16, 16, 3), 99, np.uint8))
-        self.model = write_model(folder / 'model.pth')
-        self.checkpoints = dict(_checkpoints(folder))
+        self.model, state = self._train()
+        self.checkpoints = dict(_checkpoints(folder, state))
         self.pictures = dict(_pictures(folder))
+
+    def _train(self) -> tuple[Path, bytes]:
+        """The network and the training state of a run's first iteration."""
+
+        def work() -> int:
+            os.chdir(self.folder)
+            return main(['train', '-opt', write_options(self.folder, self.settings)])
+
+        outcome = Child(work).wait()
+        if outcome.status:
+            raise RuntimeError(f'the undisturbed run failed: {outcome.output}')
+        experiment = self.folder / EXPERIMENT
+        return experiment / 'models' / 'net_g_1.pth', (experiment / 'training_states' / '1.state').read_bytes()
 
     def _rng(self, kind: str, number: int) -> random.Random:
         return random.Random(f'{self.seed} {kind} {number}')
 
-    def _try(self, row: str, number: int, command: list[object]) -> None:
+    def _try(self, row: str, number: int, command: list[object]) -> Outcome:
         """Runs a command in a fresh folder, in which a run has saved once; its end is counted."""
         here = self.folder / 'here'
         (here / EXPERIMENT / 'models').mkdir(parents=True)
@@ -202,6 +222,7 @@ class Trials:
         self.result.row(row).add(complaint and f'{row} {number}: {complaint}')
         self.ends[str(outcome.status)] += 1
         self.peak, self.slowest = max(self.peak, outcome.peak), max(self.slowest, outcome.seconds)
+        return outcome
 
     def options(self, number: int) -> None:
         """An options file: its values changed, or its bytes."""
@@ -228,19 +249,34 @@ class Trials:
         else:
             self._try(kind, number, ['restore', self.small, '--model', path, '--output', 'out', '--backend', 'dense'])
 
-    def picture(self, number: int) -> None:
-        """A picture of each format in turn, restored or, from an LMDB, trained on."""
-        rng = self._rng('picture', number)
-        name = list(self.pictures)[number % len(self.pictures)]
-        content = change_bytes(self.pictures[name], rng)
-        folder = self.folder / 'changed'
+    def pictures_of(self, numbers: range) -> None:
+        """Pictures of each format in turn, restored together: each must be restored or be named in a line."""
+        folder = self._empty('changed')
+        for number in numbers:
+            name = list(self.pictures)[number % len(self.pictures)]
+            content = change_bytes(self.pictures[name], self._rng('picture', number))
+            (folder / f'{number}-{name}').write_bytes(content)
+        command = ['restore', folder, '--model', self.model, '--output', 'out', '--backend', 'dense']
+        outcome = self._try('picture', numbers[0], command)
+        row = self.result.row('picture')
+        row.tried += len(numbers) - 1
+        failed = sum(line.startswith('failed: ') for line in outcome.output.splitlines())
+        if f'{len(numbers) - failed} picture(s) restored' not in outcome.output:
+            row.lost.append(f'pictures {numbers[0]} to {numbers[-1]}: not all are restored or named')
+
+    def _empty(self, name: str) -> Path:
+        """A new folder, in place of the one before."""
+        folder = self.folder / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        if number % 3:
-            (folder / name).write_bytes(content)
-            command = ['restore', folder, '--model', self.model, '--output', 'out', '--backend', 'dense']
-            self._try('picture', number, command)
-            return
+        return folder
+
+    def lmdb_entry(self, number: int) -> None:
+        """An LMDB of one changed picture, or with a changed list of its pictures, trained on."""
+        rng = self._rng('LMDB entry', number)
+        name = rng.choice(list(self.pictures))
+        content = change_bytes(self.pictures[name], rng)
+        folder = self._empty('changed.lmdb')
         line = b'key.png (40,48,3) 1\n'
         if rng.random() < 0.2:
             line, content = change_bytes(line, rng), self.pictures[name]
@@ -262,7 +298,9 @@ class Trials:
         return self.result
 
 
-def _checkpoints(folder: Path) -> Iterator[tuple[str, tuple[str, Callable[[random.Random], bytes]]]]:
+def _checkpoints(
+    folder: Path, training_state: Any
+) -> Iterator[tuple[str, tuple[str, Callable[[random.Random], bytes]]]]:
     """Kind of checkpoint → suffix, and what makes a changed one."""
     net = tiny_network('DnCNN')
     own = tiny_network('DnCNN', weights='own')
@@ -284,12 +322,6 @@ def _checkpoints(folder: Path) -> Iterator[tuple[str, tuple[str, Callable[[rando
     safe = file(write_safetensors, path, state, network)
     compact = file(write_compact_safetensors, path, own.state_dict(), own.options)
     old = legacy(plain)
-    training_state = {
-        'epoch': 0, 'iter': 1, 'scaler': {}, 'losses': {}, 'recoveries': 0, 'best_metric_results': {},
-        'watch': {'steps': 0, 'shares': torch.ones(3) / 3},
-        'optimizers': [torch.optim.Adam(net.parameters()).state_dict()],
-        'schedulers': [{'last_epoch': 1, 'milestones': Counter([5]), 'gamma': 0.5}],
-    }  # fmt: skip
 
     def saved(content: Any) -> bytes:
         return file(save_file, content, path)
@@ -327,9 +359,6 @@ def _checkpoints(folder: Path) -> Iterator[tuple[str, tuple[str, Callable[[rando
             header = json.dumps({**json.loads(header), '__metadata__': metadata}).encode()
         return struct.pack('<Q', len(header)) + header + data[8 + length :]
 
-    def changed_state(rng: random.Random) -> bytes:
-        return saved(change_values(training_state, rng))
-
     yield 'checkpoint', ('.pth', changed_file)
     yield 'packed checkpoint', ('.pth', changed_packed)
     yield 'checkpoint of old torch', ('.pth', lambda rng: change_bytes(old, rng))
@@ -341,7 +370,7 @@ def _checkpoints(folder: Path) -> Iterator[tuple[str, tuple[str, Callable[[rando
             lambda rng: changed_safetensors(compact, own.options, rng),
         ),
     )
-    yield 'training state', ('.state', changed_state)
+    yield 'training state', ('.state', lambda rng: change_bytes(training_state, rng))
 
 
 def _pictures(folder: Path) -> Iterator[tuple[str, bytes]]:
