@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import random
 import shutil
@@ -18,6 +19,7 @@ import struct
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ import lmdb
 import numpy as np
 import torch
 import yaml
-from reliability.common import GIB, Child, Outcome, Result
+from reliability.common import GIB, Child, Outcome, Result, Row
 from reliability.material import EXPERIMENT, training, write_options
 from tiny import classpruning as tiny_network
 from tiny import dense
@@ -53,15 +55,40 @@ _ODD = (
 
 
 def run(count: int, seed: int, folder: Path) -> Result:
-    """Tries ``count`` files of each of three groups; in the third, nine of ten are pictures."""
+    """Tries ``count`` files of each of three groups, the groups side by side."""
+    groups = ('options_files', 'checkpoint_files', 'picture_files')
+    with multiprocessing.get_context('fork').Pool(len(groups)) as pool:
+        parts = pool.starmap(_run_group, [(name, count, seed, folder / name) for name in groups])
+    ends = sum((part.ends for part in parts), Counter())
+    return Result(
+        rows=[row for part in parts for row in part.rows],
+        figures={
+            'exit statuses': dict(sorted(ends.items())),
+            'largest memory of a process, MiB': round(max(part.peak for part in parts) / 2**20),
+            'slowest process, seconds': round(max(part.slowest for part in parts), 1),
+        },
+    )
+
+
+@dataclass
+class Part:
+    """What one group found."""
+
+    rows: list[Row] = field(default_factory=list)
+    ends: Counter[str] = field(default_factory=Counter)
+    """Exit status → number of processes."""
+    peak: int = 0
+    """Bytes."""
+    slowest: float = 0.0
+    """Seconds."""
+
+
+def _run_group(name: str, count: int, seed: int, folder: Path) -> Part:
+    folder.mkdir()
     trials = Trials(folder, seed)
-    for number in range(count):
-        trials.options(number)
-        trials.checkpoint(number)
-        if number % 10 == 0:
-            trials.lmdb_entry(number)
-            trials.pictures_of(range(number + 1, min(number + 10, count)))
-    return trials.finished()
+    getattr(trials, name)(count)
+    trials.part.rows = trials.result.rows
+    return trials.part
 
 
 # ------------------------------------------------------------------------------------------------------------ changes
@@ -165,8 +192,7 @@ class Trials:
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.seed = folder, seed
         self.result = Result()
-        self.ends: Counter[str] = Counter()
-        self.peak, self.slowest = 0, 0.0
+        self.part = Part()
         self.settings = training(folder, (1, 1, 1), save_every=1, validate_every=2)
         self.settings['path'] = {'strict_load_g': True}
         self.inputs = folder / 'pictures'
@@ -220,9 +246,27 @@ class Trials:
         if not complaint and outcome.peak > _MEMORY:
             complaint = f'took {outcome.peak / GIB:.1f} GiB'
         self.result.row(row).add(complaint and f'{row} {number}: {complaint}')
-        self.ends[str(outcome.status)] += 1
-        self.peak, self.slowest = max(self.peak, outcome.peak), max(self.slowest, outcome.seconds)
+        self.part.ends[str(outcome.status)] += 1
+        self.part.peak = max(self.part.peak, outcome.peak)
+        self.part.slowest = max(self.part.slowest, outcome.seconds)
         return outcome
+
+    def options_files(self, count: int) -> None:
+        """Options files."""
+        for number in range(count):
+            self.options(number)
+
+    def checkpoint_files(self, count: int) -> None:
+        """Checkpoints of every kind."""
+        for number in range(count):
+            self.checkpoint(number)
+
+    def picture_files(self, count: int) -> None:
+        """One LMDB entry and nine pictures, again and again."""
+        for number in range(0, count, 10):
+            self.lmdb_entry(number)
+            if number + 1 < count:
+                self.pictures_of(range(number + 1, min(number + 10, count)))
 
     def options(self, number: int) -> None:
         """An options file: its values changed, or its bytes."""
@@ -287,15 +331,6 @@ class Trials:
         options['datasets']['train'].update(dataroot_gt=str(folder), io_backend={'type': 'lmdb'})
         (self.folder / 'lmdb.yml').write_text(yaml.safe_dump(options))
         self._try('LMDB entry', number, ['train', '-opt', self.folder / 'lmdb.yml'])
-
-    def finished(self) -> Result:
-        """The result, with what was measured."""
-        self.result.figures = {
-            'exit statuses': dict(sorted(self.ends.items())),
-            'largest memory of a process, MiB': round(self.peak / 2**20),
-            'slowest, seconds': round(self.slowest, 1),
-        }
-        return self.result
 
 
 def _checkpoints(
