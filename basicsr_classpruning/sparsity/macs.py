@@ -61,6 +61,7 @@ def count_by_module(net: nn.Module, size: tuple[int, int, int]) -> dict[str, int
         net: a network of plain layers; it runs in eval mode on zeros, on its own device.
         size: channels, height and width of the input.
     """
+    state = random.getstate()  # importing and tracing draw numbers, and sometimes a training step is the first to count
     from mmengine.analysis import FlopAnalyzer
 
     parameter = next(net.parameters(), None)
@@ -68,7 +69,6 @@ def count_by_module(net: nn.Module, size: tuple[int, int, int]) -> dict[str, int
     net = copy.deepcopy(net).eval()
     # What it says about operators that it does not count is kept from the user.
     analyzer = FlopAnalyzer(net, (image,)).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    state = random.getstate()  # tracing draws numbers, and the first to count is sometimes a training step
     with _TRACING, torch.no_grad():
         counts = analyzer.tracer_warnings('none').by_module()
     random.setstate(state)
