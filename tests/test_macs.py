@@ -159,7 +159,8 @@ def test_counting_in_several_threads():
 
 
 def test_counting_draws_no_random_numbers():
+    net = nn.Conv2d(3, 8, 3)
     before = random.getstate(), torch.get_rng_state()
-    count_by_module(nn.Conv2d(3, 8, 3), (3, 16, 16))
+    count_by_module(net, (3, 16, 16))
     assert random.getstate() == before[0]
     assert torch.equal(torch.get_rng_state(), before[1])
