@@ -75,6 +75,9 @@ class Outcome:
     output: str
     """Standard output and error."""
     seconds: float
+    """Wall clock."""
+    computing: float
+    """Seconds of processor time."""
     peak: int
     """Largest resident memory, in bytes."""
     timed_out: bool = False
@@ -154,7 +157,14 @@ class Child:
         self._output.seek(0)
         output = self._output.read().decode(errors='replace')
         self._output.close()
-        return Outcome(os.waitstatus_to_exitcode(status), output, seconds, usage.ru_maxrss * 1024, not ended)
+        return Outcome(
+            os.waitstatus_to_exitcode(status),
+            output,
+            seconds,
+            usage.ru_utime + usage.ru_stime,
+            usage.ru_maxrss * 1024,
+            not ended,
+        )
 
 
 def classpruning(*arguments: object, timeout: float = 300, memory: int | None = None) -> Outcome:

@@ -19,6 +19,7 @@ import struct
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ from basicsr_classpruning.inference.writing import write_picture
 from basicsr_classpruning.models.guarded_model import GuardedSRModel
 
 _MEMORY = 4 * GIB
-_SECONDS = 10
+_SECONDS = 10  # of computing
+_PATIENCE = 120  # seconds of waiting, on a machine that others keep busy
 _ITERATIONS = 2
 _ODD = (
     None, True, False, 0, 1, -1, 2, 3, 7, 64, 10**6, 2**31, 2**63, 10**30, 0.5, -0.5, 1e-300, 1e300, math.nan, math.inf,
@@ -57,15 +59,16 @@ _ODD = (
 def run(count: int, seed: int, folder: Path) -> Result:
     """Tries ``count`` files of each of three groups, the groups side by side."""
     groups = ('options_files', 'checkpoint_files', 'picture_files')
-    with multiprocessing.get_context('fork').Pool(len(groups)) as pool:
-        parts = pool.starmap(_run_group, [(name, count, seed, folder / name) for name in groups])
+    # Not multiprocessing's pool, whose processes may have no children.
+    with ProcessPoolExecutor(len(groups), multiprocessing.get_context('fork')) as pool:
+        parts = list(pool.map(_run_group, groups, *([value] * len(groups) for value in (count, seed, folder))))
     ends = sum((part.ends for part in parts), Counter())
     return Result(
         rows=[row for part in parts for row in part.rows],
         figures={
             'exit statuses': dict(sorted(ends.items())),
             'largest memory of a process, MiB': round(max(part.peak for part in parts) / 2**20),
-            'slowest process, seconds': round(max(part.slowest for part in parts), 1),
+            'slowest process, seconds of computing': round(max(part.slowest for part in parts), 1),
         },
     )
 
@@ -84,8 +87,8 @@ class Part:
 
 
 def _run_group(name: str, count: int, seed: int, folder: Path) -> Part:
-    folder.mkdir()
-    trials = Trials(folder, seed)
+    (folder / name).mkdir()
+    trials = Trials(folder / name, seed)
     getattr(trials, name)(count)
     trials.part.rows = trials.result.rows
     return trials.part
@@ -240,15 +243,17 @@ class Trials:
             except _Enough:
                 return 0
 
-        outcome = Child(work, _MEMORY).wait(_SECONDS)
+        outcome = Child(work, _MEMORY).wait(_PATIENCE)
         shutil.rmtree(here)
         complaint = outcome.complaint
+        if not complaint and outcome.computing > _SECONDS:
+            complaint = f'computed for {outcome.computing:.0f} s'
         if not complaint and outcome.peak > _MEMORY:
             complaint = f'took {outcome.peak / GIB:.1f} GiB'
         self.result.row(row).add(complaint and f'{row} {number}: {complaint}')
         self.part.ends[str(outcome.status)] += 1
         self.part.peak = max(self.part.peak, outcome.peak)
-        self.part.slowest = max(self.part.slowest, outcome.seconds)
+        self.part.slowest = max(self.part.slowest, outcome.computing)
         return outcome
 
     def options_files(self, count: int) -> None:
