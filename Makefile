@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := setup.cfg pyproject.toml constraints.txt tools/setup_venv.sh $(wildcard setup.py basicsr_classpruning/kernels/csrc/*)
 
-.PHONY: help demo test lint docs coverage package bench tables clean
+.PHONY: help demo test lint docs coverage package reliability bench tables clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -18,6 +18,9 @@ demo: $(INSTALLED) ## train a small network on scikit-image's photographs, test 
 
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+reliability: $(INSTALLED) ## try to lose, corrupt and break in, for half an hour; writes docs/reliability.md
+	$(BIN)/python tools/reliability/run.py
 
 lint: $(INSTALLED) ## check format, style and types
 	$(BIN)/ruff check .

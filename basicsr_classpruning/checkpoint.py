@@ -7,9 +7,11 @@ import io
 import json
 import os
 import pickle
+import pickletools
+import re
 import uuid
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,6 +30,9 @@ UNFINISHED = '.tmp'  # ends the names of files that are being written; a killed 
 # Tensors are packed where that saves this share of their bytes, and more than the file's own book-keeping takes.
 _PACKING_SAVES = 0.1
 _PACKING_SAVES_BYTES = 1024
+# What torch's own files look up.
+_TORCH_NAME = re.compile(r'torch\.\w+|torch\._utils\._rebuild_\w+|collections\.OrderedDict')
+_PICKLE_PROTOCOL = 2
 # Greatest ratio of an archive's contents to the archive.
 _MOST_UNPACKED = 64
 
@@ -66,11 +71,7 @@ def load_file(path: str | os.PathLike[str]) -> Any:
     except IsADirectoryError:
         raise UserError(f'{path}: a folder, not a checkpoint file') from None
     except pickle.UnpicklingError as error:
-        reason = str(error)
-        if 'GLOBAL' in reason or 'global' in reason or 'REDUCE' in reason:
-            name = reason.split('GLOBAL ')[-1].split()[0].strip('`,.') if 'GLOBAL ' in reason else 'an object'
-            raise UserError(f'{path}: refused: it holds {name}, which is no tensor and could run code') from None
-        raise UserError(f'{path}: not a checkpoint, or damaged') from None
+        raise UserError(f'{path}: {_why_refused(path, str(error))}') from None
     except OSError as error:
         raise UserError(f'{path}: {error.strerror or error}') from None
     except Exception as error:  # torch raises many kinds for damaged archives
@@ -78,17 +79,62 @@ def load_file(path: str | os.PathLike[str]) -> Any:
         raise UserError(f'{path}: not a checkpoint, or damaged ({detail[:120]})') from None
 
 
+def _is_archive(path: str) -> bool:
+    """Whether torch takes a file for a zip archive; its older format is a sequence of pickles."""
+    with open(path, 'rb') as file:
+        return file.read(4) == b'PK\x03\x04'
+
+
 def _refuse_bomb(path: str) -> None:
     """Raises UserError for an archive that unpacks to much more than it is.
 
     ``torch.save`` does not compress, but some published files were compressed afterwards: weights hardly shrink.
     """
-    if zipfile.is_zipfile(path):
+    if _is_archive(path):
         with zipfile.ZipFile(path) as archive:
             claimed = sum(entry.file_size for entry in archive.infolist())
         size = os.path.getsize(path)
         if claimed > _MOST_UNPACKED * size:
             raise UserError(f'{path}: refused: a file of {size:,} bytes that claims to hold {claimed:,}')
+
+
+def _why_refused(path: str, reason: str) -> str:
+    """Why torch's reader without code does not take a file. Torch says it of some pickles only: in the others the names
+    of all that they would look up are read, and nothing is run."""
+    named = re.search(r'GLOBAL `?([\w.]+)', reason)
+    names, protocol = [named[1]] if named else [], 0
+    with contextlib.suppress(Exception):  # what is damaged has no names
+        for name, found in _globals(path):
+            protocol = max(protocol, found)
+            if not _TORCH_NAME.fullmatch(name):
+                names.append(name)
+    if names:
+        return f'refused: it holds {names[0]}, which is no tensor and could run code'
+    if protocol > _PICKLE_PROTOCOL:
+        return f'its pickle protocol is {protocol}; torch reads weights of protocol {_PICKLE_PROTOCOL}, its default'
+    return 'not a checkpoint, or damaged'
+
+
+def _globals(path: str) -> Iterator[tuple[str, int]]:
+    """Yields the modules and names of all that a file's pickles look up, each with the protocol of its pickle."""
+    if _is_archive(path):
+        with zipfile.ZipFile(path) as archive:
+            pickles = b''.join(archive.read(name) for name in archive.namelist() if name.endswith('data.pkl'))
+    else:
+        pickles = Path(path).read_bytes()
+    stream = io.BytesIO(pickles)
+    while stream.tell() < len(pickles):
+        protocol, texts = 0, ['', '']
+        argument: Any
+        for opcode, argument, _ in pickletools.genops(stream):
+            if opcode.name == 'PROTO':
+                protocol = argument
+            elif opcode.name in ('GLOBAL', 'INST'):
+                yield argument.replace(' ', '.'), protocol
+            elif opcode.name == 'STACK_GLOBAL':
+                yield '.'.join(texts[-2:]), protocol
+            elif isinstance(argument, str):
+                texts.append(argument)
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -116,8 +162,25 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise UserError(
             f'{path}: no weights found: it has {keys or "nothing"}, wanted params, params_ema or state_dict'
         )
+    _refuse_claims(path, weights)
     network = content.get('network_g')
     return Checkpoint(path, weights, network if isinstance(network, dict) else None)
+
+
+def _refuse_claims(path: str, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Raises UserError for weights that fill much more memory than their file: views in which bytes are repeated.
+
+    They take no memory yet; but a network is built in their shapes.
+    """
+    claimed = 0
+    for part in weights.values():
+        for key, tensor in part.items():
+            if tensor.layout is not torch.strided or tensor.device.type != 'cpu' or tensor.is_quantized:
+                raise UserError(f'{path}: weight {key!r:.80} is no plain tensor')
+            claimed += tensor.nbytes
+    size = os.path.getsize(path)
+    if claimed > _MOST_UNPACKED * size:
+        raise UserError(f'{path}: refused: a file of {size:,} bytes whose weights claim {claimed:,}')
 
 
 def _read_safetensors(path: str) -> Checkpoint:

@@ -15,6 +15,7 @@ import types
 
 from basicsr_classpruning.errors import UserError
 
+MAX_PIXELS = 200_000_000  # of a picture, unless the user allows more
 _PYTHONS = ((3, 10), (3, 13))  # from, up to but not including
 
 # What torchvision declares in Python although its compiled library, built for another torch, could not be loaded.
@@ -100,6 +101,8 @@ def prepare() -> None:
     check_python()
     # OpenCV's warnings have no place between a user's lines.
     os.environ.setdefault('OPENCV_LOG_LEVEL', 'ERROR')
+    # Training pictures of more are refused before memory is asked for; OpenCV's own limit is five times as much.
+    os.environ.setdefault('OPENCV_IO_MAX_IMAGE_PIXELS', str(MAX_PIXELS))
     mend_torchvision_operators()
     mend_functional_tensor()
     mend_process_group()

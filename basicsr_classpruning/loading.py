@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning, build_base, input_channels, load_fitting
 from basicsr_classpruning.archs.dense import DenseNetwork
 from basicsr_classpruning.archs.ecbsr_fold import fold_ecbsr_state_dict
-from basicsr_classpruning.checkpoint import Checkpoint, read_checkpoint
+from basicsr_classpruning.bounds import Bounded
+from basicsr_classpruning.checkpoint import read_checkpoint
 from basicsr_classpruning.errors import UsageError, UserError
 
 SPANDREL = 'Spandrel'  # type of a base network that spandrel detects from its weights
@@ -39,12 +40,16 @@ def load(
 
         import_modules(imports)
     checkpoint = read_checkpoint(path)
+    params = checkpoint.params()
     options = dict(checkpoint.network_g or arch or {})
     try:
-        if options.get('type') == 'ClassPruning':
-            net: ClassPruning | DenseNetwork = load_classpruning(options, checkpoint.params())
-        else:
-            net = load_dense(options or None, checkpoint)
+        with Bounded(params):
+            if options.get('type') == 'ClassPruning':
+                net: ClassPruning | DenseNetwork = load_classpruning(options, params)
+            else:
+                net = load_dense(options or None, params)
+            net.eval()
+            _ = net.sizes  # found by running it on small images
     except UsageError as error:
         raise UsageError(f'{checkpoint.path}: {error}') from None
     except UserError as error:
@@ -52,7 +57,7 @@ def load(
     except Exception as error:  # a file's options may be any nonsense, on which any line may stumble
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(f'{checkpoint.path}: network_g makes no network: {reason}') from None
-    return net.eval()
+    return net
 
 
 def load_classpruning(options: Mapping[str, Any], params: Mapping[str, Tensor]) -> ClassPruning:
@@ -71,15 +76,14 @@ def load_classpruning(options: Mapping[str, Any], params: Mapping[str, Tensor]) 
     return net
 
 
-def load_dense(options: Mapping[str, Any] | None, checkpoint: Checkpoint) -> DenseNetwork:
+def load_dense(options: Mapping[str, Any] | None, params: Mapping[str, Tensor]) -> DenseNetwork:
     """Loads a dense network; without options, spandrel finds out what it is."""
-    params = checkpoint.params()
     if options is None or options.get('type') == SPANDREL:
         net, channels, options = detect(params)
         return DenseNetwork(net, channels, options)
     net = build_base(options)
     if options.get('type') == 'ECBSR':
-        params = fold_ecbsr_state_dict(options, params)
+        params = fold_ecbsr_state_dict(options, dict(params))
     load_fitting(net, params)
     return DenseNetwork(net, input_channels(net, options), dict(options))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,8 @@ from typing import Any
 import basicsr.test
 import basicsr.train
 from basicsr.data import build_dataloader, build_dataset
+from basicsr.models import build_model
+from basicsr.utils import MessageLogger
 from basicsr.utils.logger import initialized_logger
 from basicsr.utils.misc import check_resume
 
@@ -34,6 +37,8 @@ def train(argv: Sequence[str]) -> None:
             parse_options=run.parse_options,
             load_resume_state=run.load_resume_state,
             create_train_val_dataloader=run.create_dataloaders,
+            build_model=run.build_model,
+            MessageLogger=run.begin_logging,
         ),
     ):
         basicsr.train.train_pipeline(os.getcwd())
@@ -51,7 +56,7 @@ def test(argv: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _replaced(module: Any, **functions: Any) -> Iterator[None]:
-    """Replaces functions of a BasicSR module for a while: its loop looks them up there."""
+    """Replaces what BasicSR looks up in a module for a while."""
     originals = {name: getattr(module, name) for name in functions}
     for name, function in functions.items():
         setattr(module, name, function)
@@ -67,7 +72,8 @@ def _fresh_log() -> Iterator[None]:
     """Gives a run a log file of its own: BasicSR keeps the process's first logger, with a file or without."""
     _close_log()
     try:
-        yield
+        with _replaced(logging, FileHandler=_LogFile):
+            yield
     finally:
         _close_log()
 
@@ -76,8 +82,19 @@ def _close_log() -> None:
     logger = logging.getLogger('basicsr')
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # said before, when the line was written
+            handler.close()
     initialized_logger.pop(logger.name, None)
+
+
+class _LogFile(logging.FileHandler):
+    """A log that cannot be written stops the run with one line; Python's prints a traceback for each lost line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            raise UserError(f'{self.baseFilename}: could not be written: {error.strerror or error}') from None
+        super().handleError(record)
 
 
 class _TrainingRun:
@@ -87,6 +104,8 @@ class _TrainingRun:
         self.argv = argv
         self.resumed: dict[str, Any] = {'iter': 0}  # the training state that this run goes on from
         self.notices: list[str] = []  # what is to be logged as soon as there is a log
+        self.val_loaders: list[Any] = []
+        self.model: Any = None
 
     def parse_options(self, root_path: str, is_train: bool) -> tuple[dict[str, Any], Any]:
         opt, args = parse_options(root_path, is_train, self.argv)
@@ -111,6 +130,18 @@ class _TrainingRun:
         self.resumed = state
         return state
 
+    def build_model(self, opt: dict[str, Any]) -> Any:
+        self.model = build_model(opt)
+        return self.model
+
+    def begin_logging(self, opt: dict[str, Any], start_iter: int, tb_logger: Any) -> MessageLogger:
+        """Called when a model has resumed: validates it where that is due. BasicSR saves before it validates, so a run
+        that was killed in between, or soon after, would never know that validation's results."""
+        if start_iter and opt['val'] is not None and start_iter % opt['val']['val_freq'] == 0:
+            for loader in self.val_loaders:
+                self.model.validation(loader, start_iter, tb_logger, opt['val']['save_img'])
+        return MessageLogger(opt, start_iter, tb_logger)
+
     def _newest_state(self, root: Path) -> tuple[str | None, dict[str, Any] | None]:
         for leftover in root.glob(f'*/.*{UNFINISHED}'):
             leftover.unlink(missing_ok=True)  # what a killed run was writing
@@ -118,8 +149,7 @@ class _TrainingRun:
         for path in states:
             network = root / 'models' / f'net_g_{_iteration(path)}.pth'
             try:
-                for file in (path, network):
-                    _check_sums(file)
+                _check_sums(network)
                 read_checkpoint(network)
                 return str(path), _load_state(path)
             except UserError as error:
@@ -133,7 +163,6 @@ class _TrainingRun:
         for notice in self.notices:
             logger.warning(notice)
         train_loader = sampler = None
-        val_loaders = []
         total_iters = int(opt['train']['total_iter'])
         for phase, dataset_opt in opt['datasets'].items():
             if phase == 'train':
@@ -166,13 +195,13 @@ class _TrainingRun:
             else:
                 val_set = build_dataset(dataset_opt)
                 logger.info(f'Validating on {len(val_set)} images of {dataset_opt["name"]}.')
-                val_loaders.append(
+                self.val_loaders.append(
                     build_dataloader(val_set, dataset_opt, num_gpu=opt['num_gpu'], dist=opt['dist'], sampler=None)
                 )
         if sampler is None:
             raise UsageError('datasets: there is no train section')
         total_epochs = -(-total_iters // sampler.steps_per_epoch)
-        return train_loader, sampler, val_loaders, total_epochs, total_iters
+        return train_loader, sampler, self.val_loaders, total_epochs, total_iters
 
 
 def _iteration(path: Path) -> int:
@@ -193,6 +222,7 @@ def _check_sums(path: Path) -> None:
 
 
 def _load_state(path: Path) -> dict[str, Any]:
+    _check_sums(path)
     state = load_file(path)
     wanted = {'epoch', 'iter', 'optimizers', 'schedulers'}
     if not isinstance(state, dict) or not wanted <= state.keys():

@@ -91,10 +91,12 @@ class Runs:
         return os.system, (f'touch {self.marker}',)
 
 
+@pytest.mark.parametrize('protocol', [2, 4])
 @pytest.mark.parametrize('zipped', [True, False])
-def test_a_pickle_that_would_run_code_is_refused_by_name(tmp_path, zipped):
+def test_a_pickle_that_would_run_code_is_refused_by_name(tmp_path, zipped, protocol):
     marker, path = tmp_path / 'ran', tmp_path / 'evil.pth'
-    torch.save({'params': WEIGHTS, 'more': Runs(marker)}, path, _use_new_zipfile_serialization=zipped)
+    content = {'params': WEIGHTS, 'more': Runs(marker)}
+    torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
     with pytest.raises(UserError, match=rf'^{path}: refused: it holds (posix|os)\.system, which .* could run code$'):
         read_checkpoint(path)
     assert not marker.exists()
@@ -106,6 +108,25 @@ def test_a_bare_pickle_that_would_run_code_is_refused(tmp_path):
     with pytest.raises(UserError, match=r'refused|not a checkpoint'):
         read_checkpoint(path)
     assert not marker.exists()
+
+
+def test_weights_of_another_pickle_protocol_are_told_apart_from_code(tmp_path):
+    torch.save({'params': WEIGHTS}, tmp_path / 'new.pth', pickle_protocol=4)
+    with pytest.raises(UserError, match='its pickle protocol is 4; torch reads weights of protocol 2'):
+        read_checkpoint(tmp_path / 'new.pth')
+
+
+@pytest.mark.parametrize(
+    ('weight', 'message'),
+    [
+        (torch.ones(1).expand(10**11), r'a file of 1,\d+ bytes whose weights claim 400,000,000,000'),
+        (torch.eye(3).to_sparse(), "weight 'w' is no plain tensor"),
+        (torch.empty(10**6, 10**6, device='meta'), "weight 'w' is no plain tensor"),
+    ],
+)
+def test_weights_that_claim_more_than_the_file_holds(tmp_path, weight, message):
+    with pytest.raises(UserError, match=message):
+        read_checkpoint(saved(tmp_path, {'params': {'w': weight}}))
 
 
 def test_objects_of_training_scripts_are_named(tmp_path):

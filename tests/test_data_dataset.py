@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -19,7 +21,7 @@ from basicsr_classpruning.data import degraded_image_dataset
 from basicsr_classpruning.data.bicubic import bicubic_shrink
 from basicsr_classpruning.data.degradations import as_float, as_uint8
 from basicsr_classpruning.data.degraded_image_dataset import DegradedImageDataset
-from basicsr_classpruning.data.pictures import PictureError, Pictures, list_lmdb_keys, list_pictures
+from basicsr_classpruning.data.pictures import PictureError, Pictures, list_lmdb_keys, list_pictures, read_picture
 from basicsr_classpruning.errors import UsageError, UserError
 
 NAMES = ('b', 'a', 'c.d')
@@ -315,3 +317,21 @@ def test_pictures_of_any_usual_kind_are_listed(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / 'folder.png').mkdir()
     assert [path.name for path in list_pictures(tmp_path)] == ['1.JPG', '2.tiff', '3.webp']
+
+
+@pytest.mark.parametrize('key', ['../outside', '/outside', 'a/../../b', '..', 'a\\b', 'a//b'])
+def test_keys_that_lead_out_of_the_lmdb_are_refused(tmp_path, key):
+    (tmp_path / 'data.mdb').touch()
+    (tmp_path / 'meta_info.txt').write_text(f'{key}.png (8,8,3) 1\n')
+    with pytest.raises(UsageError, match=r'the key .* is not allowed'):
+        list_lmdb_keys(tmp_path)
+
+
+def test_a_picture_bomb_is_refused_before_it_is_decoded(tmp_path):
+    content = bytearray(cv2.imencode('.png', np.zeros((8, 8), np.uint8))[1].tobytes())
+    content[16:24] = struct.pack('>II', 20_000, 20_000)
+    content[29:33] = struct.pack('>I', zlib.crc32(content[12:29]))
+    with pytest.raises(
+        PictureError, match=r'more pixels than 200000000; .* OPENCV_IO_MAX_IMAGE_PIXELS sets this limit'
+    ):
+        read_picture(bytes(content), 'bomb.png')

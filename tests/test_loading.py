@@ -198,3 +198,28 @@ def test_published_checkpoints(name):
         assert torch.equal(alone(x), wanted)
         torch.testing.assert_close(detected(x), wanted, atol=1e-5, rtol=1e-4)
         assert not torch.equal(net.restore_with(x, '4:16'), wanted)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'base': {**NETWORKS['DnCNN'], 'num_feat': 10**6}},
+        {'base': {**NETWORKS['DnCNN'], 'num_conv': 10**9}},
+        {'classifier': {'type': 'DifficultyClassifier', 'num_feat': 10**6}},
+        {'type': 'DnCNN', 'num_feat': 10**6},
+    ],
+)
+def test_options_that_ask_for_a_network_far_larger_than_the_weights_are_refused(tmp_path, options):
+    net = classpruning('DnCNN')
+    path = saved(tmp_path / 'net.pth', net, network_g={**net.options, **options})
+    if options.get('type') == 'DnCNN':
+        path = saved(tmp_path / 'net.pth', net, network_g=options)
+    with pytest.raises(UserError, match='its options ask for a network far larger than its weights'):
+        basicsr_classpruning.load(path)
+
+
+def test_a_network_that_makes_enormous_images_of_small_ones_is_refused(tmp_path):
+    options = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_block': 1, 'upscale': 2**12}
+    path = saved(tmp_path / 'net.pth', build_network(dict(options)), network_g=options)
+    with pytest.raises(UserError, match='its network makes enormous images of small ones'):
+        basicsr_classpruning.load(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import random
 import threading
 import warnings
 
@@ -155,3 +156,11 @@ def test_counting_in_several_threads():
         thread.join()
     assert len(found) == 4
     assert len(set(found)) == 1
+
+
+def test_counting_draws_no_random_numbers():
+    net = nn.Conv2d(3, 8, 3)
+    before = random.getstate(), torch.get_rng_state()
+    count_by_module(net, (3, 16, 16))
+    assert random.getstate() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -248,13 +249,13 @@ def test_two_processes_in_one_folder_do_not_damage_each_other(tmp_path, model):
         'sys.exit(call(*sys.argv[1:]))\n'
     )
 
-    def start(output):
+    def start(output, threads):
         arguments = [tmp_path / 'in', '--model', model, '--output', output, '--candidate', '2:4', '--overwrite']
         command = [sys.executable, '-c', script, *map(str, arguments)]
-        return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        environment = {**os.environ, 'OMP_NUM_THREADS': threads}
+        return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
-    # The third, alone, is a process of the same kind: torch rounds differently where OMP_NUM_THREADS differs.
-    for together in ([start(tmp_path / 'out'), start(tmp_path / 'out')], [start(tmp_path / 'alone')]):
+    for together in ([start(tmp_path / 'out', '1'), start(tmp_path / 'out', '2')], [start(tmp_path / 'alone', '3')]):
         for process in together:
             _, errors = process.communicate(timeout=120)
             assert process.returncode == 0, errors.decode()

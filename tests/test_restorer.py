@@ -14,6 +14,7 @@ from basicsr_classpruning.archs.dense import DenseNetwork
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.inference.networks import inspect_network, reach
 from basicsr_classpruning.inference.restorer import Restorer
+from basicsr_classpruning.inference.workers import Workers
 
 
 def pruned_net(upscale=2, channels=3, blocks=2, seed=0):
@@ -184,6 +185,17 @@ def test_threads_and_batches_give_the_same_bytes(net):
         )
         results.add(restorer.restore(picture)[0].tobytes())
     assert len(results) == 1
+
+
+def test_workers_run_on_one_thread_of_torch_whatever_is_set_outside():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        workers = Workers(2)
+        assert list(workers.map(lambda _: torch.get_num_threads(), range(4))) == [1] * 4
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_torch_keeps_its_threads(net):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from basicsr_classpruning.config.loading import parse_options
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.models.classpruning_model import ClassPruningModel
 from basicsr_classpruning.models.collapse import CollapseWatch
-from basicsr_classpruning.models.guarded_model import NonFiniteLoss
+from basicsr_classpruning.models.explosion import ExplosionWatch
+from basicsr_classpruning.models.guarded_model import BadNumbers
 from basicsr_classpruning.models.stages import Schedule
 from basicsr_classpruning.models.validation import evaluate
 
@@ -215,8 +217,8 @@ def uninterrupted(tmp_path_factory, pictures) -> Path:
 
 
 def assert_same_run(found: Path, wanted: Path) -> None:
-    for name in ('models/net_g_9.pth', 'models/net_g_latest.pth', 'training_states/9.state'):
-        assert same(load_file(found / name), load_file(wanted / name)), name
+    for path in (*wanted.glob('models/*.pth'), *wanted.glob('training_states/*.state')):
+        assert same(load_file(found / path.relative_to(wanted)), load_file(path)), path.name
 
 
 def test_a_run_leaves_its_checkpoints_log_and_figures(uninterrupted):
@@ -377,7 +379,7 @@ def test_skipping_ends_when_every_step_is_bad(tmp_path, pictures):
     model = model_of(tmp_path, options)
     for iteration in range(1, 21):
         step(model, iteration)
-    with pytest.raises(NonFiniteLoss, match=r'iteration 21: .* the 21th step in a row'):
+    with pytest.raises(BadNumbers, match=r'iteration 21: .* the 21th step in a row'):
         step(model, 21)
 
 
@@ -385,9 +387,43 @@ def test_a_gradient_that_is_no_number_is_found_before_it_is_used(tmp_path, pictu
     model = model_of(tmp_path, training_options(pictures))
     before = deepcopy(model.net_g.state_dict())
     model.net_g.base.conv_last.weight.register_hook(lambda gradient: gradient * float('nan'))
-    with pytest.raises(NonFiniteLoss, match='iteration 1: the gradient of l_pix is not finite'):
+    with pytest.raises(BadNumbers, match='iteration 1: the gradient of l_pix is not finite'):
         step(model, 1)
     assert same(dict(model.net_g.state_dict()), dict(before))
+
+
+def test_an_exploded_loss_stops_the_run_although_it_is_a_number(tmp_path, pictures):
+    model = model_of(tmp_path, training_options(pictures))
+    step(model, 1)
+    with torch.no_grad():
+        for parameter in model.net_g.base.parameters():
+            parameter.mul_(1e3)
+    with pytest.raises(BadNumbers, match=r'iteration 2: loss term l_pix \(.*\) has exploded, from 0\.\d+'):
+        step(model, 2)
+
+
+def test_the_watch_takes_other_terms_for_a_new_level():
+    watch = ExplosionWatch(memory=2, limit=100)
+    watch.update({'a': 0.1, 'b': 0.1})
+    assert watch.exploded({'a': 0.1, 'b': 30.0}) == []  # other terms than before
+    watch.update({'a': 0.1, 'b': 0.1})
+    assert watch.exploded({'a': 0.1, 'b': 19.0}) == []
+    assert watch.exploded({'a': 0.1, 'b': 30.0}) == ['b']
+    resumed = ExplosionWatch(memory=2, limit=100)
+    resumed.load_state_dict(watch.state_dict())
+    assert resumed.exploded({'a': 30.0, 'b': 0.1}) == ['a']
+    assert watch.exploded({'c': 1e9}) == []
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path, pictures):
+    model = model_of(tmp_path, training_options(pictures))
+    (tmp_path / 'models').mkdir()
+    model.opt['path']['models'] = str(tmp_path / 'models')
+    with torch.no_grad():
+        model.net_g.base.conv_last.bias[0] = float('inf')
+    with pytest.raises(BadNumbers, match=r'iteration 7: the weight base\.conv_last\.bias is not finite'):
+        model.save_network(model.net_g, 'net_g', 7)
+    assert not list((tmp_path / 'models').iterdir())
 
 
 # ---------------------------------------------------------------------- collapse
@@ -548,3 +584,20 @@ def test_pictures_that_are_not_there_or_do_not_decode(tmp_path, monkeypatch, pic
     assert status in (1, 2)
     assert str(folder) in error
     assert 'Traceback' not in error
+
+
+def test_a_log_that_cannot_be_written_stops_the_run_with_one_line(tmp_path, monkeypatch, pictures, capsys):
+    options = training_options(pictures)
+    original = ClassPruningModel.optimize_parameters
+
+    def fill_the_disk(self, current_iter: int) -> None:
+        original(self, current_iter)
+        if current_iter == 2:
+            log = next(handler for handler in logging.getLogger('basicsr').handlers if hasattr(handler, 'baseFilename'))
+            log.setStream(open('/dev/full', 'w'))  # noqa: SIM115 — the handler closes it
+
+    monkeypatch.setattr(ClassPruningModel, 'optimize_parameters', fill_the_disk)
+    assert run(tmp_path, monkeypatch, options) == 1
+    output = capsys.readouterr().err
+    assert output.splitlines()[-1].endswith('.log: could not be written: No space left on device')
+    assert 'Traceback' not in output

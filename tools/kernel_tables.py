@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from tables import markdown, write_blocks
 
 DENSE_FP32 = ('eager', 'onnxruntime', 'openvino')
 PATTERNS = ('8:16 block 1', '4:16 block 1', '8:16 block 4', '4:16 block 4')
@@ -25,12 +26,6 @@ def geometric_mean(values: Iterable[float]) -> float:
     """Geometric mean of positive values."""
     logarithms = [math.log(value) for value in values]
     return math.exp(sum(logarithms) / len(logarithms))
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ['---'] * len(header), *rows]
-    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 
 def layer_table(result: dict) -> str:
@@ -83,14 +78,11 @@ TABLES: dict[str, Callable[[dict], str]] = {
 
 
 def write_tables(root: Path) -> None:
-    """Replaces what stands between ``<!-- NAME -->`` and ``<!-- end -->`` in docs/kernels.md."""
-    page = root / 'docs' / 'kernels.md'
-    text = page.read_text()
+    """Writes the tables into docs/kernels.md, as far as their result files are there."""
+    blocks = {}
     for name, table in TABLES.items():
         path = root / 'docs' / 'results' / f'{name}.json'
-        if not path.exists():
-            continue
-        result = json.loads(path.read_text())
-        block = f'<!-- {name} -->\n{caption(result)}\n\n{table(result)}\n<!-- end -->'
-        text = re.sub(rf'<!-- {name} -->.*?<!-- end -->', lambda _, block=block: block, text, flags=re.S)
-    page.write_text(text)
+        if path.exists():
+            result = json.loads(path.read_text())
+            blocks[name] = f'{caption(result)}\n\n{table(result)}'
+    write_blocks(root / 'docs' / 'kernels.md', blocks)

@@ -12,6 +12,7 @@ from basicsr_classpruning.config.fields import (
     CountOrZero,
     NotNegative,
     Positive,
+    Rate,
     Ratio,
     RatioBelowOne,
     Registered,
@@ -26,7 +27,7 @@ class Optimizer(Registered):
 
     type: str
     """`Adam`."""
-    lr: Positive
+    lr: Rate
     """Learning rate at the start."""
     weight_decay: NotNegative | None = None
     """Weight decay (torch's default: 0)."""
@@ -150,7 +151,8 @@ class GuardedTrain(Train):
     grad_clip: Positive | None = None
     """Greatest norm of the gradient; larger ones are scaled down. null: no limit."""
     on_nan: Literal['skip', 'stop'] = 'stop'
-    """What to do about a loss or gradient that is not a number: leave the step out, or stop the run."""
+    """What to do about a loss or gradient that is not a number, or a loss that has exploded (10,000 times what it was):
+    leave the step out, or stop the run."""
 
 
 class ClassPruningTrain(GuardedTrain):
@@ -172,7 +174,7 @@ class ClassPruningTrain(GuardedTrain):
     """Keeps the classifier confident and all classes in use."""
     distill_opt: DistillLoss | None = None
     """Pulls the candidates' outputs towards the dense network's."""
-    classifier_lr: Positive = 1e-3
+    classifier_lr: Rate = 1e-3
     """Learning rate of the classifier."""
     classifier_share: Ratio = 0.25
     """Share of each batch on which the candidates' errors are measured in the joint stage."""

@@ -43,9 +43,16 @@ def list_lmdb_keys(root: Path) -> list[str]:
     meta = root / 'meta_info.txt'
     if not meta.is_file() or not (root / 'data.mdb').is_file():
         raise UsageError(f'not an LMDB written by tools/prepare_data.py or BasicSR: {root}')
-    keys = [line.rpartition('.png (')[0] for line in meta.read_text().splitlines() if line.strip()]
+    try:
+        lines = meta.read_text(encoding='utf-8').splitlines()
+    except UnicodeDecodeError:
+        raise UsageError(f'not UTF-8 text: {meta}') from None
+    keys = [line.rpartition('.png (')[0] for line in lines if line.strip()]
     if not keys or not all(keys):
         raise UsageError(f'no pictures, or a line that is not "KEY.png (H,W,C) LEVEL", in {meta}')
+    for key in keys:  # results are named after them
+        if key.startswith('/') or '\\' in key or '\0' in key or {'', '.', '..'} & set(key.split('/')):
+            raise UsageError(f'the key {key!r:.80} is not allowed in {meta}; a name such as folder/picture')
     return keys
 
 
@@ -92,7 +99,12 @@ def read_picture(content: bytes, name: str, color: str = 'rgb') -> np.ndarray:
     """
     try:
         picture = imfrombytes(content, flag='grayscale' if color == 'gray' else 'color')
-    except cv2.error:  # raised for an empty file
+    except cv2.error as error:  # raised for an empty file, too
+        if 'IO_MAX_IMAGE' in str(error):
+            limit = os.environ.get('OPENCV_IO_MAX_IMAGE_PIXELS', '2**30')
+            raise PictureError(
+                f'{name}: more pixels than {limit}; the environment variable OPENCV_IO_MAX_IMAGE_PIXELS sets this limit'
+            ) from None
         picture = None
     if picture is None:
         raise PictureError(f'{name}: this picture does not decode')

@@ -29,10 +29,10 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from basicsr_classpruning.environment import MAX_PIXELS
 from basicsr_classpruning.errors import UserError
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.webp', '.bmp')
-MAX_PIXELS = 200_000_000
 
 # Imported, so that Pillow knows these formats; no other of its readers ever sees a file.
 _PLUGINS = (PngImagePlugin, JpegImagePlugin, TiffImagePlugin, WebPImagePlugin, BmpImagePlugin)

@@ -33,7 +33,8 @@ class Workers:
         started = threading.Barrier(count + 1)
 
         def prepare() -> None:
-            torch.set_num_threads(1)  # of this thread
+            torch.set_num_threads(1)  # of this thread ...
+            torch.get_num_threads()  # ... for good: a thread's first use takes over what was set last anywhere
             started.wait()
 
         self._pool = ThreadPoolExecutor(count, thread_name_prefix='restore', initializer=prepare)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 import random
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from basicsr_classpruning.checkpoint import read_checkpoint, save_file, write_checkpoint
 from basicsr_classpruning.errors import UserError
+from basicsr_classpruning.models.explosion import ExplosionWatch
 
 _AMP_TYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 _MAX_SKIPPED = 20  # bad steps in a row after which skipping them is no longer a rescue
@@ -38,8 +41,8 @@ def _has_bf16() -> bool:
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-class NonFiniteLoss(UserError):
-    """A loss or gradient that is NaN or infinite."""
+class BadNumbers(UserError):
+    """A loss, gradient or weight that is NaN or infinite, or a loss that has exploded."""
 
 
 @MODEL_REGISTRY.register()
@@ -63,6 +66,7 @@ class GuardedSRModel(SRModel):
             )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=train_opt.get('amp') == 'fp16')
         self.skipped = 0
+        self.explosions = ExplosionWatch()
         super().init_training_settings()
         for net in self._networks():
             if train_opt.get('channels_last', True):
@@ -121,9 +125,10 @@ class GuardedSRModel(SRModel):
 
     def step(self, losses: dict[str, Tensor], current_iter: int) -> bool:
         """One optimiser step on the sum of the losses; returns False where it was skipped as ``train.on_nan`` says."""
-        bad = [name for name, loss in losses.items() if not torch.isfinite(loss).all()]
-        if self._any_process(bool(bad)):
-            return self._bad_step(f'loss term {", ".join(bad) or "of another process"} is not finite', current_iter)
+        values = {name: float(loss.detach()) for name, loss in losses.items()}
+        what = self._what_is_bad(values)
+        if self._any_process(bool(what)):
+            return self._bad_step(what or 'a loss term of another process is not finite or has exploded', current_iter)
         total: Any = sum(losses.values())
         self.scaler.scale(total).backward()
         self.scaler.unscale_(self.optimizer_g)
@@ -134,8 +139,20 @@ class GuardedSRModel(SRModel):
             return self._bad_step(f'the gradient of {" + ".join(losses)} is not finite', current_iter)
         self.scaler.step(self.optimizer_g)  # with fp16 it skips overflows by itself and lowers its scale
         self.scaler.update()
+        self.explosions.update(values)
         self.skipped = 0
         return True
+
+    def _what_is_bad(self, losses: dict[str, float]) -> str:
+        """Names the loss terms that must not be learned from; empty where there are none."""
+        bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
+        if bad:
+            return f'loss term {", ".join(bad)} is not finite'
+        exploded = self.explosions.exploded(losses)
+        if exploded:
+            terms = ', '.join(f'{name} ({losses[name]:.2g})' for name in exploded)
+            return f'loss term {terms} has exploded, from {self.explosions.level:.2g} for all terms together'
+        return ''
 
     def _any_process(self, flag: bool) -> bool:
         """Whether the flag is set in any process of a distributed run: all must skip or none."""
@@ -153,7 +170,7 @@ class GuardedSRModel(SRModel):
             get_root_logger().warning(f'{message}; this step is skipped')
             return False
         again = f', the {self.skipped}th step in a row' if self.skipped > 1 else ''
-        raise NonFiniteLoss(f'{message}{again}: training stopped; the last checkpoint is untouched')
+        raise BadNumbers(f'{message}{again}: training stopped; the last checkpoint is untouched')
 
     def describe_step(self) -> str:
         """What a report of a bad step should add, for example the candidate."""
@@ -186,6 +203,12 @@ class GuardedSRModel(SRModel):
         keys = param_key if isinstance(param_key, list) else [param_key]
         states = {key: self.get_bare_model(each).state_dict() for key, each in zip(keys, nets)}
         label = 'latest' if current_iter == -1 else current_iter
+        for name, value in itertools.chain.from_iterable(state.items() for state in states.values()):
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise BadNumbers(
+                    f'iteration {label}: the weight {name} is not finite: training stopped, and this checkpoint is not '
+                    'saved; the last one is untouched'
+                )
         path = osp.join(self.opt['path']['models'], f'{net_label}_{label}.pth')
         write_checkpoint(path, states, self.network_options())
 
@@ -203,6 +226,7 @@ class GuardedSRModel(SRModel):
             'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
             'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
             'scaler': self.scaler.state_dict(),
+            'explosions': self.explosions.state_dict(),
             'best_metric_results': getattr(self, 'best_metric_results', {}),
             **self.extra_state(),
         }
@@ -218,15 +242,33 @@ class GuardedSRModel(SRModel):
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         """Goes on from a training state. Raises UserError where it belongs to a run with other options."""
         try:
+            for optimizer, state in zip(self.optimizers, resume_state['optimizers']):
+                _check_optimizer_state(optimizer, state)
             super().resume_training(resume_state)
             if resume_state.get('scaler'):  # empty unless that run used fp16
                 self.scaler.load_state_dict(resume_state['scaler'])
+            if 'explosions' in resume_state:
+                self.explosions.load_state_dict(resume_state['explosions'])
             self.load_extra_state(resume_state)
-        except (AssertionError, KeyError, RuntimeError, ValueError) as error:
+        except Exception as error:  # a state of another run, or a damaged one, may lack anything
             path, reason = self.opt['path']['resume_state'], f'{type(error).__name__}: {error}'.splitlines()[0]
             raise UserError(f'{path}: belongs to a run with other options ({reason})') from None
         if resume_state.get('best_metric_results'):
             self.best_metric_results = resume_state['best_metric_results']
+
+
+def _check_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Raises ValueError for a state with which the optimiser would fail in its next step."""
+    for given, own in zip(state['param_groups'], optimizer.state_dict()['param_groups'], strict=True):
+        for key, value in own.items():
+            kind = (int, float) if isinstance(value, (int, float)) else type(value)
+            if not isinstance(given[key], kind):
+                raise ValueError(f'param_groups: {key} is a {type(given[key]).__name__}')
+    parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
+    for number, values in state['state'].items():
+        for key, value in values.items():
+            if torch.is_tensor(value) and value.shape not in (parameters[number].shape, ()):
+                raise ValueError(f'{key} of parameter {number} has shape {tuple(value.shape)}')
 
 
 def _plain(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ def count_by_module(net: nn.Module, size: tuple[int, int, int]) -> dict[str, int
         net: a network of plain layers; it runs in eval mode on zeros, on its own device.
         size: channels, height and width of the input.
     """
+    state = random.getstate()  # importing and tracing draw numbers, and sometimes a training step is the first to count
     from mmengine.analysis import FlopAnalyzer
 
     parameter = next(net.parameters(), None)
@@ -69,6 +71,7 @@ def count_by_module(net: nn.Module, size: tuple[int, int, int]) -> dict[str, int
     analyzer = FlopAnalyzer(net, (image,)).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     with _TRACING, torch.no_grad():
         counts = analyzer.tracer_warnings('none').by_module()
+    random.setstate(state)
     return {name: int(count) for name, count in counts.items()}
 
 

@@ -1,0 +1,43 @@
+"""The harnesses of tools/reliability in their short form, and that docs/reliability.md shows what they found."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tiny import REPOSITORY, run_python
+
+POINTS = ('kill', 'disk', 'bad_numbers', 'collapse', 'hostile', 'fuzz', 'load', 'repeat')
+
+
+@pytest.mark.parametrize('point', POINTS)
+def test_nothing_is_lost(tmp_path, point):
+    done = run_python('tools/reliability/run.py', point, '--short', '--results', str(tmp_path), timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    result = json.loads((tmp_path / f'{point}.json').read_text())
+    assert result['tried'] == result['survived'] == sum(row['tried'] for row in result['rows']) > 0
+    assert result['lost'] == 0
+
+
+def test_the_page_shows_the_results():
+    page = (REPOSITORY / 'docs/reliability.md').read_text()
+    run_python('tools/reliability/run.py', '--page')
+    assert (REPOSITORY / 'docs/reliability.md').read_text() == page
+
+
+def test_a_harness_that_loses_something_fails(tmp_path):
+    """Files are written in place, neither whole nor not at all: the harness must notice."""
+    script = (
+        'import os, sys, runpy\n'
+        'import basicsr_classpruning\n'
+        'from basicsr_classpruning import checkpoint\n'
+        'def careless(path, write):\n'
+        '    with open(path, "wb") as file:\n'
+        '        write(file)\n'
+        'checkpoint.write_atomically = careless\n'
+        f'sys.argv = ["run.py", "disk", "--short", "--results", {str(tmp_path)!r}]\n'
+        'runpy.run_path("tools/reliability/run.py", run_name="__main__")\n'
+    )
+    done = run_python('-c', script, timeout=600)
+    assert done.returncode == 1, done.stdout + done.stderr[-3000:]
+    assert json.loads((tmp_path / 'disk.json').read_text())['lost'] > 0
