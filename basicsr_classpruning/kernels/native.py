@@ -18,7 +18,7 @@ import torch
 from basicsr_classpruning.errors import UsageError
 
 LIBRARY = 'libclasspruning_kernels.so'
-ABI_VERSION = 1
+ABI_VERSION = 2
 MAX_STRIDE = 4
 
 REFERENCE = 'reference'
@@ -90,7 +90,7 @@ class Native:
         source, code = ctypes.c_void_p(weight.data_ptr()), _ISA_CODES[isa]
         # Room for two words a weight, and for each channel's counts in every chunk of at least one input channel.
         out_channels, in_channels = weight.shape[:2]
-        packed = torch.empty(64 + 2 * weight.numel() + (17 * out_channels + 1) * in_channels, dtype=torch.int32)
+        packed = torch.empty(64 + 2 * weight.numel() + (8 * out_channels + 1) * in_channels, dtype=torch.int32)
         words = self.library.cp_pack(source, ctypes.byref(geometry), code, ctypes.c_void_p(packed.data_ptr()))
         return packed[:words].clone()
 

@@ -56,10 +56,8 @@ CP_EXPORT int32_t cp_supported(int32_t isa);
 // two pools do not fight for the cores. With null, or never called, threads are started for each call.
 CP_EXPORT void cp_use_parallel(void (*gomp_parallel)(void (*)(void*), void*, unsigned, unsigned));
 // Packs a weight (out, in, kernel_h, kernel_w), contiguous. Returns the number of words; writes them where `packed`
-// is not null (at most 64 + 2 * weights + (17 * out + 1) * in of them). Zeros are dropped.
+// is not null (at most 64 + 2 * weights + (8 * out + 1) * in of them). Zeros are dropped.
 CP_EXPORT int64_t cp_pack(const float* weight, const cp_geometry* geometry, int32_t isa, word* packed);
-// How many of the multiplications of a packed weight go through the kernel for 1, 2, 4 and 4 sorted channels.
-CP_EXPORT void cp_packed_share(const word* packed, int64_t counts[4]);
 // Returns a cp_status.
 CP_EXPORT int32_t cp_run(const cp_call* call);
 }

@@ -7,10 +7,8 @@
 namespace cp {
 
 const machine& machine_of(int isa) {
-  static const machine avx2 = {CP_AVX2_WIDTH, CP_AVX2_ROWS, 26 << 10, {CP_AVX2_SINGLE_ROWS, CP_AVX2_PAIR_ROWS,
-                               CP_AVX2_QUAD_ROWS, CP_AVX2_QUAD_ROWS}, false};
-  static const machine avx512 = {CP_AVX512_WIDTH, CP_AVX512_ROWS, 34 << 10, {CP_AVX512_SINGLE_ROWS,
-                                 CP_AVX512_PAIR_ROWS, CP_AVX512_QUAD_ROWS, CP_AVX512_QUAD_ROWS}, true};
+  static const machine avx2 = {CP_AVX2_WIDTH, CP_AVX2_ROWS, 26 << 10};
+  static const machine avx512 = {CP_AVX512_WIDTH, CP_AVX512_ROWS, 34 << 10};
   return isa == CP_AVX2 ? avx2 : avx512;
 }
 
@@ -40,7 +38,7 @@ bool is_pointwise(const cp_geometry& g) {
 }  // namespace
 }  // namespace cp
 
-int32_t cp_abi_version() { return 1; }
+int32_t cp_abi_version() { return 2; }
 
 int32_t cp_supported(int32_t isa) {
 #if defined(__x86_64__)
