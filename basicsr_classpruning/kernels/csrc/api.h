@@ -17,6 +17,8 @@ enum cp_layout { CP_PLANES = 0, CP_TOKENS = 1 };
 
 enum cp_activation { CP_NONE = 0, CP_RELU = 1, CP_LEAKY = 2, CP_PRELU = 3, CP_GELU = 4 };
 
+constexpr int cp_most_shuffle = 4;
+
 enum cp_residual { CP_NO_RESIDUAL = 0, CP_BEFORE_ACTIVATION = 1, CP_AFTER_ACTIVATION = 2 };
 
 // What a weight was packed for. A linear layer is a 1 x 1 convolution.
@@ -27,7 +29,8 @@ struct cp_geometry {
 
 // y = activation(conv(x) + bias [+ residual]) [+ residual]
 //
-// CP_PLANES: x_stride_w is 1, y is (batch, out_channels, out_height, out_width), contiguous. CP_TOKENS: x_stride_c is 1,
+// CP_PLANES: x_stride_w is 1, y is (batch, out_channels, out_height, out_width), contiguous. With a pixel shuffle by r,
+// y = shuffle(activation(conv(x) + bias)) [+ residual], (batch, out_channels / r^2, out_height r, out_width r). CP_TOKENS: x_stride_c is 1,
 // the kernel 1 x 1 without stride and padding, the pixels of all images x_stride_w apart, and y is (batch, out_height,
 // out_width, out_channels), contiguous.
 struct cp_call {
@@ -43,6 +46,7 @@ struct cp_call {
   int32_t layout;      // cp_layout
   int32_t activation;  // cp_activation
   int32_t order;       // cp_residual
+  int32_t shuffle;     // 1: none
   int32_t threads;
 };
 

@@ -31,6 +31,12 @@ bool fits(const cp_call& c, const header& h) {
          output_size(c.width, g.kernel_w, g.stride_w, g.pad_w, g.dilation_w) == c.out_width;
 }
 
+bool can_shuffle(const cp_call& c) {
+  const int32_t r = c.shuffle;
+  return r == 1 || (r > 1 && r <= cp_most_shuffle && c.layout == CP_PLANES && c.out_channels % (r * r) == 0 &&
+                    c.order != CP_BEFORE_ACTIVATION);
+}
+
 bool is_pointwise(const cp_geometry& g) {
   return g.kernel_h == 1 && g.kernel_w == 1 && g.stride_h == 1 && g.stride_w == 1 && g.pad_h == 0 && g.pad_w == 0;
 }
@@ -38,7 +44,7 @@ bool is_pointwise(const cp_geometry& g) {
 }  // namespace
 }  // namespace cp
 
-int32_t cp_abi_version() { return 2; }
+int32_t cp_abi_version() { return 3; }
 
 int32_t cp_supported(int32_t isa) {
 #if defined(__x86_64__)
@@ -54,7 +60,7 @@ int32_t cp_supported(int32_t isa) {
 int32_t cp_run(const cp_call* call) {
   cp::header head;
   std::memcpy(&head, call->packed, sizeof head);
-  if (!cp::fits(*call, head)) return CP_NOT_PACKED_FOR_THIS;
+  if (!cp::fits(*call, head) || !cp::can_shuffle(*call)) return CP_NOT_PACKED_FOR_THIS;
   const cp::engine* engine = cp::engine_of(head.isa);
   if (!engine) return CP_NOT_SUPPORTED;
   if (call->layout == CP_PLANES && call->x_stride_w == 1) return engine->planes(*call);

@@ -112,6 +112,11 @@ struct planes {
     }
     const long plane = call.out_height * call.out_width;
     const int columns = static_cast<int>(at_most(CP_WIDTH, call.out_width - x0));
+    if (call.shuffle > 1) {
+      const place at{image, y0, x0, rows, columns};
+      CP_WITH_ACTIVATION(call.activation, store_shuffled, w.sums, at, call);
+      return;
+    }
     const span at{image * g.out_channels * plane + y0 * call.out_width + x0, call.out_width, rows, columns, columns};
     CP_WITH_ACTIVATION(call.activation, store_planes, w.sums, at, plane, g.out_channels, call);
   }
