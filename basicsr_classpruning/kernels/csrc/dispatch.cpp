@@ -1,4 +1,6 @@
 // Chooses the code by the processor, and checks calls before they reach it.
+#include <sys/mman.h>
+
 #include <cstring>
 
 #include "layout.h"
@@ -37,6 +39,15 @@ bool can_shuffle(const cp_call& c) {
                     c.order != CP_BEFORE_ACTIVATION);
 }
 
+// A large output is new memory at every call; huge pages, where the system allows them, take far fewer page faults.
+void ask_for_huge_pages(const cp_call& c) {
+  constexpr uintptr_t page = 2 << 20;
+  const uintptr_t y = reinterpret_cast<uintptr_t>(c.y);
+  const uintptr_t bytes = c.batch * c.out_channels * c.out_height * c.out_width * sizeof(float);
+  const uintptr_t begin = (y + page - 1) / page * page, end = (y + bytes) / page * page;
+  if (bytes >= 4 * page && begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+}
+
 bool is_pointwise(const cp_geometry& g) {
   return g.kernel_h == 1 && g.kernel_w == 1 && g.stride_h == 1 && g.stride_w == 1 && g.pad_h == 0 && g.pad_w == 0;
 }
@@ -63,6 +74,7 @@ int32_t cp_run(const cp_call* call) {
   if (!cp::fits(*call, head) || !cp::can_shuffle(*call)) return CP_NOT_PACKED_FOR_THIS;
   const cp::engine* engine = cp::engine_of(head.isa);
   if (!engine) return CP_NOT_SUPPORTED;
+  cp::ask_for_huge_pages(*call);
   if (call->layout == CP_PLANES && call->x_stride_w == 1) return engine->planes(*call);
   if (call->layout == CP_TOKENS && call->x_stride_c == 1 && cp::is_pointwise(head.geometry)) return engine->tokens(*call);
   return CP_NOT_PACKED_FOR_THIS;
