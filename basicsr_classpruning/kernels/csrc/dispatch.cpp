@@ -9,8 +9,8 @@
 namespace cp {
 
 const machine& machine_of(int isa) {
-  static const machine avx2 = {CP_AVX2_WIDTH, CP_AVX2_ROWS, 26 << 10};
-  static const machine avx512 = {CP_AVX512_WIDTH, CP_AVX512_ROWS, 34 << 10};
+  static const machine avx2 = {CP_AVX2_WIDTH, CP_AVX2_ROWS, 26 << 10, false};
+  static const machine avx512 = {CP_AVX512_WIDTH, CP_AVX512_ROWS, 34 << 10, true};
   return isa == CP_AVX2 ? avx2 : avx512;
 }
 

@@ -16,12 +16,14 @@ namespace cp {
 
 // Kernels: how many output channels one job computes together.
 //
-// COLUMN computes a single channel. Up to `column_taps` kernel rows at one input channel and kernel column read the same
-// input rows, one further each: a row is loaded once for all of them. Such a group of taps is classed by which of them
-// are not zero (a bit mask), and each class has its own loop.
-enum kind { COLUMN = 0, PAIR = 1, QUAD = 2, KINDS = 3 };
-constexpr int channels_of[KINDS] = {1, 2, 4};
-constexpr int column_taps = 3, column_classes = 7;
+// PAIR and QUAD are channels that use the same taps. Other channels share what they load in groups, which are classed by
+// which of the group's weights are not zero (a bit mask), each class with its own loop:
+// COLUMN: a single channel; up to three kernel rows at one input channel and kernel column read the same input rows, one
+// further each. SORTED: four channels at one tap, where there are no such kernel rows.
+enum kind { COLUMN = 0, PAIR = 1, QUAD = 2, SORTED = 3, KINDS = 4 };
+constexpr int channels_of[KINDS] = {1, 2, 4, 4};
+constexpr int column_taps = 3;
+constexpr int classes_of(int channels, int taps) { return (1 << channels * taps) - 1; }
 
 struct header {
   int32_t magic, isa;
@@ -37,7 +39,8 @@ constexpr int32_t magic = 0x4e4d3032;
 constexpr int header_words = sizeof(header) / sizeof(word);
 // After the header: for each chunk, for each job in the order of the output channels:
 //   word 0: kind. PAIR, QUAD: word 1: count, then count x (offset, one weight per channel).
-//   COLUMN: 7 counts, then for each class its entries (offset of the group's first tap, one weight per tap of the class).
+//   COLUMN, SORTED: a count for each class, then for each class its entries (offset of the group's first tap, the
+//   weights that are not zero).
 // The stream of a chunk ends with kind = -1.
 constexpr int32_t end_of_chunk = -1;
 
@@ -45,6 +48,7 @@ struct machine {
   int width;     // floats of a vector
   int rows;      // most output rows of a tile
   int l1_bytes;  // what a tile buffer may take of the L1 cache
+  bool sorted;   // whether SORTED is faster than COLUMN where there is one kernel row
 };
 const machine& machine_of(int isa);
 

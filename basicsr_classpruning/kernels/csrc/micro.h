@@ -57,46 +57,51 @@ const word* block_kernel(const char* tile, long pitch, const word* job, vec* sum
   return end;
 }
 
-// The groups of taps of which exactly those in USE (a bit mask) are not zero.
-template <int USE, int R>
-inline __attribute__((always_inline)) const word* column_loop(const char* tile, const word* e, int count, vec (&s)[R]) {
-  constexpr int first = __builtin_ctz(USE), last = 31 - __builtin_clz(USE);
+// The groups of N channels x T kernel rows of which exactly the weights in USE (a bit mask) are not zero.
+template <int N, int T, int USE, int R>
+inline __attribute__((always_inline)) const word* class_loop(const char* tile, const word* e, int count,
+                                                             vec (&s)[N][R]) {
   for (; count > 0; count--, e += 1 + __builtin_popcount(USE)) {
     const vec* p = reinterpret_cast<const vec*>(tile + e->i);
     const word* weight = e + 1;
-    vec w[cp::column_taps];
-#pragma GCC unroll 3
-    for (int t = 0; t < cp::column_taps; t++)
-      if (USE >> t & 1) w[t] = broadcast((weight++)->f);
+    vec w[N * T];
+#pragma GCC unroll 4
+    for (int j = 0; j < N * T; j++)
+      if (USE >> j & 1) w[j] = broadcast((weight++)->f);
 #pragma GCC unroll 32
-    for (int i = first; i < R + last; i++) {
+    for (int i = 0; i < R + T - 1; i++) {
+      if (T > 1 && (i < __builtin_ctz(USE) || i > R - 1 + 31 - __builtin_clz(USE))) continue;
       const vec x = p[i];
-#pragma GCC unroll 3
-      for (int t = 0; t < cp::column_taps; t++)
-        if ((USE >> t & 1) && i >= t && i - t < R) add_product(s[i - t], w[t], x);
+#pragma GCC unroll 4
+      for (int j = 0; j < N * T; j++)
+        if ((USE >> j & 1) && i >= j % T && i - j % T < R) add_product(s[j / T][i - j % T], w[j], x);
     }
   }
   return e;
 }
 
-template <int USE, int R>
-inline __attribute__((always_inline)) const word* column_loops(const char* tile, const word* counts, const word* e,
-                                                               vec (&s)[R]) {
-  e = column_loop<USE, R>(tile, e, counts[USE - 1].i, s);
-  if constexpr (USE < cp::column_classes)
-    return column_loops<USE + 1, R>(tile, counts, e, s);
+template <int N, int T, int USE, int R>
+inline __attribute__((always_inline)) const word* class_loops(const char* tile, const word* counts, const word* e,
+                                                              vec (&s)[N][R]) {
+  e = class_loop<N, T, USE, R>(tile, e, counts[USE - 1].i, s);
+  if constexpr (USE < cp::classes_of(N, T))
+    return class_loops<N, T, USE + 1, R>(tile, counts, e, s);
   else
     return e;
 }
 
-template <int R>
-const word* column_kernel(const char* tile, long, const word* job, vec* sum) {
-  vec s[R];
+template <int N, int T, int R>
+const word* classed_kernel(const char* tile, long, const word* job, vec* sum) {
+  vec s[N][R];
+#pragma GCC unroll 4
+  for (int o = 0; o < N; o++)
 #pragma GCC unroll 32
-  for (int r = 0; r < R; r++) s[r] = sum[r];
-  const word* end = column_loops<1, R>(tile, job, job + cp::column_classes, s);
+    for (int r = 0; r < R; r++) s[o][r] = sum[o * CP_ROWS + r];
+  const word* end = class_loops<N, T, 1, R>(tile, job, job + cp::classes_of(N, T), s);
+#pragma GCC unroll 4
+  for (int o = 0; o < N; o++)
 #pragma GCC unroll 32
-  for (int r = 0; r < R; r++) sum[r] = s[r];
+    for (int r = 0; r < R; r++) sum[o * CP_ROWS + r] = s[o][r];
   return end;
 }
 
@@ -115,7 +120,7 @@ struct by_rows {
 };
 template <int R>
 struct column {
-  static constexpr kernel run = column_kernel<R>;
+  static constexpr kernel run = classed_kernel<1, cp::column_taps, R>;
 };
 template <int R>
 struct pair {
@@ -125,11 +130,17 @@ template <int R>
 struct quad {
   static constexpr kernel run = block_kernel<4, R>;
 };
+template <int R>
+struct sorted {
+  static constexpr kernel run = classed_kernel<4, 1, R>;
+};
 constexpr by_rows<column, CP_ROWS> column_kernels;
 constexpr by_rows<pair, CP_PAIR_ROWS> pair_kernels;
 constexpr by_rows<quad, CP_QUAD_ROWS> quad_kernels;
-constexpr const kernel* kernels[cp::KINDS] = {column_kernels.table, pair_kernels.table, quad_kernels.table};
-constexpr int kernel_rows[cp::KINDS] = {CP_ROWS, CP_PAIR_ROWS, CP_QUAD_ROWS};
+constexpr by_rows<sorted, CP_QUAD_ROWS> sorted_kernels;
+constexpr const kernel* kernels[cp::KINDS] = {column_kernels.table, pair_kernels.table, quad_kernels.table,
+                                              sorted_kernels.table};
+constexpr int kernel_rows[cp::KINDS] = {CP_ROWS, CP_PAIR_ROWS, CP_QUAD_ROWS, CP_QUAD_ROWS};
 
 // Fetches the rows that are copied next into the L2 cache, a few at a time, while the kernels compute.
 struct prefetcher {

@@ -61,27 +61,20 @@ struct packer {
     return (row * head.pitch + (shifted ? 0 : kx * g.dilation_w)) * static_cast<int>(sizeof(float));
   }
 
-  // Calls f(use, c, ky, kx) for the taps of input channels [c0, c1) that one of `count` output channels from o uses.
-  template <class F>
-  void taps(int o, int count, int c0, int c1, F f) const {
-    for (int c = c0; c < c1; c++)
-      for (int kx = 0; kx < g.kernel_w; kx++)
-        for (int ky = 0; ky < g.kernel_h; ky++) {
-          int use = 0;
-          for (int j = 0; j < count; j++) use |= (at(o + j, c, ky, kx) != 0.f) << j;
-          if (use) f(use, c, ky, kx);
-        }
-  }
+  // Kernel rows that lie one below the other in the tile buffer, at most column_taps.
+  int column_rows() const { return g.stride_h == 1 && g.dilation_h == 1 ? std::min(g.kernel_h, column_taps) : 1; }
 
-  // Calls f(use, c, ky, kx) for groups of kernel rows from ky on, of which output channel o uses those in the mask.
+  // Calls f(use, c, ky, kx) for groups of `channels` output channels from o and `rows` kernel rows from ky at one column
+  // of input channels [c0, c1), of which some weights, those in the mask `use`, are not zero.
   template <class F>
-  void columns(int o, int c0, int c1, F f) const {
-    const int rows = g.stride_h == 1 && g.dilation_h == 1 ? column_taps : 1;  // rows that lie one below the other
+  void groups(int o, int channels, int rows, int c0, int c1, F f) const {
     for (int c = c0; c < c1; c++)
       for (int kx = 0; kx < g.kernel_w; kx++)
         for (int ky = 0; ky < g.kernel_h; ky += rows) {
           int use = 0;
-          for (int j = 0; j < rows && ky + j < g.kernel_h; j++) use |= (at(o, c, ky + j, kx) != 0.f) << j;
+          for (int j = 0; j < channels; j++)
+            for (int t = 0; t < rows && ky + t < g.kernel_h; t++)
+              use |= (at(o + j, c, ky + t, kx) != 0.f) << (j * rows + t);
           if (use) f(use, c, ky, kx);
         }
   }
@@ -90,7 +83,7 @@ struct packer {
   bool share(int o, int count) const {
     if (o + count > g.out_channels) return false;
     int64_t used = 0, all = 0;
-    taps(o, count, 0, g.in_channels, [&](int use, int, int, int) {
+    groups(o, count, 1, 0, g.in_channels, [&](int use, int, int, int) {
       used += __builtin_popcount(use);
       all += count;
     });
@@ -99,29 +92,36 @@ struct packer {
 
   void choose_jobs() {
     for (int o = 0; o < g.out_channels; o += channels_of[jobs.back()])
-      jobs.push_back(share(o, 4) ? QUAD : share(o, 2) ? PAIR : COLUMN);
+      if (share(o, 4))
+        jobs.push_back(QUAD);
+      else if (cpu.sorted && column_rows() == 1 && o + 4 <= g.out_channels)
+        jobs.push_back(SORTED);
+      else
+        jobs.push_back(share(o, 2) ? PAIR : COLUMN);
   }
 
   void block_job(int count, int o, int c0, int c1) {
     int entries = 0;
-    taps(o, count, c0, c1, [&](int, int, int, int) { entries++; });
+    groups(o, count, 1, c0, c1, [&](int, int, int, int) { entries++; });
     words.put(entries);
-    taps(o, count, c0, c1, [&](int, int c, int ky, int kx) {
+    groups(o, count, 1, c0, c1, [&](int, int c, int ky, int kx) {
       words.put(offset(c - c0, ky, kx));
       for (int j = 0; j < count; j++) words.put(at(o + j, c, ky, kx));
     });
   }
 
-  void column_job(int o, int c0, int c1) {
-    int entries[column_classes] = {};
-    columns(o, c0, c1, [&](int use, int, int, int) { entries[use - 1]++; });
+  void classed_job(int channels, int taps, int o, int c0, int c1) {
+    const int classes = classes_of(channels, taps), rows = channels == 1 ? column_rows() : 1;
+    std::vector<int> entries(classes);
+    groups(o, channels, rows, c0, c1, [&](int use, int, int, int) { entries[use - 1]++; });
     for (int n : entries) words.put(n);
-    for (int cls = 1; cls <= column_classes; cls++)
-      columns(o, c0, c1, [&](int use, int c, int ky, int kx) {
+    for (int cls = 1; cls <= classes; cls++)
+      groups(o, channels, rows, c0, c1, [&](int use, int c, int ky, int kx) {
         if (use != cls) return;
         words.put(offset(c - c0, ky, kx));
-        for (int j = 0; j < column_taps; j++)
-          if (use >> j & 1) words.put(at(o, c, ky + j, kx));
+        for (int j = 0; j < channels; j++)
+          for (int t = 0; t < rows; t++)
+            if (use >> (j * rows + t) & 1) words.put(at(o + j, c, ky + t, kx));
       });
   }
 
@@ -133,7 +133,9 @@ struct packer {
       for (kind k : jobs) {
         words.put(static_cast<int32_t>(k));
         if (k == COLUMN)
-          column_job(o, c0, c1);
+          classed_job(1, column_taps, o, c0, c1);
+        else if (k == SORTED)
+          classed_job(4, 1, o, c0, c1);
         else
           block_job(channels_of[k], o, c0, c1);
         o += channels_of[k];
