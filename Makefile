@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := setup.cfg pyproject.toml constraints.txt tools/setup_venv.sh $(wildcard setup.py basicsr_classpruning/kernels/csrc/*)
 
-.PHONY: help demo test lint docs bench tables clean
+.PHONY: help demo test lint bench sanitize clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -23,6 +23,16 @@ lint: $(INSTALLED) ## check format, style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(INSTALLED) ## measure the kernels (10 minutes on an idle machine), rewrite the tables of docs/kernels.md
+	$(BIN)/python tools/benchmark_kernels.py layers --threads 1 --seconds 2 --json docs/results/kernels_layers_t1.json
+	$(BIN)/python tools/benchmark_kernels.py layers --threads 2 --seconds 2 --json docs/results/kernels_layers_t2.json
+	$(BIN)/python tools/benchmark_kernels.py networks --threads 1 --seconds 8 --json docs/results/kernels_networks_t1.json
+	$(BIN)/python tools/benchmark_kernels.py networks --threads 2 --seconds 8 --json docs/results/kernels_networks_t2.json
+	$(BIN)/python tools/kernel_tables.py
+
+sanitize: $(INSTALLED) ## run the kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	PYTHON=$(BIN)/python tools/asan_kernels.sh
 
 clean: ## remove what was built and installed, not what was trained
 	rm -rf $(VENV) build dist *.egg-info

@@ -15,8 +15,8 @@ from basicsr_classpruning.kernels.ops import activate, nm_conv2d, nm_linear, out
 class Epilogue:
     """What is computed with a layer's output before it is stored.
 
-    ``y = activation(scale * layer(x) + residual)`` or ``activation(scale * layer(x)) + residual``; with a pixel shuffle,
-    ``shuffle(activation(scale * layer(x))) + residual``.
+    ``y = activation(scale * layer(x) + residual)`` or ``activation(scale * layer(x)) + residual``; with a pixel
+    shuffle, ``shuffle(activation(scale * layer(x))) + residual``.
     """
 
     activation: str = 'none'
