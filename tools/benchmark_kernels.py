@@ -36,6 +36,7 @@ from basicsr_classpruning.sparsity.pattern import Pattern
 PATTERNS = tuple(Pattern(n, 16, block) for block in (1, 4) for n in (8, 4))
 DENSE_FP32 = ('eager', 'onnxruntime', 'openvino')
 LIMITS = ('CLASSPRUNING_ISA', 'ONEDNN_MAX_CPU_ISA', 'ATEN_CPU_CAPABILITY')  # what limits an engine's instructions
+PAUSE = 0.002  # seconds before each run: threads of the engine before wait for work and count as processor time
 Run = Callable[[], object]
 
 
@@ -169,6 +170,7 @@ def measure(runs: dict[str, Run], seconds: float) -> dict[str, dict[str, float]]
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(samples.values()))) < 7:
         for name, run in runs.items():
+            time.sleep(PAUSE)
             wall, cpu = time.perf_counter(), time.process_time()
             run()
             samples[name].append((time.perf_counter() - wall, time.process_time() - cpu))
