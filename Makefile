@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := setup.cfg pyproject.toml constraints.txt tools/setup_venv.sh $(wildcard setup.py basicsr_classpruning/kernels/csrc/*)
 
-.PHONY: help demo test lint docs coverage package reliability bench tables clean
+.PHONY: help demo test lint docs coverage package reliability bench sanitize tables clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -35,6 +35,16 @@ coverage: $(INSTALLED) ## run the tests and say which lines of the package they 
 
 package: $(INSTALLED) ## build sdist and wheel, install the wheel into a fresh environment, use it
 	tools/check_package.sh $(VENV)
+
+bench: $(INSTALLED) ## measure the kernels (10 minutes on an idle machine), rewrite the tables of docs/kernels.md
+	$(BIN)/python tools/benchmark_kernels.py layers --threads 1 --seconds 2 --json docs/results/kernels_layers_t1.json
+	$(BIN)/python tools/benchmark_kernels.py layers --threads 2 --seconds 2 --json docs/results/kernels_layers_t2.json
+	$(BIN)/python tools/benchmark_kernels.py networks --threads 1 --seconds 8 --json docs/results/kernels_networks_t1.json
+	$(BIN)/python tools/benchmark_kernels.py networks --threads 2 --seconds 8 --json docs/results/kernels_networks_t2.json
+	$(BIN)/python tools/kernel_tables.py
+
+sanitize: $(INSTALLED) ## run the kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	PYTHON=$(BIN)/python tools/asan_kernels.sh
 
 clean: ## remove what was built and installed, not what was trained
 	rm -rf $(VENV) build dist site *.egg-info

@@ -130,6 +130,32 @@ def test_epilogues(isa, epilogue, expected, layout, kernel):
     assert_close(KernelConv2d(layer, epilogue)(x, residual), expected(layer(x), residual))
 
 
+@pytest.mark.parametrize('factor', [2, 3, 4])
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=['planes', 'channels_last'])
+@pytest.mark.parametrize('kernel', [1, 3])
+def test_pixel_shuffle(isa, factor, layout, kernel):
+    channels = 2 * factor**2
+    slope = torch.linspace(-0.5, 1.5, channels)
+    layer = conv(16, channels, kernel, Pattern(2, 4, 2), padding=kernel // 2)
+    for size in ((11, 21), (1, 1), (13, 33)):
+        x = torch.randn(2, 16, *size).contiguous(memory_format=layout)
+        shuffled = F.pixel_shuffle(F.prelu(layer(x), slope), factor)
+        assert_close(KernelConv2d(layer, Epilogue('prelu', slope, shuffle=factor))(x), shuffled)
+        residual = torch.randn_like(shuffled)
+        after = KernelConv2d(layer, Epilogue('prelu', slope, 'after', shuffle=factor))
+        assert_close(after(x, residual), shuffled + residual)
+        assert_close(after(x, residual[:1, :, :1, :1]), shuffled + residual[:1, :, :1, :1])
+
+
+def test_a_shuffle_that_does_not_fit_is_named(isa):
+    layer, x = KernelConv2d(conv(16, 6, padding=1), Epilogue(shuffle=2)), torch.zeros(1, 16, 9, 9)
+    with pytest.raises(ValueError, match='6 channels cannot be shuffled by 2'):
+        layer(x)
+    layer = KernelConv2d(conv(16, 8, padding=1), Epilogue('relu', order='before', shuffle=2))
+    with pytest.raises(ValueError, match='after a pixel shuffle'):
+        layer(x, torch.zeros(1, 2, 18, 18))
+
+
 @pytest.mark.parametrize('activation', ['relu', 'prelu', 'gelu'])
 def test_linear_epilogues(isa, activation):
     layer = nn.Linear(16, 10).requires_grad_(False)
@@ -225,6 +251,9 @@ def test_operators_pass_opcheck(isa):
     layer = KernelConv2d(conv(8, 6, padding=1), Epilogue('leaky_relu', torch.tensor([0.1]), 'after'))
     x, residual = torch.randn(1, 8, 6, 7), torch.randn(1, 6, 6, 7)
     arguments = (x, layer.packed, layer.bias, layer.slope, residual, 'leaky_relu', 'after', layer.geometry)
+    torch.library.opcheck(torch.ops.classpruning.nm_conv2d.default, arguments)
+    shuffled = KernelConv2d(conv(8, 8, padding=1), Epilogue(shuffle=2))
+    arguments = (x, shuffled.packed, shuffled.bias, None, None, 'none', 'none', shuffled.geometry, 2)
     torch.library.opcheck(torch.ops.classpruning.nm_conv2d.default, arguments)
     pointwise = KernelConv2d(conv(8, 6, 1), Epilogue())
     last = x.contiguous(memory_format=torch.channels_last)

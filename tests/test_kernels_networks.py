@@ -104,8 +104,35 @@ def test_what_is_fused_in_edsr_and_msrresnet():
     assert found['body.0.conv2'] == ('scale', 'residual')
     assert found['conv_after_body'] == ('residual',)
     found = fused(msrresnet)
-    assert found['upconv1'] == ('leaky_relu',)  # through the pixel shuffle
+    assert found['upconv1'] == ('leaky_relu', 'pixel_shuffle')
     assert found['conv_last'] == ('residual',)
+
+
+class Shuffles(nn.Module):
+    """Pixel shuffles, each followed by something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up2, self.up3, self.up5 = (nn.Conv2d(4, 4 * r**2, 3, padding=1) for r in (2, 3, 5))
+        self.kept, self.shuffle = nn.Conv2d(4, 16, 1), nn.PixelShuffle(2)
+        self.prelu = nn.PReLU(4)
+
+    def forward(self, x):
+        a = F.leaky_relu(self.shuffle(F.gelu(self.up2(x))) + F.interpolate(x, scale_factor=2))
+        b = F.relu(F.pixel_shuffle(self.up3(x), 3) * 0.5)
+        c = F.pixel_shuffle(self.up5(x), 5)
+        d = self.prelu(self.shuffle(self.up2(x)))  # another slope for each channel of the shuffled picture
+        before = self.kept(x)
+        return a, b, c, d, self.shuffle(before), F.leaky_relu(self.shuffle(self.up2(x)), 0.3), before
+
+
+@torch.no_grad()
+def test_pixel_shuffles_and_what_follows_them(path):
+    torch.manual_seed(3)
+    net, x = Shuffles().eval(), torch.randn(2, 4, 7, 18)
+    net.prelu.weight.data = torch.linspace(-0.5, 1.5, 4)
+    for found, wanted in zip(kernels.accelerate(net, {})(x), net(x), strict=True):
+        assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 
 
 def test_plan_says_why_a_layer_stays_with_torch():

@@ -13,8 +13,8 @@ from basicsr_classpruning.config import load_options
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / 'tools'))
 
-from tables import instances, pages  # noqa: E402
-from tables.options import options_file, text  # noqa: E402
+from benchmark_tables import instances, pages  # noqa: E402
+from benchmark_tables.options import options_file, text  # noqa: E402
 
 ROWS = [(table, row) for table in instances.TABLES for row in table.rows]
 IDS = [f'{table.name}-{row.name}' for table, row in ROWS]

@@ -1,13 +1,13 @@
-"""Measures the N:M kernels against the dense engines, interleaved in one run, and writes the tables of docs/kernels.md.
+"""Measures the N:M kernels against the dense engines, interleaved in one run.
 
     python tools/benchmark_kernels.py layers --json docs/results/kernels_layers.json
     python tools/benchmark_kernels.py networks --json docs/results/kernels_networks.json
-    python tools/benchmark_kernels.py tables          # rewrites the tables in docs/kernels.md from the JSON files
+    python tools/kernel_tables.py                     # rewrites the tables in docs/kernels.md from the JSON files
 
 All engines of a row take turns, so that a disturbance of the machine hits all alike. Of every engine the median and the
 lowest wall-clock time are kept, and the median processor time, which with one thread is the time on an idle machine.
 ``CLASSPRUNING_ISA=avx2`` limits the kernels; give it together with ``ONEDNN_MAX_CPU_ISA=AVX2`` and
-``ATEN_CPU_CAPABILITY=avx2`` to limit the dense engines too.
+``ATEN_CPU_CAPABILITY=avx2`` to limit the dense engines too: PyTorch and OpenVINO obey, ONNX Runtime has no such switch.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ import basicsr_classpruning  # noqa: F401  (mends the environment for BasicSR)
 from basicsr_classpruning import kernels
 from basicsr_classpruning.sparsity.pattern import Pattern
 
-ROOT = Path(__file__).resolve().parent.parent
 PATTERNS = tuple(Pattern(n, 16, block) for block in (1, 4) for n in (8, 4))
 DENSE_FP32 = ('eager', 'onnxruntime', 'openvino')
+LIMITS = ('CLASSPRUNING_ISA', 'ONEDNN_MAX_CPU_ISA', 'ATEN_CPU_CAPABILITY')  # what limits an engine's instructions
+PAUSE = 0.002  # seconds before each run: threads of the engine before wait for work and count as processor time
 Run = Callable[[], object]
 
 
@@ -139,6 +140,14 @@ def openvino_engine(model: bytes, x: Tensor, threads: int, precision: str) -> Ru
     return request.infer
 
 
+def bf16_engine(model: bytes, x: Tensor, threads: int) -> dict[str, Run]:
+    """OpenVINO in bf16; nothing where the processor, or what is allowed of it, does not compute in bf16."""
+    try:
+        return {'openvino-bf16': openvino_engine(model, x, threads, 'bf16')}
+    except RuntimeError:
+        return {}
+
+
 def dense_engines(net: nn.Module, x: Tensor, threads: int) -> dict[str, Run]:
     """All dense engines on one network and input."""
     model = onnx_bytes(net, x)
@@ -146,7 +155,7 @@ def dense_engines(net: nn.Module, x: Tensor, threads: int) -> dict[str, Run]:
         'eager': eager_engine(net, x),
         'onnxruntime': onnxruntime_engine(model, x, threads),
         'openvino': openvino_engine(model, x, threads, 'f32'),
-        'openvino-bf16': openvino_engine(model, x, threads, 'bf16'),
+        **bf16_engine(model, x, threads),
     }
 
 
@@ -161,6 +170,7 @@ def measure(runs: dict[str, Run], seconds: float) -> dict[str, dict[str, float]]
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(samples.values()))) < 7:
         for name, run in runs.items():
+            time.sleep(PAUSE)
             wall, cpu = time.perf_counter(), time.process_time()
             run()
             samples[name].append((time.perf_counter() - wall, time.process_time() - cpu))
@@ -228,6 +238,7 @@ def environment() -> dict:
     """What the numbers were measured on."""
     cpuinfo = Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else ''
     fields = {k.strip(): v.strip() for k, _, v in (line.partition(':') for line in cpuinfo.splitlines())}
+    limits = [f'{name}={os.environ[name]}' for name in LIMITS if name in os.environ]
     versions = {name: metadata.version(name) for name in ('torch', 'onnxruntime', 'openvino', 'numpy')}
     return {
         'processor': '{model name}, family {cpu family}, model {model}'.format_map(fields),
@@ -235,7 +246,7 @@ def environment() -> dict:
         'load_before': os.getloadavg()[0],
         'kernels': kernels.describe(),
         'versions': versions,
-        'command': ' '.join(['python', 'tools/benchmark_kernels.py', *sys.argv[1:]]),
+        'command': ' '.join([*limits, 'python', 'tools/benchmark_kernels.py', *sys.argv[1:]]),
         'date': datetime.date.today().isoformat(),
     }
 
@@ -252,13 +263,7 @@ def main() -> None:
     commands.choices['layers'].add_argument('--sizes', type=int, nargs='+', default=[48, 64, 96, 128])
     commands.choices['networks'].add_argument('--tile', type=int, default=96)
     commands.choices['networks'].add_argument('--networks', nargs='+', default=[''], help='parts of names')
-    commands.add_parser('tables')
     arguments = parser.parse_args()
-    if arguments.what == 'tables':
-        from kernel_tables import write_tables
-
-        write_tables(ROOT)
-        return
     result = {'environment': environment(), 'rows': []}
     make_rows = layer_rows if arguments.what == 'layers' else network_rows
     with torch.inference_mode():

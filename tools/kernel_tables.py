@@ -1,4 +1,7 @@
-"""Writes the tables of docs/kernels.md from the result files of tools/benchmark_kernels.py."""
+"""Writes the tables of docs/kernels.md from the result files of tools/benchmark_kernels.py and classpruning benchmark.
+
+python tools/kernel_tables.py
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ DENSE_FP32 = ('eager', 'onnxruntime', 'openvino')
 PATTERNS = ('8:16 block 1', '4:16 block 1', '8:16 block 4', '4:16 block 4')
 WANTED_LAYERS = {'8:16 block 1': 1.6, '4:16 block 1': 2.6, '8:16 block 4': 1.9, '4:16 block 4': 3.3}
 WANTED_NETWORKS = {1: 1.35, 4: 1.15}  # times the MACs fraction, by block
+WANTED_ROUTED = {1: 0.65, 4: 0.58}  # times the fastest dense fp32 engine, by block
+ROUTED_FP32 = ('eager', 'onnxruntime', 'openvino-fp32')
 BF16 = 'openvino-bf16'
 
 
@@ -28,9 +33,15 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(sum(logarithms) / len(logarithms))
 
 
+def heading(name: str) -> str:
+    """Name of a column."""
+    return 'dense bf16 (OpenVINO)' if name == BF16 else name
+
+
 def layer_table(result: dict) -> str:
     """Speed-up of each pattern over the fastest dense fp32 engine, by layer."""
-    rows, ratios = [], {name: [] for name in (*PATTERNS, BF16)}
+    names = (*PATTERNS, *([BF16] if BF16 in result['rows'][0]['seconds'] else []))
+    rows, ratios = [], {name: [] for name in names}
     for row in result['rows']:
         seconds = times(row)
         best = min(DENSE_FP32, key=lambda name: seconds[name])
@@ -40,8 +51,8 @@ def layer_table(result: dict) -> str:
         rows.append([f'{row["channels"]} × {row["size"]} px', f'{seconds[best] * 1e3:.2f} ms ({best})', *cells])
     means = [f'**{geometric_mean(values):.2f}×**' for values in ratios.values()]
     rows.append(['**geometric mean**', '', *means])
-    rows.append(['wanted', '', *(f'{WANTED_LAYERS[name]}×' for name in PATTERNS), ''])
-    return markdown(['channels × size', 'fastest dense fp32', *PATTERNS, 'dense bf16 (OpenVINO)'], rows)
+    rows.append(['wanted', '', *(f'{WANTED_LAYERS[name]}×' if name in WANTED_LAYERS else '' for name in names)])
+    return markdown(['channels × size', 'fastest dense fp32', *map(heading, names)], rows)
 
 
 def network_table(result: dict) -> str:
@@ -54,15 +65,47 @@ def network_table(result: dict) -> str:
         for name in PATTERNS:
             relative, fraction = seconds[name] / seconds[best], row['macs'][name]
             cells.append(f'{relative:.2f} at {fraction:.2f} MACs: {relative / fraction:.2f}×')
-        bf16 = f'{seconds[BF16] / seconds[best]:.2f}'
+        bf16 = f'{seconds[BF16] / seconds[best]:.2f}' if BF16 in seconds else 'not on AVX2'
         rows.append([row['network'], f'{seconds[best] * 1e3:.0f} ms ({best})', *cells, bf16])
     limits = [f'at most {WANTED_NETWORKS[int(name[-1])]}×' for name in PATTERNS]
     rows.append(['wanted', '', *limits, ''])
-    return markdown(['network', 'fastest dense fp32', *PATTERNS, 'dense bf16 (OpenVINO)'], rows)
+    return markdown(['network', 'fastest dense fp32', *PATTERNS, heading(BF16)], rows)
+
+
+def routed_table(result: dict) -> str:
+    """Time of a folder of pictures relative to the fastest dense fp32 engine, beside quality and MACs."""
+    dense = {row['backend']: row for row in result['rows'] if row['kind'] == 'dense'}
+    best = min((dense[name] for name in ROUTED_FP32 if name in dense), key=lambda row: row['seconds'])
+    rows = []
+    for row in result['rows']:
+        if row['kind'] in ('oracle', 'random'):
+            continue
+        block = next((block for block in WANTED_ROUTED if row['model'].endswith(f'block{block}')), 0)
+        budget = row['kind'] == 'budget'
+        rows.append(
+            [
+                row['model'],
+                f'budget {row["budget"]:g}' if budget else row['candidate'] or f'dense ({row["backend"]})',
+                f'{row["psnr"]:.2f}',
+                f'{row["macs"] / row["macs_dense"]:.2f}',
+                f'**{row["seconds"] / best["seconds"]:.2f}**' if budget else f'{row["seconds"] / best["seconds"]:.2f}',
+                f'at most {WANTED_ROUTED[block]}' if budget else '',
+            ]
+        )
+    header = ['model', 'what', 'PSNR (dB)', 'MACs', f'time / {best["backend"]}', 'wanted']
+    return markdown(header, rows)
 
 
 def caption(result: dict) -> str:
     """What a table was measured on."""
+    if 'machine' in result:
+        about = result['machine']
+        found = {name: version for name, version in about['versions'].items() if version}
+        versions = ', '.join(f'{name} {version}' for name, version in found.items())
+        return (
+            f'{about["processor"]}, {about["cores"]} cores, {result["threads"]} thread; {versions}; '
+            f'{result["pictures"]} pictures of `{result["gt"]}`, {result["degrade"]}, {result["tile"]}-px tiles'
+        )
     about = result['environment']
     versions = ', '.join(f'{name} {version}' for name, version in about['versions'].items())
     return (
@@ -73,7 +116,11 @@ def caption(result: dict) -> str:
 
 TABLES: dict[str, Callable[[dict], str]] = {
     'kernels_layers_t1': layer_table,
+    'kernels_layers_t2': layer_table,
+    'kernels_layers_avx2_t1': layer_table,
     'kernels_networks_t1': network_table,
+    'kernels_networks_t2': network_table,
+    'kernels_routed': routed_table,
 }
 
 
@@ -86,3 +133,7 @@ def write_tables(root: Path) -> None:
             result = json.loads(path.read_text())
             blocks[name] = f'{caption(result)}\n\n{table(result)}'
     write_blocks(root / 'docs' / 'kernels.md', blocks)
+
+
+if __name__ == '__main__':
+    write_tables(Path(__file__).resolve().parent.parent)

@@ -17,9 +17,9 @@ import json
 import sys
 from pathlib import Path
 
-from tables import instances, pages, zoo
-from tables.options import checkpoint, options_file, pruned, text
-from tables.plan import BUDGETS, CALIBRATION, Row, Table
+from benchmark_tables import instances, pages, zoo
+from benchmark_tables.options import checkpoint, options_file, pruned, text
+from benchmark_tables.plan import BUDGETS, CALIBRATION, Row, Table
 
 from basicsr_classpruning.checkpoint import write_atomically
 from basicsr_classpruning.cli import main as classpruning

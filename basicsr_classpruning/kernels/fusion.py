@@ -1,4 +1,4 @@
-"""Finds what can be computed with a layer's output before it is stored: scales, activations, residuals.
+"""Finds what can be computed with a layer's output before it is stored: scales, activations, pixel shuffles, residuals.
 
 Works on the graph of a network (``tracing``); where there is none, on the neighbours inside an ``nn.Sequential``.
 """
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from basicsr_classpruning.kernels import native
 from basicsr_classpruning.kernels.layers import Epilogue
 from basicsr_classpruning.kernels.tracing import function_name, module_of
 
@@ -73,7 +74,8 @@ class _Chain:
         if len(self.last.users) != 1:
             return False
         reader = next(iter(self.last.users))
-        grown = self._scaled(reader) or self._added(reader) or self._activated(reader)
+        steps = (self._scaled, self._added, self._activated, self._shuffled)
+        grown = any(step(reader) for step in steps)
         if grown:
             self.nodes.append(reader)
         return grown
@@ -88,7 +90,7 @@ class _Chain:
         self.epilogue = replace(self.epilogue, scale=factor if scale is None else scale * factor)
 
     def _scaled(self, reader: fx.Node) -> bool:
-        if self.epilogue.activation != 'none' or self.epilogue.order != 'none':
+        if self.epilogue.activation != 'none' or self.epilogue.order != 'none' or self.epilogue.shuffle > 1:
             return False
         name = function_name(reader)
         left, right = (*reader.args, None)[:2]
@@ -117,7 +119,7 @@ class _Chain:
                 return False
             self._scale_by(torch.tensor([-1.0]))
         self.residual = other
-        order = 'before' if self.epilogue.activation == 'none' else 'after'
+        order = 'before' if self.epilogue.activation == 'none' and self.epilogue.shuffle == 1 else 'after'
         self.epilogue = replace(self.epilogue, order=order)
         return True
 
@@ -125,28 +127,29 @@ class _Chain:
         found = _activation_of(self.net, reader)
         if found is None or self.epilogue.activation != 'none' or reader.args[0] is not self.last:
             return False
-        if found.slope is not None and found.slope.numel() not in (1, self.channels):
+        if self.epilogue.order == 'after':
+            return False
+        # Behind a shuffle, only an activation that treats all values alike may change places with it.
+        allowed = (1,) if self.epilogue.shuffle > 1 else (1, self.channels)
+        if found.slope is not None and found.slope.numel() not in allowed:
             return False
         self.epilogue = replace(self.epilogue, activation=found.activation, slope=found.slope)
         return True
 
-
-def _swap_shuffles(net: fx.GraphModule) -> None:
-    """Moves activations that treat every value alike from behind a pixel shuffle to before it, next to the layer."""
-    for node in list(net.graph.nodes):
-        if not isinstance(module_of(net, node), nn.PixelShuffle) and function_name(node) != 'pixel_shuffle':
-            continue
-        layer = node.args[0]
-        if len(node.users) != 1 or not isinstance(layer, fx.Node) or len(layer.users) != 1:
-            continue
-        reader = next(iter(node.users))
-        found = _activation_of(net, reader)
-        if found is None or found.activation == 'prelu':
-            continue
-        reader.replace_all_uses_with(node)
-        reader.replace_input_with(node, layer)
-        node.replace_input_with(layer, reader)
-        layer.append(reader)
+    def _shuffled(self, reader: fx.Node) -> bool:
+        module = module_of(self.net, reader)
+        if isinstance(module, nn.PixelShuffle):
+            factor: object = module.upscale_factor
+        elif function_name(reader) == 'pixel_shuffle':
+            factor = reader.args[1] if len(reader.args) > 1 else reader.kwargs.get('upscale_factor')
+        else:
+            return False
+        if not isinstance(factor, int) or not 1 < factor <= native.MAX_SHUFFLE or self.channels % factor**2:
+            return False
+        if not self.channels or self.epilogue.order != 'none' or self.epilogue.shuffle > 1:
+            return False
+        self.epilogue = replace(self.epilogue, shuffle=factor)
+        return True
 
 
 def fuse_graph(net: fx.GraphModule, names: set[str], make_layer: MakeLayer) -> None:
@@ -154,7 +157,6 @@ def fuse_graph(net: fx.GraphModule, names: set[str], make_layer: MakeLayer) -> N
 
     A layer that is called in several places is made once for each, as what follows it differs.
     """
-    _swap_shuffles(net)
     calls: dict[str, int] = {}
     for node in [n for n in net.graph.nodes if n.op == 'call_module' and str(n.target) in names]:
         name = str(node.target)

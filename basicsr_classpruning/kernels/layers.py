@@ -15,7 +15,8 @@ from basicsr_classpruning.kernels.ops import activate, nm_conv2d, nm_linear, out
 class Epilogue:
     """What is computed with a layer's output before it is stored.
 
-    ``y = activation(scale * layer(x) + residual)`` or ``activation(scale * layer(x)) + residual``.
+    ``y = activation(scale * layer(x) + residual)`` or ``activation(scale * layer(x)) + residual``; with a pixel
+    shuffle, ``shuffle(activation(scale * layer(x))) + residual``.
     """
 
     activation: str = 'none'
@@ -26,13 +27,17 @@ class Epilogue:
     """Where a residual is added: ``'none'``, ``'before'`` or ``'after'`` the activation."""
     scale: Tensor | None = None
     """Factor of the layer's own output, one value or one for each output channel; folded into weight and bias."""
+    shuffle: int = 1
+    """Factor of a pixel shuffle, up to ``native.MAX_SHUFFLE``; 1 is none. Only of a convolution."""
 
     @property
     def fused(self) -> tuple[str, ...]:
         """The names of what is fused, in the order of computation."""
         steps = [self.activation]
+        if self.shuffle > 1:
+            steps.append('pixel_shuffle')
         if self.order != 'none':
-            steps.insert(0 if self.order == 'before' else 1, 'residual')
+            steps.insert(0 if self.order == 'before' else len(steps), 'residual')
         if self.scale is not None:
             steps.insert(0, 'scale')
         return tuple(step for step in steps if step != 'none')
@@ -98,15 +103,17 @@ class KernelConv2d(KernelLayer):
 
     def __init__(self, layer: nn.Conv2d, epilogue: Epilogue) -> None:
         super().__init__(layer, conv_geometry(layer), epilogue)
+        self.shuffle = epilogue.shuffle
 
     def output_shape(self, x: Tensor) -> tuple[int, ...]:
-        """(B, O, H', W')."""
-        sizes = (output_size(x.shape[2 + i], *self.geometry[2 + i :: 2]) for i in range(2))
-        return (x.shape[0], self.geometry[0], *sizes)
+        """(B, O, H', W'), shuffled."""
+        sizes = (self.shuffle * output_size(x.shape[2 + i], *self.geometry[2 + i :: 2]) for i in range(2))
+        return (x.shape[0], self.geometry[0] // self.shuffle**2, *sizes)
 
     def run(self, x: Tensor, residual: Tensor | None, activation: str, order: str) -> Tensor:
         """Calls ``classpruning::nm_conv2d``."""
-        return nm_conv2d(x, self.packed, self.bias, self.slope, residual, activation, order, self.geometry)
+        geometry = self.geometry
+        return nm_conv2d(x, self.packed, self.bias, self.slope, residual, activation, order, geometry, self.shuffle)
 
 
 class KernelLinear(KernelLayer):

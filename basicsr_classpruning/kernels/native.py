@@ -18,8 +18,9 @@ import torch
 from basicsr_classpruning.errors import UsageError
 
 LIBRARY = 'libclasspruning_kernels.so'
-ABI_VERSION = 1
+ABI_VERSION = 3
 MAX_STRIDE = 4
+MAX_SHUFFLE = 4
 
 REFERENCE = 'reference'
 _ISA_CODES = {'avx2': 0, 'avx512': 1, 'wide': 2}  # cp_isa; 'wide' is the AVX-512 code in AVX2 instructions, for tests
@@ -62,7 +63,7 @@ class Call(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ('batch', 'in_channels', 'height', 'width')),
         *((name, ctypes.c_int64) for name in ('out_channels', 'out_height', 'out_width')),
         *((name, ctypes.c_int64) for name in ('x_stride_n', 'x_stride_c', 'x_stride_h', 'x_stride_w')),
-        *((name, ctypes.c_int32) for name in ('layout', 'activation', 'order', 'threads')),
+        *((name, ctypes.c_int32) for name in ('layout', 'activation', 'order', 'shuffle', 'threads')),
     ]
 
 
@@ -90,7 +91,7 @@ class Native:
         source, code = ctypes.c_void_p(weight.data_ptr()), _ISA_CODES[isa]
         # Room for two words a weight, and for each channel's counts in every chunk of at least one input channel.
         out_channels, in_channels = weight.shape[:2]
-        packed = torch.empty(64 + 2 * weight.numel() + (17 * out_channels + 1) * in_channels, dtype=torch.int32)
+        packed = torch.empty(64 + 2 * weight.numel() + (8 * out_channels + 1) * in_channels, dtype=torch.int32)
         words = self.library.cp_pack(source, ctypes.byref(geometry), code, ctypes.c_void_p(packed.data_ptr()))
         return packed[:words].clone()
 

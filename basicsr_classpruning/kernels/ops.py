@@ -15,7 +15,8 @@ from basicsr_classpruning.kernels import native
 _EPILOGUE = 'Tensor? bias, Tensor? slope, Tensor? residual, str activation, str order'
 _library = torch.library.Library('classpruning', 'DEF')
 # geometry: out_channels, in_channels, kernel, stride, padding and dilation, each (vertical, horizontal)
-_library.define(f'nm_conv2d(Tensor x, Tensor packed, {_EPILOGUE}, int[] geometry) -> Tensor')
+# shuffle: of a pixel shuffle that follows the activation; a residual is then added to its output
+_library.define(f'nm_conv2d(Tensor x, Tensor packed, {_EPILOGUE}, int[] geometry, int shuffle=1) -> Tensor')
 _library.define(f'nm_linear(Tensor x, Tensor packed, {_EPILOGUE}, int out_features) -> Tensor')
 
 
@@ -31,10 +32,14 @@ def activate(x: Tensor, activation: str, slope: Tensor | None) -> Tensor:
     return x
 
 
-def _finish(y: Tensor, slope: Tensor | None, residual: Tensor | None, activation: str, order: str) -> Tensor:
+def _finish(
+    y: Tensor, slope: Tensor | None, residual: Tensor | None, activation: str, order: str, shuffle: int = 1
+) -> Tensor:
     if residual is not None and order == 'before':
         y = y + residual
     y = activate(y, activation, slope)
+    if shuffle > 1:
+        y = F.pixel_shuffle(y, shuffle)
     return y + residual if residual is not None and order == 'after' else y
 
 
@@ -43,17 +48,21 @@ def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
-def _is_tokens(x: Tensor, geometry: list[int]) -> bool:
+def _is_tokens(x: Tensor, geometry: list[int], shuffle: int) -> bool:
     """Whether a convolution runs on pixels whose channels lie together: pointwise and channels-last."""
     return (
-        geometry[2:] == [1, 1, 1, 1, 0, 0, 1, 1]
+        shuffle == 1
+        and geometry[2:] == [1, 1, 1, 1, 0, 0, 1, 1]
         and x.is_contiguous(memory_format=torch.channels_last)
         and not x.is_contiguous()
     )
 
 
-def _empty_conv_output(x: Tensor, geometry: list[int]) -> Tensor:
-    """Uninitialised output of a convolution. Raises ValueError where x is not a float32 (B, C, H, W) that fits."""
+def _empty_conv_output(x: Tensor, geometry: list[int], shuffle: int) -> Tensor:
+    """Uninitialised output of a convolution and pixel shuffle.
+
+    Raises ValueError where x is not a float32 (B, C, H, W) that fits, or its output cannot be shuffled.
+    """
     out_channels, in_channels, *sizes = geometry
     if x.dim() != 4 or x.shape[1] != in_channels:
         raise ValueError(f'nm_conv2d: x must be (B, {in_channels}, H, W), not {tuple(x.shape)}')
@@ -62,8 +71,11 @@ def _empty_conv_output(x: Tensor, geometry: list[int]) -> Tensor:
     height, width = (output_size(x.shape[2 + i], *sizes[i::2]) for i in range(2))
     if height < 0 or width < 0:
         raise ValueError(f'nm_conv2d: a picture of {x.shape[2]} x {x.shape[3]} is smaller than the kernel')
-    layout = torch.channels_last if _is_tokens(x, geometry) else torch.contiguous_format
-    return torch.empty((x.shape[0], out_channels, height, width), dtype=x.dtype, device=x.device, memory_format=layout)
+    if not 1 <= shuffle <= native.MAX_SHUFFLE or out_channels % shuffle**2:
+        raise ValueError(f'nm_conv2d: {out_channels} channels cannot be shuffled by {shuffle}')
+    layout = torch.channels_last if _is_tokens(x, geometry, shuffle) else torch.contiguous_format
+    shape = (x.shape[0], out_channels // shuffle**2, height * shuffle, width * shuffle)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
 
 
 def _empty_linear_output(x: Tensor, packed: Tensor, out_features: int) -> Tensor:
@@ -105,18 +117,21 @@ def _nm_conv2d(
     activation: str,
     order: str,
     geometry: list[int],
+    shuffle: int = 1,
 ) -> Tensor:
     geometry = list(geometry)
-    y = _empty_conv_output(x, geometry)
+    y = _empty_conv_output(x, geometry, shuffle)
     residual = _laid_out_as(y, residual)
-    _check_epilogue(y.shape[1], bias, slope, activation)
+    if shuffle > 1 and order == 'before':
+        raise ValueError('nm_conv2d: a residual is added after a pixel shuffle, not before the activation')
+    _check_epilogue(geometry[0], bias, slope, activation)
     if y.numel() == 0:
         return y
     if packed.dtype == torch.float32:
         stride, padding, dilation = geometry[4:6], geometry[6:8], geometry[8:10]
         reference = F.conv2d(x, packed, bias, stride, padding, dilation)
-        return y.copy_(_finish(reference, slope, residual, activation, order))
-    layout = native.TOKENS if _is_tokens(x, geometry) else native.PLANES
+        return y.copy_(_finish(reference, slope, residual, activation, order, shuffle))
+    layout = native.TOKENS if _is_tokens(x, geometry, shuffle) else native.PLANES
     if layout == native.PLANES and x.stride(3) != 1 and x.shape[3] > 1:
         x = x.contiguous()
     stride_w = 1 if layout == native.PLANES else x.stride(3)
@@ -124,8 +139,9 @@ def _nm_conv2d(
     _run(
         native.Call(
             packed.data_ptr(), x.data_ptr(), y.data_ptr(), _pointer(bias), _pointer(residual), _pointer(slope),
-            batch, channels, height, width, *y.shape[1:], *x.stride()[:3], stride_w,
-            layout, native.ACTIVATIONS[activation], native.RESIDUALS[order], torch.get_num_threads(),
+            batch, channels, height, width, geometry[0], y.shape[2] // shuffle, y.shape[3] // shuffle,
+            *x.stride()[:3], stride_w,
+            layout, native.ACTIVATIONS[activation], native.RESIDUALS[order], shuffle, torch.get_num_threads(),
         )
     )  # fmt: skip
     return y
@@ -157,7 +173,7 @@ def _nm_linear(
         native.Call(
             packed.data_ptr(), rows.data_ptr(), y.data_ptr(), _pointer(bias), _pointer(residual), _pointer(slope),
             1, features, 1, count, out_features, 1, count, 0, 1, 0, rows.stride(0),
-            native.TOKENS, native.ACTIVATIONS[activation], native.RESIDUALS[order], torch.get_num_threads(),
+            native.TOKENS, native.ACTIVATIONS[activation], native.RESIDUALS[order], 1, torch.get_num_threads(),
         )
     )  # fmt: skip
     return y
@@ -170,8 +186,8 @@ def _run(call: native.Call) -> None:
     library.run(call)
 
 
-def _fake_conv2d(x, packed, bias, slope, residual, activation, order, geometry):
-    return _empty_conv_output(x, list(geometry))
+def _fake_conv2d(x, packed, bias, slope, residual, activation, order, geometry, shuffle=1):
+    return _empty_conv_output(x, list(geometry), shuffle)
 
 
 def _fake_linear(x, packed, bias, slope, residual, activation, order, out_features):

@@ -17,6 +17,8 @@ enum cp_layout { CP_PLANES = 0, CP_TOKENS = 1 };
 
 enum cp_activation { CP_NONE = 0, CP_RELU = 1, CP_LEAKY = 2, CP_PRELU = 3, CP_GELU = 4 };
 
+constexpr int cp_most_shuffle = 4;
+
 enum cp_residual { CP_NO_RESIDUAL = 0, CP_BEFORE_ACTIVATION = 1, CP_AFTER_ACTIVATION = 2 };
 
 // What a weight was packed for. A linear layer is a 1 x 1 convolution.
@@ -27,7 +29,8 @@ struct cp_geometry {
 
 // y = activation(conv(x) + bias [+ residual]) [+ residual]
 //
-// CP_PLANES: x_stride_w is 1, y is (batch, out_channels, out_height, out_width), contiguous. CP_TOKENS: x_stride_c is 1,
+// CP_PLANES: x_stride_w is 1, y is (batch, out_channels, out_height, out_width), contiguous. With a pixel shuffle by r,
+// y = shuffle(activation(conv(x) + bias)) [+ residual], (batch, out_channels / r^2, out_height r, out_width r). CP_TOKENS: x_stride_c is 1,
 // the kernel 1 x 1 without stride and padding, the pixels of all images x_stride_w apart, and y is (batch, out_height,
 // out_width, out_channels), contiguous.
 struct cp_call {
@@ -43,6 +46,7 @@ struct cp_call {
   int32_t layout;      // cp_layout
   int32_t activation;  // cp_activation
   int32_t order;       // cp_residual
+  int32_t shuffle;     // 1: none
   int32_t threads;
 };
 
@@ -56,10 +60,8 @@ CP_EXPORT int32_t cp_supported(int32_t isa);
 // two pools do not fight for the cores. With null, or never called, threads are started for each call.
 CP_EXPORT void cp_use_parallel(void (*gomp_parallel)(void (*)(void*), void*, unsigned, unsigned));
 // Packs a weight (out, in, kernel_h, kernel_w), contiguous. Returns the number of words; writes them where `packed`
-// is not null (at most 64 + 2 * weights + (17 * out + 1) * in of them). Zeros are dropped.
+// is not null (at most 64 + 2 * weights + (8 * out + 1) * in of them). Zeros are dropped.
 CP_EXPORT int64_t cp_pack(const float* weight, const cp_geometry* geometry, int32_t isa, word* packed);
-// How many of the multiplications of a packed weight go through the kernel for 1, 2, 4 and 4 sorted channels.
-CP_EXPORT void cp_packed_share(const word* packed, int64_t counts[4]);
 // Returns a cp_status.
 CP_EXPORT int32_t cp_run(const cp_call* call);
 }

@@ -23,42 +23,38 @@ inline vec masked_load(const float* p, lanes mask) {
   return x;
 }
 
-// A channel's rows, and where they go: `rows` vectors, CP_WIDTH floats apart, from the rows `pitch` apart.
+// Some rows of a channel, `pitch` floats apart, and where they go, `to_pitch` floats apart.
 struct row_copy {
   const float* from;
   long pitch;
   float* to;
+  long to_pitch;
   int rows;
 };
 
-inline void copy_inside(row_copy c) {
-  for (int r = 0; r < c.rows; r++, c.from += c.pitch, c.to += CP_WIDTH)
-    *reinterpret_cast<vec*>(c.to) = *reinterpret_cast<const unaligned_vec*>(c.from);
-}
-
-inline void copy_masked(row_copy c, lanes mask) {
-  for (int r = 0; r < c.rows; r++, c.from += c.pitch, c.to += CP_WIDTH)
-    *reinterpret_cast<vec*>(c.to) = masked_load(c.from, mask);
-}
-
-// Every second float.
-inline void copy_halved(row_copy c) {
-  lanes even;
-  for (int l = 0; l < CP_WIDTH; l++) even[l] = l < CP_WIDTH / 2 ? 2 * l : 2 * l + 1;
-  for (int r = 0; r < c.rows; r++, c.from += c.pitch, c.to += CP_WIDTH) {
-    const vec low = *reinterpret_cast<const unaligned_vec*>(c.from);
-    const vec high = *reinterpret_cast<const unaligned_vec*>(c.from + CP_WIDTH - 1);  // the last float read is needed
-    *reinterpret_cast<vec*>(c.to) = __builtin_shuffle(low, high, even);
+// Copies COUNT floats of each row as load(where) gives them.
+template <int COUNT, class Load>
+inline void copy_rows(row_copy c, Load load) {
+  for (int r = 0; r < c.rows; r++, c.from += c.pitch, c.to += c.to_pitch) {
+    const vec x = load(c.from);
+    std::memcpy(c.to, &x, COUNT * sizeof(float));
   }
 }
 
-inline void copy_strided(row_copy c, long stride, lanes mask) {
-  for (int r = 0; r < c.rows; r++, c.from += c.pitch, c.to += CP_WIDTH)
-    for (int l = 0; l < CP_WIDTH; l++) c.to[l] = mask[l] ? c.from[l * stride] : 0.f;
+inline vec load_all(const float* p) { return *reinterpret_cast<const unaligned_vec*>(p); }
+
+// Every second float.
+inline vec load_halved(const float* p) {
+  lanes even;
+  for (int l = 0; l < CP_WIDTH; l++) even[l] = l < CP_WIDTH / 2 ? 2 * l : 2 * l + 1;
+  return __builtin_shuffle(load_all(p), load_all(p + CP_WIDTH - 1), even);  // the last float read is needed
 }
 
-inline void fill_zero(float* to, int rows) {
-  for (int r = 0; r < rows; r++, to += CP_WIDTH) *reinterpret_cast<vec*>(to) = vec{};
+inline vec load_strided(const float* p, long stride, lanes mask) {
+  vec x{};
+  for (int l = 0; l < CP_WIDTH; l++)
+    if (mask[l]) x[l] = p[l * stride];
+  return x;
 }
 
 // The columns left, left + stride, … of rows that are `width` long: all inside, or some of them.
@@ -74,11 +70,14 @@ struct columns {
       all = all && inside[l];
     }
   }
+
+  // COUNT of the columns; all of them for a stride above 1.
+  template <int COUNT>
   void copy(const row_copy& c) const {
-    if (stride == 1 && all) return copy_inside(c);
-    if (stride == 1) return copy_masked(c, inside);
-    if (stride == 2 && all) return copy_halved(c);
-    copy_strided(c, stride, inside);
+    if (stride == 1 && all) return copy_rows<COUNT>(c, load_all);
+    if (stride == 1) return copy_rows<COUNT>(c, [&](const float* p) { return masked_load(p, inside); });
+    if (stride == 2 && all) return copy_rows<COUNT>(c, load_halved);
+    copy_rows<COUNT>(c, [&](const float* p) { return load_strided(p, stride, inside); });
   }
 };
 

@@ -1,4 +1,6 @@
 // Chooses the code by the processor, and checks calls before they reach it.
+#include <sys/mman.h>
+
 #include <cstring>
 
 #include "layout.h"
@@ -7,10 +9,8 @@
 namespace cp {
 
 const machine& machine_of(int isa) {
-  static const machine avx2 = {CP_AVX2_WIDTH, CP_AVX2_ROWS, 26 << 10, {CP_AVX2_SINGLE_ROWS, CP_AVX2_PAIR_ROWS,
-                               CP_AVX2_QUAD_ROWS, CP_AVX2_QUAD_ROWS}, false};
-  static const machine avx512 = {CP_AVX512_WIDTH, CP_AVX512_ROWS, 34 << 10, {CP_AVX512_SINGLE_ROWS,
-                                 CP_AVX512_PAIR_ROWS, CP_AVX512_QUAD_ROWS, CP_AVX512_QUAD_ROWS}, true};
+  static const machine avx2 = {CP_AVX2_WIDTH, CP_AVX2_ROWS, 26 << 10, false};
+  static const machine avx512 = {CP_AVX512_WIDTH, CP_AVX512_ROWS, 34 << 10, true};
   return isa == CP_AVX2 ? avx2 : avx512;
 }
 
@@ -33,6 +33,21 @@ bool fits(const cp_call& c, const header& h) {
          output_size(c.width, g.kernel_w, g.stride_w, g.pad_w, g.dilation_w) == c.out_width;
 }
 
+bool can_shuffle(const cp_call& c) {
+  const int32_t r = c.shuffle;
+  return r == 1 || (r > 1 && r <= cp_most_shuffle && c.layout == CP_PLANES && c.out_channels % (r * r) == 0 &&
+                    c.order != CP_BEFORE_ACTIVATION);
+}
+
+// A large output is new memory at every call; huge pages, where the system allows them, take far fewer page faults.
+void ask_for_huge_pages(const cp_call& c) {
+  constexpr uintptr_t page = 2 << 20;
+  const uintptr_t y = reinterpret_cast<uintptr_t>(c.y);
+  const uintptr_t bytes = c.batch * c.out_channels * c.out_height * c.out_width * sizeof(float);
+  const uintptr_t begin = (y + page - 1) / page * page, end = (y + bytes) / page * page;
+  if (bytes >= 4 * page && begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+}
+
 bool is_pointwise(const cp_geometry& g) {
   return g.kernel_h == 1 && g.kernel_w == 1 && g.stride_h == 1 && g.stride_w == 1 && g.pad_h == 0 && g.pad_w == 0;
 }
@@ -40,7 +55,7 @@ bool is_pointwise(const cp_geometry& g) {
 }  // namespace
 }  // namespace cp
 
-int32_t cp_abi_version() { return 1; }
+int32_t cp_abi_version() { return 3; }
 
 int32_t cp_supported(int32_t isa) {
 #if defined(__x86_64__)
@@ -56,9 +71,10 @@ int32_t cp_supported(int32_t isa) {
 int32_t cp_run(const cp_call* call) {
   cp::header head;
   std::memcpy(&head, call->packed, sizeof head);
-  if (!cp::fits(*call, head)) return CP_NOT_PACKED_FOR_THIS;
+  if (!cp::fits(*call, head) || !cp::can_shuffle(*call)) return CP_NOT_PACKED_FOR_THIS;
   const cp::engine* engine = cp::engine_of(head.isa);
   if (!engine) return CP_NOT_SUPPORTED;
+  cp::ask_for_huge_pages(*call);
   if (call->layout == CP_PLANES && call->x_stride_w == 1) return engine->planes(*call);
   if (call->layout == CP_TOKENS && call->x_stride_c == 1 && cp::is_pointwise(head.geometry)) return engine->tokens(*call);
   return CP_NOT_PACKED_FOR_THIS;

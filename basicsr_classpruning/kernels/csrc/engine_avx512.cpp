@@ -2,7 +2,6 @@
 #include "machine.h"
 #define CP_WIDTH CP_AVX512_WIDTH
 #define CP_ROWS CP_AVX512_ROWS
-#define CP_SINGLE_ROWS CP_AVX512_SINGLE_ROWS
 #define CP_PAIR_ROWS CP_AVX512_PAIR_ROWS
 #define CP_QUAD_ROWS CP_AVX512_QUAD_ROWS
 #include "tiles.h"

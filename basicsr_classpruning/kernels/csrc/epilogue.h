@@ -103,6 +103,76 @@ void store_planes(const vec* sums, span at, long plane_size, int channels, const
     store_plane<ACTIVATION>(sums + o * CP_ROWS, at, e, slope_of(e, o));
 }
 
+// The values of r vectors in turns: line[0][0], line[1][0], …, line[0][1], …
+inline void interleave(vec (&line)[2]) {
+  typedef int32_t lanes __attribute__((vector_size(CP_WIDTH * 4)));
+  lanes low{}, high{};
+#pragma GCC unroll 16
+  for (int l = 0; l < CP_WIDTH; l++) {
+    low[l] = l / 2 + (l & 1) * CP_WIDTH;
+    high[l] = low[l] + CP_WIDTH / 2;
+  }
+  const vec first = line[0];
+  line[0] = __builtin_shuffle(first, line[1], low);
+  line[1] = __builtin_shuffle(first, line[1], high);
+}
+
+inline void interleave(vec (&line)[4]) {
+  vec even[2] = {line[0], line[2]}, odd[2] = {line[1], line[3]};
+  interleave(even);
+  interleave(odd);
+  for (int i = 0; i < 2; i++) {
+    vec both[2] = {even[i], odd[i]};
+    interleave(both);
+    line[2 * i] = both[0];
+    line[2 * i + 1] = both[1];
+  }
+}
+
+inline void interleave(vec (&line)[3]) {
+  vec all[3];
+  for (int l = 0; l < CP_WIDTH; l++)
+    for (int i = 0; i < 3; i++) reinterpret_cast<float*>(all)[3 * l + i] = line[i][l];
+  for (int i = 0; i < 3; i++) line[i] = all[i];
+}
+
+// A tile in the output's planes before the shuffle.
+struct place {
+  long image, y0, x0;
+  int rows, columns;
+};
+
+// Stores a tile, the channels R * R at a time as pixels of one channel.
+template <int ACTIVATION, int R>
+void store_shuffled_by(const vec* sums, const place& at, const cp_call& e) {
+  const long pitch = e.out_width * R, plane = e.out_height * R * pitch, planes = e.out_channels / (R * R);
+  for (long c = 0; c < planes; c++)
+    for (int dy = 0; dy < R; dy++) {
+      const int o = static_cast<int>(c * R + dy) * R;
+      const long start = (at.image * planes + c) * plane + (at.y0 * R + dy) * pitch + at.x0 * R;
+      for (int row = 0; row < at.rows; row++) {
+        vec line[R];
+        for (int dx = 0; dx < R; dx++)
+          line[dx] = activate<ACTIVATION>(sums[(o + dx) * CP_ROWS + row], slope_of(e, o + dx));
+        interleave(line);
+        for (int i = 0; i < R && at.columns * R > i * CP_WIDTH; i++) {
+          const int left = at.columns * R - i * CP_WIDTH, count = left < CP_WIDTH ? left : CP_WIDTH;
+          const long to = start + row * R * pitch + i * CP_WIDTH;
+          store_some(e.y + to, e.order ? line[i] + load_some(e.residual + to, count) : line[i], count);
+        }
+      }
+    }
+}
+
+template <int ACTIVATION>
+void store_shuffled(const vec* sums, const place& at, const cp_call& e) {
+  switch (e.shuffle) {
+    case 2: return store_shuffled_by<ACTIVATION, 2>(sums, at, e);
+    case 3: return store_shuffled_by<ACTIVATION, 3>(sums, at, e);
+    default: return store_shuffled_by<ACTIVATION, cp_most_shuffle>(sums, at, e);
+  }
+}
+
 // W x W transposition: step by step, quarters swap places.
 inline void transpose(vec (&m)[CP_WIDTH]) {
   typedef int32_t lanes __attribute__((vector_size(CP_WIDTH * 4)));

@@ -2,49 +2,59 @@
 //
 // The output is cut into tiles of up to `rows` x `width` (one vector wide). For each tile the input channels are taken
 // in chunks that fit the L1 cache: the chunk's input is copied into a tile buffer
-//     [channel of the chunk][kernel column][row phase][row][width]
-// with one copy for each kernel column, so that every vector load is aligned. Rows are split by their phase
-// (input row modulo the stride), so that consecutive output rows are consecutive vectors for any stride. An output
-// channel then walks through its non-zeros: (byte offset into the buffer, weight).
+//     [channel of the chunk][copy][row phase][row][pitch]
+// Rows are split by their phase (input row modulo the stride), so that consecutive output rows are consecutive rows of
+// the buffer for any stride. An output channel then walks through its non-zeros: (byte offset into the buffer, weight).
+//
+// There is one copy for each kernel column, shifted, so that every vector load is aligned, and a row is one vector. Where
+// all output channels are computed four together, a vector serves four multiply-adds and loads do not count: then there
+// is one copy of half a vector more a row, which takes half the time and half the cache.
 #pragma once
 #include "api.h"
 
 namespace cp {
 
 // Kernels: how many output channels one job computes together.
-enum kind { SINGLE = 0, PAIR = 1, QUAD = 2, SORTED_QUAD = 3, KINDS = 4 };
+//
+// PAIR and QUAD are channels that use the same taps. Other channels share what they load in groups, which are classed by
+// which of the group's weights are not zero (a bit mask), each class with its own loop:
+// COLUMN: a single channel; up to three kernel rows at one input channel and kernel column read the same input rows, one
+// further each. SORTED: four channels at one tap, where there are no such kernel rows.
+enum kind { COLUMN = 0, PAIR = 1, QUAD = 2, SORTED = 3, KINDS = 4 };
 constexpr int channels_of[KINDS] = {1, 2, 4, 4};
-constexpr int classes = 15;  // of SORTED_QUAD: which of four channels use an input position
+constexpr int column_taps = 3;
+constexpr int classes_of(int channels, int taps) { return (1 << channels * taps) - 1; }
 
 struct header {
   int32_t magic, isa;
   cp_geometry geometry;
+  int32_t copies;       // of an input channel in the buffer: kernel_w, or 1
+  int32_t pitch;        // floats of a row in the buffer
   int32_t chunk;        // input channels copied at a time
   int32_t rows;         // output rows of a tile
   int32_t plane_rows;   // rows of one phase in the buffer
   int32_t phases;       // row phases that some kernel row reads
-  int32_t counts[KINDS];
 };
-constexpr int32_t magic = 0x4e4d3031;
+constexpr int32_t magic = 0x4e4d3032;
 constexpr int header_words = sizeof(header) / sizeof(word);
 // After the header: for each chunk, for each job in the order of the output channels:
-//   word 0: kind. SINGLE, PAIR, QUAD: word 1: count, then count x (offset, one weight per channel).
-//   SORTED_QUAD: 15 counts, then for each class its entries (offset, one weight per channel of the class).
+//   word 0: kind. PAIR, QUAD: word 1: count, then count x (offset, one weight per channel).
+//   COLUMN, SORTED: a count for each class, then for each class its entries (offset of the group's first tap, the
+//   weights that are not zero).
 // The stream of a chunk ends with kind = -1.
 constexpr int32_t end_of_chunk = -1;
 
 struct machine {
-  int width;             // floats of a vector
-  int rows;              // most output rows of a tile
-  int l1_bytes;          // what a tile buffer may take of the L1 cache
-  int kind_rows[KINDS];  // rows a kernel holds in registers
-  bool sorted;           // whether channels without a common mask are sorted by use, four together
+  int width;     // floats of a vector
+  int rows;      // most output rows of a tile
+  int l1_bytes;  // what a tile buffer may take of the L1 cache
+  bool sorted;   // whether SORTED is faster than COLUMN where there is one kernel row
 };
 const machine& machine_of(int isa);
 
 // Floats of one input channel in the tile buffer.
-inline long channel_floats(const header& h, int width) {
-  return static_cast<long>(h.geometry.kernel_w) * h.phases * h.plane_rows * width;
+inline long channel_floats(const header& h) {
+  return static_cast<long>(h.copies) * h.phases * h.plane_rows * h.pitch;
 }
 
 // Index of a row phase among those used, and the rows a kernel row is shifted by within its phase.

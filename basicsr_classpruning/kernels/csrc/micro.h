@@ -13,11 +13,24 @@ typedef float unaligned_vec __attribute__((vector_size(CP_WIDTH * 4), aligned(4)
 
 inline __attribute__((always_inline)) vec broadcast(float f) { return f - vec{}; }
 
-// `sum` is [channel][CP_ROWS] vectors; the kernel adds to the first R rows. Returns the end of the job's words.
-typedef const word* (*kernel)(const char* tile, const word* job, vec* sum);
+// sum += weight * x. Written as an instruction, as compilers would load x from memory again at each use, and loads are
+// what a kernel for a single channel is bound by.
+inline __attribute__((always_inline)) void add_product(vec& sum, vec weight, vec x) {
+#if CP_WIDTH == 8 || defined(__AVX512F__)
+  asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(weight), "v"(x));
+#else
+  sum += weight * x;
+#endif
+}
 
+// `sum` is [channel][CP_ROWS] vectors; the kernel adds to the first R rows. Rows of the tile are `pitch` bytes apart.
+// Returns the end of the job's words.
+typedef const word* (*kernel)(const char* tile, long pitch, const word* job, vec* sum);
+
+// N channels that use the same taps.
 template <int N, int R>
-const word* block_kernel(const char* tile, const word* job, vec* sum) {
+const word* block_kernel(const char* tile, long pitch, const word* job, vec* sum) {
+  if constexpr (N < 4) pitch = CP_WIDTH * sizeof(float);
   vec s[N][R];
 #pragma GCC unroll 4
   for (int o = 0; o < N; o++)
@@ -26,21 +39,15 @@ const word* block_kernel(const char* tile, const word* job, vec* sum) {
   const word* const end = job + 1 + job->i * (N + 1);
 #pragma GCC unroll 4
   for (const word* e = job + 1; e != end; e += N + 1) {
-    const vec* p = reinterpret_cast<const vec*>(tile + e->i);
-    if constexpr (N == 1) {
-      const vec w = broadcast(e[1].f);
+    const char* p = tile + e->i;
+    vec x[R];
 #pragma GCC unroll 32
-      for (int r = 0; r < R; r++) s[0][r] += w * p[r];
-    } else {
-      vec x[R];
-#pragma GCC unroll 32
-      for (int r = 0; r < R; r++) x[r] = p[r];
+    for (int r = 0; r < R; r++) x[r] = *reinterpret_cast<const unaligned_vec*>(p + r * pitch);
 #pragma GCC unroll 4
-      for (int o = 0; o < N; o++) {
-        const vec w = broadcast(e[1 + o].f);
+    for (int o = 0; o < N; o++) {
+      const vec w = broadcast(e[1 + o].f);
 #pragma GCC unroll 32
-        for (int r = 0; r < R; r++) s[o][r] += w * x[r];
-      }
+      for (int r = 0; r < R; r++) s[o][r] += w * x[r];
     }
   }
 #pragma GCC unroll 4
@@ -50,48 +57,49 @@ const word* block_kernel(const char* tile, const word* job, vec* sum) {
   return end;
 }
 
-// The positions that exactly the channels in USE (a bit mask) read.
-template <int USE, int R>
+// The groups of N channels x T kernel rows of which exactly the weights in USE (a bit mask) are not zero.
+template <int N, int T, int USE, int R>
 inline __attribute__((always_inline)) const word* class_loop(const char* tile, const word* e, int count,
-                                                             vec (&s)[4][R]) {
-  constexpr int users = __builtin_popcount(USE);
-  for (; count > 0; count--, e += 1 + users) {
+                                                             vec (&s)[N][R]) {
+  for (; count > 0; count--, e += 1 + __builtin_popcount(USE)) {
     const vec* p = reinterpret_cast<const vec*>(tile + e->i);
-    vec x[R];
-#pragma GCC unroll 32
-    for (int r = 0; r < R; r++) x[r] = p[r];
     const word* weight = e + 1;
+    vec w[N * T];
 #pragma GCC unroll 4
-    for (int o = 0; o < 4; o++)
-      if (USE >> o & 1) {
-        const vec w = broadcast((weight++)->f);
+    for (int j = 0; j < N * T; j++)
+      if (USE >> j & 1) w[j] = broadcast((weight++)->f);
 #pragma GCC unroll 32
-        for (int r = 0; r < R; r++) s[o][r] += w * x[r];
-      }
+    for (int i = 0; i < R + T - 1; i++) {
+      if (T > 1 && (i < __builtin_ctz(USE) || i > R - 1 + 31 - __builtin_clz(USE))) continue;
+      const vec x = p[i];
+#pragma GCC unroll 4
+      for (int j = 0; j < N * T; j++)
+        if ((USE >> j & 1) && i >= j % T && i - j % T < R) add_product(s[j / T][i - j % T], w[j], x);
+    }
   }
   return e;
 }
 
-template <int USE, int R>
+template <int N, int T, int USE, int R>
 inline __attribute__((always_inline)) const word* class_loops(const char* tile, const word* counts, const word* e,
-                                                              vec (&s)[4][R]) {
-  e = class_loop<USE, R>(tile, e, counts[USE - 1].i, s);
-  if constexpr (USE < cp::classes)
-    return class_loops<USE + 1, R>(tile, counts, e, s);
+                                                              vec (&s)[N][R]) {
+  e = class_loop<N, T, USE, R>(tile, e, counts[USE - 1].i, s);
+  if constexpr (USE < cp::classes_of(N, T))
+    return class_loops<N, T, USE + 1, R>(tile, counts, e, s);
   else
     return e;
 }
 
-template <int R>
-const word* sorted_kernel(const char* tile, const word* job, vec* sum) {
-  vec s[4][R];
+template <int N, int T, int R>
+const word* classed_kernel(const char* tile, long, const word* job, vec* sum) {
+  vec s[N][R];
 #pragma GCC unroll 4
-  for (int o = 0; o < 4; o++)
+  for (int o = 0; o < N; o++)
 #pragma GCC unroll 32
     for (int r = 0; r < R; r++) s[o][r] = sum[o * CP_ROWS + r];
-  const word* end = class_loops<1, R>(tile, job, job + cp::classes, s);
+  const word* end = class_loops<N, T, 1, R>(tile, job, job + cp::classes_of(N, T), s);
 #pragma GCC unroll 4
-  for (int o = 0; o < 4; o++)
+  for (int o = 0; o < N; o++)
 #pragma GCC unroll 32
     for (int r = 0; r < R; r++) sum[o * CP_ROWS + r] = s[o][r];
   return end;
@@ -111,8 +119,8 @@ struct by_rows {
   }
 };
 template <int R>
-struct single {
-  static constexpr kernel run = block_kernel<1, R>;
+struct column {
+  static constexpr kernel run = classed_kernel<1, cp::column_taps, R>;
 };
 template <int R>
 struct pair {
@@ -123,15 +131,16 @@ struct quad {
   static constexpr kernel run = block_kernel<4, R>;
 };
 template <int R>
-struct sorted_quad {
-  static constexpr kernel run = sorted_kernel<R>;
+struct sorted {
+  static constexpr kernel run = classed_kernel<4, 1, R>;
 };
-constexpr by_rows<single, CP_SINGLE_ROWS> singles;
-constexpr by_rows<pair, CP_PAIR_ROWS> pairs;
-constexpr by_rows<quad, CP_QUAD_ROWS> quads;
-constexpr by_rows<sorted_quad, CP_QUAD_ROWS> sorted_quads;
-constexpr const kernel* kernels[cp::KINDS] = {singles.table, pairs.table, quads.table, sorted_quads.table};
-constexpr int kernel_rows[cp::KINDS] = {CP_SINGLE_ROWS, CP_PAIR_ROWS, CP_QUAD_ROWS, CP_QUAD_ROWS};
+constexpr by_rows<column, CP_ROWS> column_kernels;
+constexpr by_rows<pair, CP_PAIR_ROWS> pair_kernels;
+constexpr by_rows<quad, CP_QUAD_ROWS> quad_kernels;
+constexpr by_rows<sorted, CP_QUAD_ROWS> sorted_kernels;
+constexpr const kernel* kernels[cp::KINDS] = {column_kernels.table, pair_kernels.table, quad_kernels.table,
+                                              sorted_kernels.table};
+constexpr int kernel_rows[cp::KINDS] = {CP_ROWS, CP_PAIR_ROWS, CP_QUAD_ROWS, CP_QUAD_ROWS};
 
 // Fetches the rows that are copied next into the L2 cache, a few at a time, while the kernels compute.
 struct prefetcher {
@@ -150,8 +159,8 @@ struct prefetcher {
   }
 };
 
-// One chunk of a tile: every job over all `rows`. Returns the end of the chunk's words.
-inline const word* run_chunk(const word* stream, const float* tile, int rows, vec* sums, prefetcher& next) {
+// One chunk of a tile, its rows `pitch` floats apart: every job over all `rows`. Returns the end of the chunk's words.
+inline const word* run_chunk(const word* stream, const float* tile, long pitch, int rows, vec* sums, prefetcher& next) {
   int parts[cp::KINDS];
   for (int k = 0; k < cp::KINDS; k++) parts[k] = (rows + kernel_rows[k] - 1) / kernel_rows[k];
   while (stream->i != cp::end_of_chunk) {
@@ -159,7 +168,8 @@ inline const word* run_chunk(const word* stream, const float* tile, int rows, ve
     const word* end = nullptr;
     for (int part = 0, r = 0; part < parts[k]; part++) {
       const int n = (rows - r) / (parts[k] - part);  // rows shared out evenly among the parts
-      end = kernels[k][n](reinterpret_cast<const char*>(tile + r * CP_WIDTH), stream + 1, sums + r);
+      const char* from = reinterpret_cast<const char*>(tile + r * pitch);
+      end = kernels[k][n](from, pitch * static_cast<long>(sizeof(float)), stream + 1, sums + r);
       r += n;
     }
     stream = end;

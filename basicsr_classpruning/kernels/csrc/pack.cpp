@@ -28,6 +28,7 @@ struct packer {
   const machine& cpu;
   header head;
   sink words;
+  std::vector<kind> jobs;  // in the order of the output channels
   int32_t phase_index[max_stride];
 
   float at(int o, int c, int ky, int kx) const {
@@ -41,24 +42,40 @@ struct packer {
     head.phases = used_phases(g, phase_index);
     head.rows = cpu.rows;
     head.plane_rows = cpu.rows + shift_of(g, g.kernel_h - 1);
-    const long bytes = channel_floats(head, cpu.width) * static_cast<long>(sizeof(float));
+    const int wider = (g.kernel_w - 1) * g.dilation_w;
+    const bool once = g.stride_w == 1 && wider > 0 && wider <= cpu.width / 2 &&
+                      std::all_of(jobs.begin(), jobs.end(), [](kind k) { return k == QUAD; });
+    head.copies = once ? 1 : g.kernel_w;
+    head.pitch = once ? cpu.width + cpu.width / 2 : cpu.width;
+    const long bytes = channel_floats(head) * static_cast<long>(sizeof(float));
     const long most = std::max(1L, cpu.l1_bytes / bytes);
     const long chunks = std::max(1L, (g.in_channels + most - 1) / most);
     head.chunk = static_cast<int32_t>(std::max(1L, (g.in_channels + chunks - 1) / chunks));
   }
 
-  // Calls f(use, offset, c, ky, kx) for the positions of a chunk that one of `count` channels from o uses.
+  // Byte offset of a tap's first row in the tile buffer, c counted from the chunk's first channel.
+  int32_t offset(int c, int ky, int kx) const {
+    const bool shifted = head.copies == g.kernel_w;
+    const int plane = (c * head.copies + (shifted ? kx : 0)) * head.phases + phase_index[phase_of(g, ky)];
+    const int row = plane * head.plane_rows + shift_of(g, ky);
+    return (row * head.pitch + (shifted ? 0 : kx * g.dilation_w)) * static_cast<int>(sizeof(float));
+  }
+
+  // Kernel rows that lie one below the other in the tile buffer, at most column_taps.
+  int column_rows() const { return g.stride_h == 1 && g.dilation_h == 1 ? std::min(g.kernel_h, column_taps) : 1; }
+
+  // Calls f(use, c, ky, kx) for groups of `channels` output channels from o and `rows` kernel rows from ky at one column
+  // of input channels [c0, c1), of which some weights, those in the mask `use`, are not zero.
   template <class F>
-  void positions(int o, int count, int c0, int c1, F f) const {
-    const int row = cpu.width * static_cast<int>(sizeof(float));
+  void groups(int o, int channels, int rows, int c0, int c1, F f) const {
     for (int c = c0; c < c1; c++)
       for (int kx = 0; kx < g.kernel_w; kx++)
-        for (int ky = 0; ky < g.kernel_h; ky++) {
+        for (int ky = 0; ky < g.kernel_h; ky += rows) {
           int use = 0;
-          for (int j = 0; j < count; j++) use |= (at(o + j, c, ky, kx) != 0.f) << j;
-          if (!use) continue;
-          const int plane = ((c - c0) * g.kernel_w + kx) * head.phases + phase_index[phase_of(g, ky)];
-          f(use, (plane * head.plane_rows + shift_of(g, ky)) * row, c, ky, kx);
+          for (int j = 0; j < channels; j++)
+            for (int t = 0; t < rows && ky + t < g.kernel_h; t++)
+              use |= (at(o + j, c, ky + t, kx) != 0.f) << (j * rows + t);
+          if (use) f(use, c, ky, kx);
         }
   }
 
@@ -66,65 +83,61 @@ struct packer {
   bool share(int o, int count) const {
     if (o + count > g.out_channels) return false;
     int64_t used = 0, all = 0;
-    positions(o, count, 0, g.in_channels, [&](int use, int, int, int, int) {
+    groups(o, count, 1, 0, g.in_channels, [&](int use, int, int, int) {
       used += __builtin_popcount(use);
       all += count;
     });
     return all * 10 <= used * 11;
   }
 
-  std::vector<kind> jobs() const {
-    std::vector<kind> list;
-    for (int o = 0; o < g.out_channels; o += channels_of[list.back()]) {
+  void choose_jobs() {
+    for (int o = 0; o < g.out_channels; o += channels_of[jobs.back()])
       if (share(o, 4))
-        list.push_back(QUAD);
-      else if (cpu.sorted && o + 4 <= g.out_channels)
-        list.push_back(SORTED_QUAD);
+        jobs.push_back(QUAD);
+      else if (cpu.sorted && column_rows() == 1 && o + 4 <= g.out_channels)
+        jobs.push_back(SORTED);
       else
-        list.push_back(share(o, 2) ? PAIR : SINGLE);
-    }
-    return list;
+        jobs.push_back(share(o, 2) ? PAIR : COLUMN);
   }
 
-  void block_job(kind k, int o, int c0, int c1) {
-    const int count = channels_of[k];
+  void block_job(int count, int o, int c0, int c1) {
     int entries = 0;
-    positions(o, count, c0, c1, [&](int, int, int, int, int) { entries++; });
+    groups(o, count, 1, c0, c1, [&](int, int, int, int) { entries++; });
     words.put(entries);
-    positions(o, count, c0, c1, [&](int, int offset, int c, int ky, int kx) {
-      words.put(offset);
+    groups(o, count, 1, c0, c1, [&](int, int c, int ky, int kx) {
+      words.put(offset(c - c0, ky, kx));
       for (int j = 0; j < count; j++) words.put(at(o + j, c, ky, kx));
     });
-    head.counts[k] += entries * count;
   }
 
-  void sorted_job(int o, int c0, int c1) {
-    int entries[classes] = {};
-    positions(o, 4, c0, c1, [&](int use, int, int, int, int) { entries[use - 1]++; });
+  void classed_job(int channels, int taps, int o, int c0, int c1) {
+    const int classes = classes_of(channels, taps), rows = channels == 1 ? column_rows() : 1;
+    std::vector<int> entries(classes);
+    groups(o, channels, rows, c0, c1, [&](int use, int, int, int) { entries[use - 1]++; });
     for (int n : entries) words.put(n);
-    for (int cls = 1; cls <= classes; cls++) {
-      positions(o, 4, c0, c1, [&](int use, int offset, int c, int ky, int kx) {
+    for (int cls = 1; cls <= classes; cls++)
+      groups(o, channels, rows, c0, c1, [&](int use, int c, int ky, int kx) {
         if (use != cls) return;
-        words.put(offset);
-        for (int j = 0; j < 4; j++)
-          if (use >> j & 1) words.put(at(o + j, c, ky, kx));
+        words.put(offset(c - c0, ky, kx));
+        for (int j = 0; j < channels; j++)
+          for (int t = 0; t < rows; t++)
+            if (use >> (j * rows + t) & 1) words.put(at(o + j, c, ky + t, kx));
       });
-      head.counts[SORTED_QUAD] += entries[cls - 1] * __builtin_popcount(cls);
-    }
   }
 
   void write() {
     words.size = header_words;
-    const std::vector<kind> list = jobs();
     for (int c0 = 0; c0 < g.in_channels; c0 += head.chunk) {
       const int c1 = std::min(c0 + head.chunk, g.in_channels);
       int o = 0;
-      for (kind k : list) {
+      for (kind k : jobs) {
         words.put(static_cast<int32_t>(k));
-        if (k == SORTED_QUAD)
-          sorted_job(o, c0, c1);
+        if (k == COLUMN)
+          classed_job(1, column_taps, o, c0, c1);
+        else if (k == SORTED)
+          classed_job(4, 1, o, c0, c1);
         else
-          block_job(k, o, c0, c1);
+          block_job(channels_of[k], o, c0, c1);
         o += channels_of[k];
       }
       words.put(end_of_chunk);
@@ -137,15 +150,10 @@ struct packer {
 }  // namespace cp
 
 int64_t cp_pack(const float* weight, const cp_geometry* geometry, int32_t isa, word* packed) {
-  cp::packer p{weight, *geometry, cp::machine_of(isa), {}, {packed}, {}};
+  cp::packer p{weight, *geometry, cp::machine_of(isa), {}, {packed}, {}, {}};
+  p.choose_jobs();
   p.plan();
   p.head.isa = isa;
   p.write();
   return p.words.size;
-}
-
-void cp_packed_share(const word* packed, int64_t counts[4]) {
-  cp::header head;
-  std::memcpy(&head, packed, sizeof head);
-  for (int k = 0; k < cp::KINDS; k++) counts[k] = head.counts[k];
 }

@@ -14,7 +14,7 @@ struct workspace {
 
 // The calling thread's tile buffer and sums; null where memory is short.
 inline workspace get_workspace(const cp::header& h) {
-  const long tile = h.chunk * cp::channel_floats(h, CP_WIDTH);
+  const long tile = h.chunk * cp::channel_floats(h);
   const long sums = static_cast<long>(h.geometry.out_channels) * CP_ROWS * CP_WIDTH;
   float* memory = cp::scratch(tile + sums);
   return {memory, memory ? reinterpret_cast<vec*>(memory + tile) : nullptr};
@@ -40,9 +40,10 @@ struct planes {
   void copy_chunk(const float* image, int c0, int c1, long y0, long x0, int rows, float* tile) const {
     const cp_geometry& g = head.geometry;
     const int needed = rows + cp::shift_of(g, g.kernel_h - 1);
-    const long plane = static_cast<long>(head.plane_rows) * CP_WIDTH;
-    for (int kx = 0; kx < g.kernel_w; kx++) {
+    const long plane = static_cast<long>(head.plane_rows) * head.pitch;
+    for (int kx = 0; kx < head.copies; kx++) {
       const columns cols(x0 * g.stride_w - g.pad_w + kx * g.dilation_w, g.stride_w, call.width);
+      const columns rest(cols.left + CP_WIDTH, 1, call.width);  // where a row is longer than a vector
       for (int p = 0; p < g.stride_h; p++) {
         if (phase_index[p] < 0) continue;
         // buffer row r is input row first + r * stride_h: those in [begin, end) are inside the picture
@@ -52,10 +53,16 @@ struct planes {
         const long end = inside < begin ? begin : at_most(needed, inside);
         float* to = tile + (kx * head.phases + phase_index[p]) * plane;
         const float* from = image + c0 * call.x_stride_c + (first + begin * g.stride_h) * call.x_stride_h + cols.left;
-        for (int c = c0; c < c1; c++, from += call.x_stride_c, to += g.kernel_w * head.phases * plane) {
-          fill_zero(to, static_cast<int>(begin));
-          cols.copy({from, g.stride_h * call.x_stride_h, to + begin * CP_WIDTH, static_cast<int>(end - begin)});
-          fill_zero(to + end * CP_WIDTH, static_cast<int>(needed - end));
+        for (int c = c0; c < c1; c++, from += call.x_stride_c, to += head.copies * head.phases * plane) {
+          row_copy copy{from, g.stride_h * call.x_stride_h, to + begin * head.pitch, head.pitch, static_cast<int>(end - begin)};
+          std::memset(to, 0, begin * head.pitch * sizeof(float));
+          cols.copy<CP_WIDTH>(copy);
+          if (head.pitch > CP_WIDTH) {
+            copy.from += CP_WIDTH;
+            copy.to += CP_WIDTH;
+            rest.copy<CP_WIDTH / 2>(copy);
+          }
+          std::memset(to + end * head.pitch, 0, (needed - end) * head.pitch * sizeof(float));
         }
       }
     }
@@ -101,10 +108,15 @@ struct planes {
       prefetcher next = c1 < g.in_channels
                             ? prefetch_chunk(x, c1, static_cast<int>(at_most(c1 + head.chunk, g.in_channels)), y0, x0, rows)
                             : prefetch_chunk(x, 0, static_cast<int>(at_most(head.chunk, g.in_channels)), y0, x0 + CP_WIDTH, rows);
-      stream = run_chunk(stream, w.tile, rows, w.sums, next);
+      stream = run_chunk(stream, w.tile, head.pitch, rows, w.sums, next);
     }
     const long plane = call.out_height * call.out_width;
     const int columns = static_cast<int>(at_most(CP_WIDTH, call.out_width - x0));
+    if (call.shuffle > 1) {
+      const place at{image, y0, x0, rows, columns};
+      CP_WITH_ACTIVATION(call.activation, store_shuffled, w.sums, at, call);
+      return;
+    }
     const span at{image * g.out_channels * plane + y0 * call.out_width + x0, call.out_width, rows, columns, columns};
     CP_WITH_ACTIVATION(call.activation, store_planes, w.sums, at, plane, g.out_channels, call);
   }
@@ -153,7 +165,7 @@ struct tokens {
     for (int c0 = 0; c0 < g.in_channels; c0 += head.chunk) {
       copy_chunk(c0, static_cast<int>(at_most(c0 + head.chunk, g.in_channels)), first, last, w.tile);
       prefetcher next = {};
-      stream = run_chunk(stream, w.tile, rows, w.sums, next);
+      stream = run_chunk(stream, w.tile, head.pitch, rows, w.sums, next);
     }
     CP_WITH_ACTIVATION(call.activation, store_tokens, w.sums, first, last, g.out_channels, call);
   }

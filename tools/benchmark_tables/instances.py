@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tables.plan import NOISE, SUPER_RESOLUTION_X2, Table, Training
+from benchmark_tables.plan import NOISE, SUPER_RESOLUTION_X2, Table, Training
 
 
 def _dncnn(width: int, narrow: tuple[int, ...]) -> Table:
@@ -14,7 +14,7 @@ def _dncnn(width: int, narrow: tuple[int, ...]) -> Table:
         narrow=narrow,
         first=Training(8000, 5e-4),
         further=Training(2000, 1e-4),
-        stages={'supernet': 1500, 'classifier': 250, 'joint': 250},
+        stages={'supernet': 1700, 'classifier': 300, 'joint': 0},
     )
 
 
@@ -34,7 +34,7 @@ def _edsr(width: int, blocks: int, narrow: tuple[int, ...]) -> Table:
         narrow=narrow,
         first=Training(6000, 5e-4),
         further=Training(1500, 1e-4),
-        stages={'supernet': 1100, 'classifier': 200, 'joint': 200},
+        stages={'supernet': 1300, 'classifier': 200, 'joint': 0},
     )
 
 

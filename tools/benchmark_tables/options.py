@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from tables.plan import CALIBRATION, Row, Table
+from benchmark_tables.plan import CALIBRATION, Row, Table
 
 FOLDER = Path('options/tables')
 

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 from basicsr_classpruning.checkpoint import read_checkpoint, write_atomically, write_checkpoint
-from tables import instances
-from tables.options import checkpoint
-from tables.plan import Row, Table
+from benchmark_tables import instances
+from benchmark_tables.options import checkpoint
+from benchmark_tables.plan import Row, Table
 
 ZOO = Path('zoo')
 _RECOMMENDED_BUDGET = 0.6

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tables import markdown, write_blocks
 
-from tables import instances
-from tables.plan import Table
+from benchmark_tables import instances
+from benchmark_tables.plan import Table
 
 PAGE = Path('docs/benchmarks.md')
 
@@ -65,7 +66,7 @@ def table_of(result: Result) -> str:
             references = [f'{result.psnr(other[budget]):.3f}' for other in (oracle, random)]
             lines.append(_line(result, f'{row.label}, budget {budget:g}', item, *references))
     header = ['network', 'PSNR', 'SSIM', 'average MACs', 'saved', 'time', 'parameters', 'oracle', 'random', 'shares']
-    return _markdown(header, lines)
+    return markdown(header, lines)
 
 
 def _line(result: Result, label: str, row: dict[str, Any], oracle: str = '', random: str = '') -> list[str]:
@@ -96,7 +97,7 @@ def gains_of(result: Result) -> str:
         ours = float(np.interp(rival['macs'], *zip(*points)))
         lines.append([row.label, f'{rival["macs"] / result.dense["macs"]:.1%}', f'{result.psnr(rival):.3f}',
                       f'{ours:.3f}', f'{ours - result.psnr(rival):+.3f}'])  # fmt: skip
-    return _markdown(['rival', 'its MACs', 'its PSNR', 'ClassPruning there', 'gain (dB)'], lines)
+    return markdown(['rival', 'its MACs', 'its PSNR', 'ClassPruning there', 'gain (dB)'], lines)
 
 
 def caption(result: Result) -> str:
@@ -122,15 +123,6 @@ def section(folder: Path, table: Table) -> str:
 
 
 def write(folder: Path) -> None:
-    """Replaces what stands between the markers of the page."""
-    start, end = '<!-- tables -->', '<!-- end -->'
-    page = PAGE.read_text(encoding='utf-8')
-    before, _, rest = page.partition(start)
-    after = rest.partition(end)[2]
+    """Writes all tables into the page."""
     sections = '\n'.join(filter(None, (section(folder, table) for table in instances.TABLES)))
-    PAGE.write_text(f'{before}{start}\n{sections}\n{end}{after}', encoding='utf-8')
-
-
-def _markdown(header: list[str], lines: list[list[str]]) -> str:
-    rows = [header, ['---'] * len(header), *lines]
-    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)
+    write_blocks(PAGE, {'tables': sections})
