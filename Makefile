@@ -43,6 +43,12 @@ bench: $(INSTALLED) ## measure the kernels (10 minutes on an idle machine), rewr
 	$(BIN)/python tools/benchmark_kernels.py networks --threads 2 --seconds 8 --json docs/results/kernels_networks_t2.json
 	$(BIN)/python tools/kernel_tables.py
 
+tables: $(INSTALLED) ## write all tables of the documentation from the results that are kept
+	$(BIN)/python tools/reproduce_tables.py --write
+	$(BIN)/python tools/pruning_tables.py tables
+	$(BIN)/python tools/kernel_tables.py
+	$(BIN)/python tools/reliability/run.py --page
+
 sanitize: $(INSTALLED) ## run the kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	PYTHON=$(BIN)/python tools/asan_kernels.sh
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmark_tables import instances, pages, zoo
 from benchmark_tables.options import checkpoint, options_file, pruned, text
-from benchmark_tables.plan import BUDGETS, CALIBRATION, Row, Table
+from benchmark_tables.plan import BUDGETS, CALIBRATION, LADDER, Row, Table
 
 from basicsr_classpruning.checkpoint import write_atomically
 from basicsr_classpruning.cli import main as classpruning
@@ -55,8 +55,8 @@ def measure(table: Table, rows: list[Row], test_set: str, threads: int) -> None:
     result.parent.mkdir(parents=True, exist_ok=True)
     files = {str(checkpoint(table, row)): row.name for row in rows}
     run('benchmark', '--models', *files, '--gt', f'datasets/{test_set}', '--degrade', table.task.degrade,
-        '--budgets', *map(str, BUDGETS), '--backend', 'auto', '--repeats', '2', '--threads', str(threads),
-        '--json', result)  # fmt: skip
+        '--budgets', *map(str, BUDGETS), '--candidates', *LADDER, '--backend', 'auto', '--repeats', '2',
+        '--threads', str(threads), '--json', result)  # fmt: skip
     report = json.loads(result.read_text(encoding='utf-8'))
     report['table'] = {'name': table.name, 'models': files, 'command': f'python tools/reproduce_tables.py {table.name}'}
     content = json.dumps(report, indent=1) + '\n'
@@ -87,6 +87,7 @@ def main() -> None:
     names = {table.name: table for table in instances.TABLES}
     parser.add_argument('table', nargs='?', choices=names, metavar='NAME', help=f'one of {", ".join(names)}')
     parser.add_argument('--rows', nargs='+', metavar='ROW', help='train only these rows, and measure nothing')
+    parser.add_argument('--measure', action='store_true', help='train nothing, measure the rows that are trained')
     parser.add_argument('--threads', type=int, default=1, help='for the measurements (default: 1)')
     parser.add_argument('--list', action='store_true', help='what there is')
     parser.add_argument('--zoo', action='store_true', help='keep the trained networks in zoo/')
@@ -106,11 +107,12 @@ def main() -> None:
                 f'--rows {" ".join(sorted(unknown))}: {table.name} has {", ".join(r.name for r in table.rows)}'
             )
         for row in table.rows:
-            if args.rows is None or row.name in args.rows:
+            if not args.measure and (args.rows is None or row.name in args.rows):
                 make(table, row)
         if args.rows is None:
+            trained = [row for row in table.rows if row.name != 'start' and checkpoint(table, row).is_file()]
             for test_set in table.test_sets:
-                measure(table, [row for row in table.rows if row.name != 'start'], test_set, args.threads)
+                measure(table, trained, test_set, args.threads)
             write()
 
 

@@ -31,7 +31,8 @@ def add_parser(subparsers: Any) -> None:
         description='Restores the same pictures with several networks, candidates and budgets, and compares quality, '
         'average MACs and measured time. Each budget comes with two reference rows: oracle (the best allocation, '
         'knowing the errors) and random (the same shares, dealt by chance). Budgets are met over all pictures '
-        'together. With neither --budgets nor --candidates: all candidates, and the classifier\'s own choice.',
+        'together. With neither --budgets nor --candidates: all candidates, and the classifier\'s own choice. A '
+        'network with a single candidate is measured with it.',
     )  # fmt: skip
     parser.add_argument('--models', metavar='FILE', nargs='+', required=True, help='ClassPruning or dense checkpoints')
     parser.add_argument('--gt', metavar='DIR', required=True, help='folder of true pictures (8 bit)')

@@ -136,8 +136,8 @@ class Benchmark:
         show: is given each picture as the row of `shown_row` restored it.
 
     Raises:
-        UsageError: a budget or candidate that no network of the run, or one of them not, can have, or pictures of
-            another scale than the networks'.
+        UsageError: a budget that a network with several candidates cannot meet, a candidate that none has, or pictures
+            of another scale than the networks'.
         UserError: the first picture cannot be read.
     """
 
@@ -156,20 +156,19 @@ class Benchmark:
                 raise UsageError(f'--{name}: none of the networks has candidates')
         for contestant in contestants:
             pairs.pair(0, contestant.traits.channels, contestant.traits.scale)
-            if not contestant.candidates:
-                continue
-            for budget in settings.budgets:
+            for budget in settings.budgets if contestant.candidates > 1 else ():
                 check_budget(budget, contestant.traits.costs[0], contestant.traits.costs[-1])
-            for candidate in settings.candidates:
-                if candidate not in contestant.traits.candidates:
-                    have = ', '.join(contestant.traits.candidates)
-                    raise UsageError(f'--candidates {candidate}: {contestant.name} has {have}')
+        known = {name for contestant in contestants for name in contestant.traits.candidates}
+        for candidate in settings.candidates:
+            if candidate not in known:
+                have = '; '.join(f'{c.name} has {", ".join(c.traits.candidates)}' for c in contestants if c.candidates)
+                raise UsageError(f'--candidates {candidate}: {have}')
         self._warm: set[tuple[str, tuple[int, int]]] = set()
         self._room = _KEPT_BYTES
 
     def run(self) -> list[Row]:
         """Measures everything. Raises UserError if a picture cannot be read."""
-        surveys = {c.name: self._survey(c) for c in self._contestants if c.candidates and self._routes}
+        surveys = {c.name: self._survey(c) for c in self._contestants if c.candidates > 1 and self._routes}
         lines = [line for c in self._contestants for line in self._lines(c, surveys.get(c.name))]
         lines[shown_row([line.kind for line in lines])].shown = True
         pixels = 0
@@ -223,7 +222,7 @@ class Benchmark:
             everywhere = [np.full(1, index)] * pictures  # stretched to the picture's tiles when they are known
             if index >= max(contestant.candidates, 1) or not contestant.candidates:
                 lines.append(_Line(contestant, 'dense', None, None, variant.name, everywhere, False))
-            elif self._all or variant.name in self._settings.candidates:
+            elif self._all or contestant.candidates == 1 or variant.name in self._settings.candidates:
                 backend = self._settings.backend
                 lines.append(_Line(contestant, 'candidate', variant.name, None, backend, everywhere, False))
         for budget in self._settings.budgets if surveys else ():
