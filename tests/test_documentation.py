@@ -98,6 +98,7 @@ def reader(tmp_path_factory) -> Path:
     write_yaml(root / 'my_options.yml', {'network_g': EDSR})
     net = build_network({'type': 'ClassPruning', 'base': dict(EDSR), 'candidates': ['4:16', '8:16', '16:16']})
     save_file({'params': net.state_dict(), 'network_g': net.options}, root / 'pruned.pth')
+    shutil.copytree(REPOSITORY / 'zoo', root / 'zoo')
     # The examples as they are, but for their lengths.
     shutil.copytree(REPOSITORY / 'options', root / 'options')
     for path in (root / 'options/train').glob('demo*.yml'):

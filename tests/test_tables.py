@@ -39,7 +39,9 @@ def test_all_networks_are_trained_for_the_same_steps(table):
 
 def test_page_agrees_with_the_results(tmp_path, monkeypatch):
     (tmp_path / 'docs').mkdir()
-    shutil.copy(ROOT / pages.PAGE, tmp_path / pages.PAGE)
+    for page in (pages.PAGE, pages.README):
+        shutil.copy(ROOT / page, tmp_path / page)
     monkeypatch.chdir(tmp_path)
     pages.write(ROOT / 'docs' / 'results' / 'tables')
-    assert (tmp_path / pages.PAGE).read_text() == (ROOT / pages.PAGE).read_text()
+    for page in (pages.PAGE, pages.README):
+        assert (tmp_path / page).read_text() == (ROOT / page).read_text()

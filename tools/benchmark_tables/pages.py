@@ -14,6 +14,8 @@ from benchmark_tables import instances
 from benchmark_tables.plan import Table
 
 PAGE = Path('docs/benchmarks.md')
+README = Path('README.md')
+_HEADLINE_BUDGETS = (0.4, 0.5, 0.6, 0.8)
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,22 @@ def gains_of(result: Result) -> str:
     return markdown(['rival', 'its MACs', 'its PSNR', 'ClassPruning there', 'gain (dB)'], lines)
 
 
+def headline(results: list[Result]) -> str:
+    """The dense network, its static rivals and ClassPruning at a few budgets, on the first test set of each table."""
+    lines = []
+    for result in results:
+        for row in result.table.rows:
+            if row.name not in result.measured or row.name.startswith('dense_'):
+                continue
+            kinds = ('budget',) if row.routed else ('candidate',) if row.sparse else ('dense',)
+            found = [one for one in result.rows(row.name, *kinds) if one['budget'] in (None, *_HEADLINE_BUDGETS)]
+            for one in found:
+                label = row.label if one['budget'] is None else f'{row.label}, budget {one["budget"]:g}'
+                _, psnr, _, _, saved, time, *_ = _line(result, label, one)
+                lines.append([f'{result.table.title}, {result.test_set}', label, psnr, saved, time])
+    return markdown(['network', '', 'PSNR', 'MACs saved', 'time'], lines)
+
+
 def caption(result: Result) -> str:
     """What was measured, how and on what."""
     content = result.content
@@ -126,3 +144,5 @@ def write(folder: Path) -> None:
     """Writes all tables into the page."""
     sections = '\n'.join(filter(None, (section(folder, table) for table in instances.TABLES)))
     write_blocks(PAGE, {'tables': sections})
+    results = [Result.read(folder, table, table.test_sets[0]) for table in instances.TABLES]
+    write_blocks(README, {'headline': headline([result for result in results if result is not None])})
