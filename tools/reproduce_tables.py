@@ -55,7 +55,7 @@ def measure(table: Table, rows: list[Row], test_set: str, threads: int) -> None:
     result.parent.mkdir(parents=True, exist_ok=True)
     files = {str(checkpoint(table, row)): row.name for row in rows}
     run('benchmark', '--models', *files, '--gt', f'datasets/{test_set}', '--degrade', table.task.degrade,
-        '--budgets', *map(str, BUDGETS), '--candidates', *LADDER, '--backend', 'auto', '--repeats', '2',
+        '--budgets', *map(str, BUDGETS), '--candidates', *LADDER, '--backend', 'auto', '--repeats', '3',
         '--threads', str(threads), '--json', result)  # fmt: skip
     report = json.loads(result.read_text(encoding='utf-8'))
     report['table'] = {'name': table.name, 'models': files, 'command': f'python tools/reproduce_tables.py {table.name}'}

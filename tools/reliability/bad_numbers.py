@@ -22,10 +22,16 @@ from basicsr_classpruning.cli import main
 LENGTHS = {'supernet': 15, 'classifier': 15, 'joint': 15}
 TERMS = {
     'supernet': ('pixel', 'distill'),
-    'classifier': ('routing', 'budget', 'class'),
-    'joint': ('pixel', 'distill', 'routing', 'budget', 'class'),
+    'classifier': ('difficulty', 'budget', 'class'),
+    'joint': ('pixel', 'distill', 'difficulty', 'budget', 'class'),
 }
-LOGGED = {'pixel': 'l_pix', 'distill': 'l_distill', 'routing': 'l_routing', 'budget': 'l_budget', 'class': 'l_class'}
+LOGGED = {
+    'pixel': 'l_pix',
+    'distill': 'l_distill',
+    'difficulty': 'l_difficulty',
+    'budget': 'l_budget',
+    'class': 'l_class',
+}
 POISONS = (*ADDED, 'NaN gradient')
 
 
@@ -49,7 +55,7 @@ class Trials:
         self.folder = folder
         self.result = Result()
         self.options = training(folder, tuple(LENGTHS.values()), save_every=1)  # type: ignore[arg-type]
-        self.options['train']['routing_opt'] = {'type': 'RoutingLoss'}
+        self.options['train']['difficulty_opt'] = {'type': 'DifficultyLoss'}
 
     def _train(self, number: int, train: dict[str, Any], **sections: Any) -> tuple[Path, Outcome]:
         folder = self.folder / f'trial{number}'
