@@ -21,7 +21,7 @@ def test_a_dearer_candidate_never_scores_below_a_cheaper_one(kind, channels):
     scores = scores_of(kind, torch.rand(4, channels, 24, 40), classes=4)
     assert scores.shape == (4, 4)
     assert (scores.diff(dim=1) >= 0).all()
-    assert torch.equal(scores[:, -1], torch.zeros(4))
+    assert (scores < 0).all()
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -34,8 +34,8 @@ def test_edges_make_an_image_difficult():
     flat = torch.full((1, 3, 16, 16), 0.5)
     ramp = torch.linspace(0, 1, 16).expand(1, 3, 16, 16)  # smooth: only its border has a second difference
     rough = torch.rand(1, 3, 16, 16)
-    cheap = [float(scores_of('EdgeDifficulty', image)[0, 0]) for image in (flat, ramp, rough)]
+    cheap = [1 + float(scores_of('EdgeDifficulty', image)[0, 0]) for image in (flat, ramp, rough)]
     assert cheap[0] == pytest.approx(0, abs=1e-6)
     assert cheap[0] > cheap[1] > 10 * cheap[2]
-    middle = scores_of('EdgeDifficulty', rough)[0]
+    middle = 1 + scores_of('EdgeDifficulty', rough)[0]
     assert middle[1] == pytest.approx(float(middle[0]) / 4)  # half of the candidates away from the dearest

@@ -98,7 +98,8 @@ def test_difficulty_by_hand():
     image, step, whole = 2.0, [(1.0, 1.0), (3.0, 1.0)], [(2.0, 1.0), (2.0, 3.0)]  # (predicted, measured)
 
     def deviance(parts):
-        return sum(predicted - measured * math.log(predicted) for predicted, measured in parts) / len(parts) / image
+        found = [p - m - m * math.log(p / m) for p, m in parts]
+        return sum(found) / len(parts) / image
 
     wanted = deviance(step) / 0.1 + 0.3 * deviance(whole) + (math.log(2.0) - math.log(image)) ** 2
     assert float(DifficultyLoss(2.0)(scores, errors)) == pytest.approx(2 * wanted, rel=1e-5)
@@ -106,8 +107,16 @@ def test_difficulty_by_hand():
 
 def test_difficulty_of_one_candidate_is_its_own_error():
     scores, errors = -torch.full((1, 1, 1, 1), 4.0), DifficultyLoss.unit * torch.ones(1, 1, 1, 1)
-    wanted = 0.3 * (4 - math.log(4.0)) + math.log(4.0) ** 2
+    wanted = 0.3 * (4 - 1 - math.log(4.0)) + math.log(4.0) ** 2
     assert float(DifficultyLoss()(scores, errors)) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_difficulty_is_never_negative_even_where_cheaper_is_better():
+    errors = DifficultyLoss.unit * torch.tensor([0.5, 1.0])[None, :, None, None]
+    losses = [float(DifficultyLoss()(-torch.tensor([1.0 + step, 1.0])[None, :, None, None], errors))
+              for step in (1e-6, 1e-3, 0.1, 1.0)]  # fmt: skip
+    assert losses[0] == pytest.approx(0, abs=1e-3)
+    assert losses == sorted(losses)
 
 
 def test_difficulty_does_not_weigh_images_by_their_errors():

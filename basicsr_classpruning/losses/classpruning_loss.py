@@ -126,8 +126,9 @@ class DifficultyLoss(nn.Module):
 
     mean_b[ 1/(r E_b) · mean_{k<K} D(d̂_bk, d_bk) + w/E_b · D(d̂_bK, d_bK) + (log Ê_b − log E_b)² ],
 
-    D(d̂, d) = d̂ − d log d̂, averaged over the parts. D is the deviance of a Poisson distribution: its minimum is the
-    mean of d, whatever the distribution. The last term makes sure of the error of the whole image, by which routing
+    D(d̂, d) = d̂ − d⁺ − d log(d̂ / d⁺) with d⁺ = max(d, 1e-6), averaged over the parts, never negative. It is the deviance
+    of a Poisson distribution, whose minimum is the mean of d, whatever the distribution; a cheaper candidate may leave
+    less in a part, so d may be below 0. The last term makes sure of the error of the whole image, by which routing
     divides. r = 0.1 is the share of the error that pruning typically adds, w = 0.3.
 
     Args:
@@ -146,7 +147,8 @@ class DifficultyLoss(nn.Module):
         same shape; returns a scalar."""
         predicted, wanted = _steps(-scores).clamp(min=_LEAST_ERROR), _steps(errors.detach() / self.unit)
         image = wanted[:, -1].mean((1, 2)).clamp(min=_LEAST_ERROR)
-        deviance = (predicted - wanted * predicted.log()).mean((2, 3)) / image[:, None]
+        best = wanted.clamp(min=_LEAST_ERROR)
+        deviance = (predicted - best - wanted * (predicted / best).log()).mean((2, 3)) / image[:, None]
         steps = deviance[:, :-1].sum(dim=1) / max(deviance.shape[1] - 1, 1)
         whole = (predicted[:, -1].mean((1, 2)).log() - image.log()).square()
         return self.loss_weight * batch_mean(steps / _TYPICAL_EXCESS + _PARTS_WEIGHT * deviance[:, -1] + whole)

@@ -79,6 +79,8 @@ class Trials:
             'call': iteration - absent,
             'poison': poison,
         }
+        if term == 'budget':
+            loss['target'] = self.options['train'][key]['target']
         number = sum(row.tried for row in self.result.rows)
         experiment, outcome = self._train(number, {key: loss, 'on_nan': on_nan}, custom_imports=['reliability.poison'])
         complaint = outcome.complaint or self._report(outcome, iteration, term, stage, on_nan)

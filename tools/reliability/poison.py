@@ -19,18 +19,15 @@ class PoisonedLoss(nn.Module):
         loss: options of the other loss.
         call: which call, from 1.
         poison: a key of ``ADDED``, or ``NaN gradient``.
+        target: a budget's, which the model asks for.
     """
 
-    def __init__(self, loss: dict[str, Any], call: int, poison: str) -> None:
+    def __init__(self, loss: dict[str, Any], call: int, poison: str, target: float | None = None) -> None:
         super().__init__()
         self.inner = build_loss(loss)
         self.call, self.poison = call, poison
         self.calls = 0
-
-    @property
-    def target(self) -> float:
-        """A budget's, which the model asks for."""
-        return self.inner.target
+        self.target = target
 
     def forward(self, *arguments: Tensor) -> Tensor:
         value = self.inner(*arguments)
