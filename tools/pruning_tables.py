@@ -173,6 +173,8 @@ def routed() -> str:
             candidates = list(of_kind(result, 'candidate').values())
             oracle, random = of_kind(result, 'oracle'), of_kind(result, 'random')
             for budget, row in of_kind(result, 'budget').items():
+                if row[network.psnr] is None:
+                    continue  # a picture is as the dense network restores it, which is the truth here: infinite
                 best = max(
                     (one for one in candidates if one['macs'] <= budget * one['macs_dense']),
                     key=lambda one: one[network.psnr],
