@@ -219,9 +219,11 @@ class Trials:
 
 def _fill(folder: Path) -> Path:
     """Takes all the space that is left on a disk, with one file."""
-    free = os.statvfs(folder)
     ballast = folder / 'ballast'
-    ballast.write_bytes(bytes(free.f_bavail * free.f_frsize))
+    # Until it is full, whoever else writes meanwhile.
+    with open(ballast, 'wb', buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
     return ballast
 
 
