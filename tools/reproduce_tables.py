@@ -58,6 +58,8 @@ def measure(table: Table, rows: list[Row], test_set: str, threads: int) -> None:
         '--budgets', *map(str, BUDGETS), '--candidates', *LADDER, '--backend', 'auto', '--repeats', '3',
         '--threads', str(threads), '--json', result)  # fmt: skip
     report = json.loads(result.read_text(encoding='utf-8'))
+    for row in report['rows']:
+        row['model'] = files[row['model']]
     report['table'] = {'name': table.name, 'models': files, 'command': f'python tools/reproduce_tables.py {table.name}'}
     content = json.dumps(report, indent=1) + '\n'
     write_atomically(result, lambda file: file.write(content.encode()))

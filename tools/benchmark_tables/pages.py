@@ -15,6 +15,7 @@ from benchmark_tables.plan import Table
 
 PAGE = Path('docs/benchmarks.md')
 README = Path('README.md')
+_HEADLINE_SETS = ('BSD100', 'Set14')
 _HEADLINE_BUDGETS = (0.4, 0.5, 0.6, 0.8)
 
 
@@ -34,8 +35,7 @@ class Result:
 
     def rows(self, name: str, *kinds: str) -> list[dict[str, Any]]:
         """The measurements of a row of the plan, of some kinds."""
-        models = self.content['table']['models']
-        return [row for row in self.content['rows'] if models[row['model']] == name and row['kind'] in kinds]
+        return [row for row in self.content['rows'] if row['model'] == name and row['kind'] in kinds]
 
     @property
     def measured(self) -> list[str]:
@@ -105,7 +105,7 @@ def gains_of(result: Result) -> str:
 
 
 def headline(results: list[Result]) -> str:
-    """The dense network, its static rivals and ClassPruning at a few budgets, on the first test set of each table."""
+    """The dense network, its static rivals and ClassPruning at a few budgets."""
     lines = []
     for result in results:
         for row in result.table.rows:
@@ -115,9 +115,9 @@ def headline(results: list[Result]) -> str:
             found = [one for one in result.rows(row.name, *kinds) if one['budget'] in (None, *_HEADLINE_BUDGETS)]
             for one in found:
                 label = row.label if one['budget'] is None else f'{row.label}, budget {one["budget"]:g}'
-                _, psnr, _, _, saved, time, *_ = _line(result, label, one)
-                lines.append([f'{result.table.title}, {result.test_set}', label, psnr, saved, time])
-    return markdown(['network', '', 'PSNR', 'MACs saved', 'time'], lines)
+                _, psnr, ssim, _, saved, time, *_ = _line(result, label, one)
+                lines.append([f'{result.table.title}', label, psnr, ssim, saved, time])
+    return markdown(['network', '', 'PSNR', 'SSIM', 'MACs saved', 'time'], lines)
 
 
 def caption(result: Result) -> str:
@@ -146,5 +146,6 @@ def write(folder: Path) -> None:
     """Writes all tables into the page."""
     sections = '\n'.join(filter(None, (section(folder, table) for table in instances.TABLES)))
     write_blocks(PAGE, {'tables': sections})
-    results = [Result.read(folder, table, table.test_sets[0]) for table in instances.TABLES]
-    write_blocks(README, {'headline': headline([result for result in results if result is not None])})
+    for test_set in _HEADLINE_SETS:
+        results = [Result.read(folder, table, test_set) for table in instances.TABLES]
+        write_blocks(README, {f'headline {test_set}': headline([result for result in results if result is not None])})
