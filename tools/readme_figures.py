@@ -61,6 +61,8 @@ def class_map_figure(restorer: Restorer, truth: np.ndarray, degradation: Degrada
         draw.text((left + 2, height + 6), caption, fill='black', font_size=14)
     left = WIDTH + GAP + 2
     for name, colour in zip(restorer.traits.candidates, colours.astype(int)):
+        if not stats.class_share[name]:
+            continue
         draw.rectangle((left, height + 7, left + 14, height + 21), fill=tuple(colour.tolist()))
         text = f'{name} {stats.class_share[name]:.0%}'
         draw.text((left + 20, height + 6), text, fill='black', font_size=14)
