@@ -215,7 +215,7 @@ def _check_sums(path: Path) -> None:
             damaged = archive.testzip()
     except FileNotFoundError:
         raise UserError(f'{path}: no such file') from None
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f'{path}: damaged ({error})') from None
     if damaged is not None:
         raise UserError(f'{path}: damaged (check sum of {damaged})')
