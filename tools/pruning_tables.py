@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kernel_tables import markdown
+from tables import markdown, replace_blocks
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / 'docs' / 'pruning.md'
@@ -220,10 +219,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 def render(text: str) -> str:
     """The page with all its tables renewed."""
-    for name, table in TABLES.items():
-        block = f'<!-- {name} -->\n{table()}\n<!-- end -->'
-        text = re.sub(rf'<!-- {name} -->.*?<!-- end -->', lambda _, block=block: block, text, flags=re.S)
-    return text
+    return replace_blocks(text, {name: table() for name, table in TABLES.items()})
 
 
 def main() -> None:

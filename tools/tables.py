@@ -13,10 +13,14 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 
-def write_blocks(page: Path, blocks: Mapping[str, str]) -> None:
-    """Replaces what stands between ``<!-- NAME -->`` and the next ``<!-- end -->`` in a page."""
-    text = page.read_text()
+def replace_blocks(text: str, blocks: Mapping[str, str]) -> str:
+    """A page's text with other contents between each ``<!-- NAME -->`` and the next ``<!-- end -->``."""
     for name, block in blocks.items():
         whole = f'<!-- {name} -->\n{block}\n<!-- end -->'
         text = re.sub(rf'<!-- {name} -->.*?<!-- end -->', lambda _, whole=whole: whole, text, flags=re.S)
-    page.write_text(text)
+    return text
+
+
+def write_blocks(page: Path, blocks: Mapping[str, str]) -> None:
+    """Replaces blocks in a page."""
+    page.write_text(replace_blocks(page.read_text(), blocks))
