@@ -66,6 +66,8 @@ class Row:
     pixels: int
     """Of all restored pictures."""
     params: int
+    """What is multiplied with: a dense network's parameters, a candidate's without its zeros; of a routed network those
+    of all candidates and of the classifier."""
     class_share: dict[str, float]
     backend: str
     threads: int
@@ -320,12 +322,21 @@ class Benchmark:
             saved=1 - macs / dense,
             seconds=line.seconds,
             pixels=pixels,
-            params=traits.params,
+            params=_params(line),
             class_share=dict(zip(traits.candidates, shares.tolist())) if routed else {},
             backend=line.backend,
             threads=self._settings.threads,
             pictures=len(line.qualities),
         )
+
+
+def _params(line: _Line) -> int:
+    traits = line.contestant.traits
+    if line.kind == 'dense':
+        return traits.params_dense
+    if line.candidate is not None:
+        return traits.params_candidates[traits.candidates.index(line.candidate)]
+    return traits.params_routed
 
 
 def _mean(values: list[float]) -> float | None:

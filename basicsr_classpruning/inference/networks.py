@@ -29,8 +29,12 @@ class Traits:
     macs: tuple[float, ...]
     """One for each candidate, the classifier not included. A dense network has one entry."""
     macs_classifier: float
-    params: int
+    params_dense: int
     """Parameters of the dense base network."""
+    params_candidates: tuple[int, ...]
+    """Of each candidate, its zeros left out."""
+    params_routed: int
+    """Of everything that routing needs: all candidates, their zeros left out, and the classifier."""
 
     @property
     def scale(self) -> int:
@@ -80,8 +84,23 @@ def inspect_network(net: ClassPruning | DenseNetwork, overlap: int) -> Traits:
         macs_dense=dense / pixels,
         macs=tuple(value / pixels for value in macs),
         macs_classifier=classifier / pixels,
-        params=sum(parameter.numel() for parameter in module.parameters()),
+        params_dense=count_parameters(module),
+        params_candidates=tuple(_candidate_parameters(net, name) for name in candidates),
+        params_routed=count_parameters(net),
     )
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of parameters, the zeros of candidates' own weights left out."""
+    own = {id(weight) for layer in module.modules() for weight in getattr(layer, 'weights', ())}
+    return sum(int(p.count_nonzero()) if id(p) in own else p.numel() for p in module.parameters())
+
+
+def _candidate_parameters(net: ClassPruning | DenseNetwork, candidate: str) -> int:
+    assert isinstance(net, ClassPruning)
+    frozen, patterns = net.frozen(candidate), net.patterns(candidate)
+    zeros = (frozen.get_submodule(name).weight.eq(0).sum() for name in patterns)  # type: ignore[operator]
+    return count_parameters(frozen) - int(sum(zeros))
 
 
 def dense_module(net: ClassPruning | DenseNetwork) -> nn.Module:
