@@ -1,0 +1,287 @@
+"""Training steps: every stage and network, bad numbers, collapse."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import pytest
+import torch
+from tiny import NETWORKS, dense, training_options
+from training import BUDGET, CLASS, DISTILL, EXPERIMENT, batch, model_of, run, same, step
+
+from basicsr_classpruning.checkpoint import load_file, save_file
+from basicsr_classpruning.errors import UserError
+from basicsr_classpruning.models.classpruning_model import ClassPruningModel
+from basicsr_classpruning.models.collapse import CollapseWatch
+from basicsr_classpruning.models.explosion import ExplosionWatch
+from basicsr_classpruning.models.guarded_model import BadNumbers
+from basicsr_classpruning.models.stages import Schedule
+
+# -------------------------------------------------------------------------- steps
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_one_step_changes_the_weights_of_every_network(tmp_path, pictures, name):
+    model = model_of(tmp_path, training_options(pictures, name))
+    assert step(model, 1, batch(name)) == {'base'}
+    assert model.log_dict['l_pix'] > 0
+
+
+@pytest.mark.parametrize(
+    ('iteration', 'changed', 'terms'),
+    [
+        (1, {'base'}, {'l_pix', 'l_distill'}),
+        (4, {'classifier', 'log_price'}, {'l_difficulty', 'l_budget', 'l_class'}),
+        (7, {'base', 'classifier', 'log_price'}, {'l_pix', 'l_distill', 'l_difficulty', 'l_budget', 'l_class'}),
+    ],
+)
+def test_each_stage_trains_its_part(tmp_path, pictures, iteration, changed, terms):
+    model = model_of(tmp_path, training_options(pictures, **BUDGET, **CLASS, **DISTILL))
+    assert step(model, iteration) == changed
+    assert {key for key in model.log_dict if key.startswith('l_')} == terms
+
+
+def test_the_price_rests_without_a_budget(tmp_path, pictures):
+    model = model_of(tmp_path, training_options(pictures))
+    assert step(model, 4) == {'classifier'}
+
+
+def test_a_schedule_gives_each_iteration_its_stage():
+    schedule = Schedule.from_options({'stages': {'supernet': 2, 'joint': 1}, 'total_iter': 3})
+    assert [schedule.stage(i) for i in (1, 2, 3, 4)] == ['supernet', 'supernet', 'joint', 'joint']
+    assert Schedule.from_options({'total_iter': 5}).stage(5) == 'supernet'
+
+
+def test_batches_smaller_than_the_candidates_use_all_in_turn(tmp_path, pictures):
+    options = training_options(pictures)
+    model = model_of(tmp_path, {**options, 'train': {**options['train'], 'stages': {'supernet': 9}}})
+    used = []
+    for iteration in (1, 2, 3):
+        step(model, iteration, batch(images=2))
+        used.append(tuple(model.classes.tolist()))
+    assert used == [(1, 2), (2, 0), (0, 1)]
+
+
+def test_own_weights_train_and_stay_sparse(tmp_path, pictures):
+    options = training_options(pictures)
+    options['network_g']['weights'] = 'own'
+    model = model_of(tmp_path, options)
+    for iteration in (1, 2):
+        step(model, iteration)
+    layer = model.net_g.base.body[0].conv1
+    assert [(weight != 0).float().mean().item() for weight in layer.weights] == [0.25, 0.5]
+
+
+@pytest.mark.parametrize('amp', ['bf16', 'fp16'])
+def test_mixed_precision(tmp_path, pictures, amp):
+    model = model_of(tmp_path, training_options(pictures, amp=amp, **BUDGET))
+    for iteration in (1, 4, 7):
+        assert any(step(model, iteration) for _ in range(5))  # fp16 finds its scale by overflowing
+        assert all(torch.isfinite(parameter).all() for parameter in model.net_g.parameters())
+    assert all(parameter.dtype == torch.float32 for parameter in model.net_g.parameters())
+
+
+def test_fp16_decays_pruned_weights_as_fp32_does(tmp_path, pictures):
+    gradients = []
+    for amp in (None, 'fp16'):
+        model = model_of(tmp_path, training_options(pictures, amp=amp, srste_decay=1.0))
+        step(model, 1)
+        gradients.append(model.net_g.base.body[0].conv1.weight.grad)
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-3, rtol=1e-2)
+    assert gradients[0].abs().max() > 0.01
+
+
+def test_the_gradient_is_clipped(tmp_path, pictures):
+    model = model_of(tmp_path, training_options(pictures, grad_clip=1e-3))
+    step(model, 1)
+    gradients = [parameter.grad.flatten() for parameter in model.net_g.parameters() if parameter.grad is not None]
+    assert float(torch.cat(gradients).norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_averaged_weights_follow_with_the_masks_in_use(tmp_path, pictures):
+    model = model_of(tmp_path, training_options(pictures, ema_decay=0.9, mask_interval=1))
+    before = deepcopy(model.net_g_ema.state_dict())
+    step(model, 1)
+    now, averaged = model.net_g.state_dict(), model.net_g_ema.state_dict()
+    for key, value in averaged.items():
+        if value.dtype == torch.uint8:
+            assert torch.equal(value, now[key])
+        else:
+            torch.testing.assert_close(value, 0.9 * before[key] + 0.1 * now[key])
+
+
+def test_masks_are_renewed_at_their_interval(tmp_path, pictures):
+    model = model_of(tmp_path, training_options(pictures, mask_interval=2))
+    layer = model.net_g.base.body[0].conv1
+    stale = layer.ranks.clone()
+    with torch.no_grad():
+        layer.weight.copy_(layer.weight.flip(1))
+    step(model, 1)
+    assert torch.equal(layer.ranks, stale)
+    step(model, 2)
+    assert not torch.equal(layer.ranks, stale)
+
+
+def test_a_dense_checkpoint_starts_a_training(tmp_path, pictures):
+    plain = dense('EDSR')
+    save_file({'params': plain.state_dict()}, tmp_path / 'dense.pth')
+    options = {**training_options(pictures), 'path': {'pretrain_network_g': str(tmp_path / 'dense.pth')}}
+    model = model_of(tmp_path, options)
+    assert same(dict(model.net_g.eval().frozen_dense().state_dict()), dict(plain.state_dict()))
+
+
+# ------------------------------------------------------------------- bad numbers
+
+
+def test_an_infinite_loss_stops_and_names_iteration_term_and_candidates(tmp_path, monkeypatch, pictures, capsys):
+    options = training_options(pictures, pixel_opt={'type': 'L1Loss', 'loss_weight': 1e39})
+    options['logger']['save_checkpoint_freq'] = 1
+    assert run(tmp_path, monkeypatch, options) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert 'iteration 1: loss term l_pix is not finite' in error
+    assert 'candidates 1:4, 2:4, 4:4' in error
+    assert not list((tmp_path / EXPERIMENT).rglob('*.pth'))
+
+
+def test_bad_steps_are_skipped_and_change_nothing(tmp_path, monkeypatch, pictures):
+    broken = {'type': 'L1Loss', 'loss_weight': 1e39}
+    options = training_options(pictures, on_nan='skip', pixel_opt=broken, ema_decay=0.5)
+    options['train']['stages'] = {'supernet': 3}
+    model = model_of(tmp_path, options)
+    before = deepcopy(model.net_g.state_dict())
+    assert step(model, 1) == set()
+    assert run(tmp_path, monkeypatch, options) == 0
+    content = load_file(tmp_path / EXPERIMENT / 'models/net_g_latest.pth')
+    assert same(content['params'], dict(before))
+    assert same(content['params_ema'], dict(before))
+
+
+def test_skipping_ends_when_every_step_is_bad(tmp_path, pictures):
+    broken = {'type': 'L1Loss', 'loss_weight': 1e39}
+    options = training_options(pictures, on_nan='skip', pixel_opt=broken)
+    options['train']['stages'] = {'supernet': 30}
+    model = model_of(tmp_path, options)
+    for iteration in range(1, 21):
+        step(model, iteration)
+    with pytest.raises(BadNumbers, match=r'iteration 21: .* the 21th step in a row'):
+        step(model, 21)
+
+
+def test_a_gradient_that_is_no_number_is_found_before_it_is_used(tmp_path, pictures):
+    model = model_of(tmp_path, training_options(pictures))
+    before = deepcopy(model.net_g.state_dict())
+    model.net_g.base.conv_last.weight.register_hook(lambda gradient: gradient * float('nan'))
+    with pytest.raises(BadNumbers, match='iteration 1: the gradient of l_pix is not finite'):
+        step(model, 1)
+    assert same(dict(model.net_g.state_dict()), dict(before))
+
+
+def test_an_exploded_loss_stops_the_run_although_it_is_a_number(tmp_path, pictures):
+    model = model_of(tmp_path, training_options(pictures))
+    step(model, 1)
+    with torch.no_grad():
+        for parameter in model.net_g.base.parameters():
+            parameter.mul_(1e3)
+    with pytest.raises(BadNumbers, match=r'iteration 2: loss term l_pix \(.*\) has exploded, from 0\.\d+'):
+        step(model, 2)
+
+
+def test_the_watch_takes_other_terms_for_a_new_level():
+    watch = ExplosionWatch(memory=2, limit=100)
+    watch.update({'a': 0.1, 'b': 0.1})
+    assert watch.exploded({'a': 0.1, 'b': 30.0}) == []  # other terms than before
+    watch.update({'a': 0.1, 'b': 0.1})
+    assert watch.exploded({'a': 0.1, 'b': 19.0}) == []
+    assert watch.exploded({'a': 0.1, 'b': 30.0}) == ['b']
+    resumed = ExplosionWatch(memory=2, limit=100)
+    resumed.load_state_dict(watch.state_dict())
+    assert resumed.exploded({'a': 30.0, 'b': 0.1}) == ['a']
+    assert watch.exploded({'c': 1e9}) == []
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path, pictures):
+    model = model_of(tmp_path, training_options(pictures))
+    (tmp_path / 'models').mkdir()
+    model.opt['path']['models'] = str(tmp_path / 'models')
+    with torch.no_grad():
+        model.net_g.base.conv_last.bias[0] = float('inf')
+    with pytest.raises(BadNumbers, match=r'iteration 7: the weight base\.conv_last\.bias is not finite'):
+        model.save_network(model.net_g, 'net_g', 7)
+    assert not list((tmp_path / 'models').iterdir())
+
+
+# ---------------------------------------------------------------------- collapse
+
+
+def test_the_watch_sees_a_collapse_after_long_enough():
+    watch = CollapseWatch(3, memory=5)
+    for _ in range(19):
+        watch.update(torch.tensor([1.0, 0.0, 0.0]))
+    assert not watch.collapsed
+    for _ in range(3):
+        watch.update(torch.tensor([1.0, 0.0, 0.0]))
+    assert watch.collapsed
+    watch.update(torch.tensor([0.5, 0.5, 0.0]))
+    assert not watch.collapsed
+    watch.restart()
+    assert watch.shares.tolist() == pytest.approx([1 / 3] * 3)
+
+
+def test_a_watch_over_one_class_never_sees_one():
+    watch = CollapseWatch(1, memory=1)
+    for _ in range(9):
+        watch.update(torch.ones(1))
+    assert not watch.collapsed
+
+
+def collapse(model: ClassPruningModel, steps: int) -> None:
+    """Trains, until the first recovery, with a price at which every image goes to the cheapest class."""
+    model.watch = CollapseWatch(3, memory=2)
+    before = model.recoveries
+    for _ in range(steps):
+        if model.recoveries == before:
+            model.net_g.log_price.data.fill_(9.0)
+        step(model, 4)
+
+
+def test_a_collapse_stops_the_run(tmp_path, pictures):
+    model = model_of(tmp_path, training_options(pictures, on_collapse='stop', **BUDGET))
+    with pytest.raises(UserError, match=r'iteration 4: the classifier has collapsed to one class \(1:4 9\d'):
+        collapse(model, 20)
+
+
+def test_a_collapse_is_recovered_from(tmp_path, pictures):
+    options = training_options(pictures, on_collapse='recover', **BUDGET)
+    options['train']['scheduler'] = {'type': 'CosineAnnealingRestartLR', 'periods': [9], 'eta_min': 1e-9}
+    model = model_of(tmp_path, options)
+    rate = model.optimizer_g.param_groups[1]['initial_lr']
+    collapse(model, 13)
+    assert model.recoveries == 1
+    assert float(model.net_g.log_price.detach()) < 0
+    assert not model.watch.collapsed
+    # It learns more slowly from now on, whatever the scheduler.
+    assert model.optimizer_g.param_groups[1]['lr'] == pytest.approx(0.3 * rate)
+    model.update_learning_rate(2)
+    assert rate * 0.2 < model.optimizer_g.param_groups[1]['lr'] < rate * 0.3
+    assert model.optimizer_g.param_groups[0]['lr'] > rate * 0.9
+
+
+def test_recovering_ends_after_three_times(tmp_path, pictures):
+    model = model_of(tmp_path, training_options(pictures, on_collapse='recover', **BUDGET))
+    model.recoveries = 3
+    with pytest.raises(UserError, match='training stopped'):
+        collapse(model, 20)
+
+
+def test_a_collapse_may_be_only_warned_of(tmp_path, pictures):
+    model = model_of(tmp_path, training_options(pictures, on_collapse='warn', **BUDGET))
+    collapse(model, 20)
+    assert model.recoveries == 0
+    assert model.watch.steps < 10  # it began anew after the warning
+
+
+def test_a_budget_that_asks_for_one_class_is_no_collapse(tmp_path, pictures):
+    budget = {'budget_opt': {'type': 'ComputeBudgetLoss', 'target': 0.05}}
+    model = model_of(tmp_path, training_options(pictures, on_collapse='stop', **budget))
+    collapse(model, 20)
+    assert model.watch.collapsed
