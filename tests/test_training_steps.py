@@ -62,6 +62,26 @@ def test_batches_smaller_than_the_candidates_use_all_in_turn(tmp_path, pictures)
     assert used == [(1, 2), (2, 0), (0, 1)]
 
 
+def test_batches_are_shared_out_by_difficulty_at_random_budgets(tmp_path, pictures):
+    options = training_options(pictures, split='budget')
+    options['train']['stages'] = {'supernet': 30}
+    model = model_of(tmp_path, options)
+
+    def scores(x):  # brighter images are harder, and what a candidate leaves out counts in proportion
+        return -1 - 9 * x.mean((1, 2, 3))[:, None] * torch.tensor([1.0, 0.4, 0.0])
+
+    model.net_g.scores = scores
+    data = batch(images=6)
+    data['lq'] *= torch.linspace(0, 1, 6)[:, None, None, None]
+    costs, averages = model.net_g.costs(), []
+    for iteration in range(1, 31):
+        assert step(model, iteration, data) == {'base'}
+        assert model.classes.tolist() == sorted(model.classes.tolist())
+        averages.append(float(costs[model.classes].mean()))
+    assert min(averages) == pytest.approx(float(costs[0]), abs=0.1)
+    assert max(averages) > 0.7
+
+
 def test_own_weights_train_and_stay_sparse(tmp_path, pictures):
     options = training_options(pictures)
     options['network_g']['weights'] = 'own'

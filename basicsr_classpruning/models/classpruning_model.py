@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from os import path as osp
 from typing import Any
 
+import numpy as np
 import torch
 from basicsr.losses import build_loss
 from basicsr.utils import get_root_logger, imwrite
@@ -21,6 +22,7 @@ from basicsr_classpruning.models.guarded_model import GuardedSRModel
 from basicsr_classpruning.models.stages import STAGES, Schedule
 from basicsr_classpruning.models.validation import Report, evaluate
 from basicsr_classpruning.sparsity import DENSE
+from basicsr_classpruning.sparsity.budget import picture_scores, solve_budget
 
 _MAX_RECOVERIES = 3  # resets of the classifier after which a collapse stops the run
 _RESTART_RATE = 0.3  # factor of the classifier's learning rate at each reset
@@ -120,7 +122,8 @@ class ClassPruningModel(GuardedSRModel):
         if self.stage != 'classifier' and interval and current_iter % interval == 0:
             self.net_g.rank_by_magnitude()
         if self.stage == 'supernet':
-            self.classes = self._split(current_iter)
+            by_budget = self.opt['train'].get('split', 'turn') == 'budget'
+            self.classes = self._split_by_budget() if by_budget else self._split_in_turn(current_iter)
             with self.autocast():
                 output, _, _ = self.training_pass(self.lq, self.classes, None)
             yield from self._restoration(output)
@@ -135,10 +138,22 @@ class ClassPruningModel(GuardedSRModel):
             yield from self._restoration(output)
             yield from self._classifier_terms(scores, probabilities)
 
-    def _split(self, current_iter: int) -> Tensor:
+    def _split_in_turn(self, current_iter: int) -> Tensor:
         """Candidates of a mini-batch in turn, over all processes, beginning with another one each time."""
         position = torch.arange(len(self.lq), device=self.device) * self.opt['world_size'] + self.opt['rank']
         return (position + current_iter) % len(self.net_g.candidates)
+
+    @torch.no_grad()
+    def _split_by_budget(self) -> Tensor:
+        """Candidates of a mini-batch as they would be if it were the tiles of one picture, at a budget drawn at random.
+
+        So each candidate learns what it will be given, and as much of it as budgets will ask for: small ones are drawn
+        more often, as the cheap candidates have most to learn.
+        """
+        costs = np.array(self.net_g.reference_macs.costs)
+        scores = picture_scores(self.net_g.scores(self.lq).double().cpu().numpy())
+        budget = costs[0] + (costs[-1] - costs[0]) * float(torch.rand(())) ** 2
+        return torch.from_numpy(solve_budget(scores, costs, np.ones(len(scores)), budget)).to(self.device)
 
     def _explore(self, classes: Tensor) -> Tensor:
         """Gives some images a random candidate, so that none stops learning because it is never chosen."""

@@ -24,7 +24,8 @@ def checkpoint(table: Table, row: Row) -> Path:
 
 def pruned(table: Table, row: Row) -> Path:
     """Where the calibrated start of a row lies."""
-    return Path('experiments', f'{experiment(table, row)}_pruned.pth')
+    first = table.row(row.repeats) if row.repeats else row
+    return Path('experiments', f'{experiment(table, first)}_pruned.pth')
 
 
 def options_file(table: Table, row: Row) -> Path:

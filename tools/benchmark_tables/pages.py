@@ -11,12 +11,13 @@ import numpy as np
 from tables import markdown, write_blocks
 
 from benchmark_tables import instances
-from benchmark_tables.plan import Table
+from benchmark_tables.plan import BUDGETS, Table
 
 PAGE = Path('docs/benchmarks.md')
 README = Path('README.md')
 _HEADLINE_SETS = ('BSD100', 'Set14')
 _HEADLINE_BUDGETS = (0.4, 0.5, 0.6, 0.8)
+_EQUAL_QUALITY = 0.02  # dB
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,13 @@ class Result:
 def table_of(result: Result) -> str:
     """All networks, and the routed ones at every budget."""
     lines = []
-    for row in result.table.rows:
-        if row.name not in result.measured or row.routed:
+    first_seed = [row for row in result.table.rows if row.name in result.measured and row.repeats is None]
+    for row in first_seed:
+        if row.routed:
             continue
         found = result.rows(row.name, 'candidate' if row.sparse else 'dense')
         lines.append(_line(result, row.label, min(found, key=lambda item: item['seconds'])))
-    for row in (row for row in result.table.rows if row.routed and row.name in result.measured):
+    for row in (row for row in first_seed if row.routed):
         oracle = {item['budget']: item for item in result.rows(row.name, 'oracle')}
         random = {item['budget']: item for item in result.rows(row.name, 'random')}
         for item in result.rows(row.name, 'budget'):
@@ -95,7 +97,7 @@ def gains_of(result: Result) -> str:
     points = sorted((row['macs'], result.psnr(row)) for row in [*fixed, *result.rows(routed.name, 'budget')])
     lines = []
     for row in result.table.rows:
-        if row.routed or row.name in ('start', 'dense') or row.name not in result.measured:
+        if row.routed or row.repeats or row.name in ('start', 'dense') or row.name not in result.measured:
             continue
         rival = result.rows(row.name, 'candidate' if row.sparse else 'dense')[0]
         ours = float(np.interp(rival['macs'], *zip(*points)))
@@ -104,12 +106,69 @@ def gains_of(result: Result) -> str:
     return markdown(['rival', 'its MACs', 'its PSNR', 'ClassPruning there', 'gain (dB)'], lines)
 
 
+def figures_of(result: Result) -> str:
+    """What the routed network reaches, in single figures."""
+    routed = next(row for row in result.table.rows if row.routed and row.name in result.measured)
+    budgets = result.rows(routed.name, 'budget')
+    least = result.psnr(result.dense) - _EQUAL_QUALITY
+    # Between the measured budgets by interpolation; PSNR rises with the budget.
+    points = sorted((result.psnr(row), row['saved']) for row in budgets)
+    equal = float(np.interp(least, *zip(*points))) if least <= points[-1][0] else None
+    off = max(abs(row['macs'] / row['macs_dense'] / row['budget'] - 1) for row in budgets)
+    classifier = max(row['macs'] / row['macs_dense'] for row in result.rows(routed.name, 'budget')) - 1
+    lines = [
+        [f'MACs saved at {_EQUAL_QUALITY} dB below dense', 'not reached' if equal is None else f'{equal:.0%}'],
+        ["share of the oracle's gain, mean of budgets 0.4 to 0.8", f'{_oracle_share(result, routed.name):.0%}'],
+        ["classifier's share of the dense MACs", f'{classifier:.2%}'],
+        ['largest distance from a budget', f'{off:.2%}'],
+    ]
+    return markdown(['ClassPruning', ''], lines)
+
+
+def _oracle_share(result: Result, name: str) -> float:
+    """Gain over the best fixed candidate or random mix of the same cost, as a share of the oracle's; budgets' mean."""
+    fixed = sorted((row['macs'], result.psnr(row)) for row in result.rows(name, 'candidate'))
+    oracle = {row['budget']: row for row in result.rows(name, 'oracle')}
+    shares = []
+    for row in result.rows(name, 'budget'):
+        if 0.4 <= row['budget'] <= 0.8:
+            affordable = [psnr for macs, psnr in fixed if macs <= row['macs'] * 1.01]
+            reference = max(float(np.interp(row['macs'], *zip(*fixed))), *affordable)
+            shares.append((result.psnr(row) - reference) / (result.psnr(oracle[row['budget']]) - reference))
+    return float(np.mean(shares))
+
+
+def seeds_of(result: Result) -> str:
+    """Mean and range over the seeds, and how far below the dense network; empty where one seed was measured."""
+    lines = []
+    means: dict[str, float] = {}
+    for name in result.table.repeated:
+        trainings = [row for row in result.table.trainings_of(name) if row.name in result.measured]
+        if len(trainings) < 2:
+            return ''
+        row = trainings[0]
+        for budget in BUDGETS if row.routed else (None,):
+            kind = 'budget' if row.routed else 'candidate' if row.sparse else 'dense'
+            found = [
+                next(item for item in result.rows(training.name, kind) if item['budget'] == budget)
+                for training in trainings
+            ]
+            values = [result.psnr(item) for item in found]
+            label = row.label if budget is None else f'{row.label}, budget {budget:g}'
+            means[label] = float(np.mean(values))
+            saved = 1 - float(np.mean([item['macs'] for item in found])) / result.dense['macs']
+            spread = f'{min(values):.3f} to {max(values):.3f}'
+            distance = f'{means[label] - means["dense"]:+.3f}'
+            lines.append([label, str(len(values)), f'{saved:.1%}', f'{means[label]:.3f}', spread, distance])
+    return markdown(['network', 'trainings', 'MACs saved', 'mean PSNR', 'range', 'to dense'], lines) if lines else ''
+
+
 def headline(results: list[Result]) -> str:
     """The dense network, its static rivals and ClassPruning at a few budgets."""
     lines = []
     for result in results:
         for row in result.table.rows:
-            if row.name not in result.measured or row.name.startswith('dense_'):
+            if row.name not in result.measured or row.repeats or row.name.startswith('dense_'):
                 continue
             kinds = ('budget',) if row.routed else ('candidate',) if row.sparse else ('dense',)
             found = [one for one in result.rows(row.name, *kinds) if one['budget'] in (None, *_HEADLINE_BUDGETS)]
@@ -138,7 +197,10 @@ def section(folder: Path, table: Table) -> str:
     for test_set in table.test_sets:
         result = Result.read(folder, table, test_set)
         if result is not None:
-            parts += [f'### {test_set}\n', caption(result) + '\n', table_of(result) + '\n', gains_of(result) + '\n']
+            parts += [f'### {test_set}\n', caption(result) + '\n', table_of(result) + '\n', gains_of(result) + '\n',
+                      figures_of(result) + '\n']  # fmt: skip
+            seeds = seeds_of(result)
+            parts += [seeds + '\n'] if seeds else []
     return '\n'.join(parts) if len(parts) > 1 else ''
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 CALIBRATION = 'datasets/BSDS500/train'
 LADDER = ('4:16', '6:16', '8:16', '11:16', '16:16')
+SEEDS = (0, 1, 2)
 BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
@@ -54,7 +55,9 @@ class Row:
     """Whether the start is pruned with calibration data first; otherwise by magnitude."""
     train: dict[str, Any] = field(default_factory=dict)
     """What its ``train`` block has besides the table's."""
-    seed: int = 0
+    seed: int = SEEDS[0]
+    repeats: str | None = None
+    """The row of the first seed that it is another training of, with the same pruned start."""
 
     @property
     def sparse(self) -> bool:
@@ -85,14 +88,24 @@ class Table:
     stages: dict[str, int]
     """Of the ClassPruning rows; they add up to the further steps."""
     test_sets: tuple[str, ...] = ('BSD100', 'Set14')
+    repeated: tuple[str, ...] = ()
+    """Rows that are trained with every seed, from the same dense network."""
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
         """All rows, each after the one it starts from."""
         from_nothing = (self.first, self.further)
-        dense = Row('start', 'dense, before the further steps', self.base, (self.first,))
+        rows = self._rows_of_the_first_seed(from_nothing)
+        again = [row for row in rows if row.name in self.repeated]
+        return rows + tuple(
+            replace(row, name=f'{row.name}_seed{seed}', label=f'{row.label}, seed {seed}', seed=seed, repeats=row.name)
+            for seed in SEEDS[1:]
+            for row in again
+        )
+
+    def _rows_of_the_first_seed(self, from_nothing: tuple[Training, ...]) -> tuple[Row, ...]:
         return (
-            dense,
+            Row('start', 'dense, before the further steps', self.base, (self.first,)),
             Row('dense', 'dense', self.base, (self.further,), start='start'),
             *(
                 Row(f'dense_{width}', f'dense, {width} features', {**self.base, 'num_feat': width}, from_nothing)
@@ -135,3 +148,7 @@ class Table:
     def row(self, name: str) -> Row:
         """The row of a name. Raises KeyError."""
         return {row.name: row for row in self.rows}[name]
+
+    def trainings_of(self, name: str) -> list[Row]:
+        """A row with all its seeds."""
+        return [row for row in self.rows if name in (row.name, row.repeats)]
