@@ -47,3 +47,9 @@ def test_a_missing_photograph_is_named_and_nothing_half_written(tmp_path, monkey
     with pytest.raises(UserError, match=r'mars\.png'):
         demo.make_demo_data(tmp_path)
     assert list((tmp_path / 'test').iterdir()) == []
+
+
+def test_other_pictures_are_none_of_the_photographs(tmp_path):
+    folder = demo.make_other_pictures(tmp_path / 'other')
+    assert len(list(folder.glob('*.png'))) == len(demo.OTHER_PICTURES)
+    assert not set(demo.OTHER_PICTURES) & {*demo.TRAIN_PHOTOGRAPHS, *demo.TEST_PHOTOGRAPHS}

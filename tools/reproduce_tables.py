@@ -19,10 +19,11 @@ from pathlib import Path
 
 from benchmark_tables import instances, pages, zoo
 from benchmark_tables.options import checkpoint, options_file, pruned, text
-from benchmark_tables.plan import BUDGETS, CALIBRATION, LADDER, SEEDS, Row, Table
+from benchmark_tables.plan import BUDGETS, CALIBRATION, LADDER, LARGE, OTHER, SEEDS, Row, Table
 
 from basicsr_classpruning.checkpoint import write_atomically
 from basicsr_classpruning.cli import main as classpruning
+from basicsr_classpruning.data.demo import make_other_pictures
 
 RESULTS = Path('docs/results/tables')
 
@@ -51,11 +52,14 @@ def make(table: Table, row: Row) -> None:
 
 def measure(table: Table, rows: list[Row], test_set: str, threads: int) -> None:
     """Compares the networks of rows on a test set, and keeps the result."""
+    if test_set == OTHER:
+        make_other_pictures(f'datasets/{OTHER}')
     result = RESULTS / f'{table.name}_{test_set}.json'
     result.parent.mkdir(parents=True, exist_ok=True)
     files = {str(checkpoint(table, row)): row.name for row in rows}
+    repeats = '1' if test_set == LARGE else '3'  # the tiles of many pictures average by themselves
     run('benchmark', '--models', *files, '--gt', f'datasets/{test_set}', '--degrade', table.task.degrade,
-        '--budgets', *map(str, BUDGETS), '--candidates', *LADDER, '--backend', 'auto', '--repeats', '3',
+        '--budgets', *map(str, BUDGETS), '--candidates', *LADDER, '--backend', 'auto', '--repeats', repeats,
         '--threads', str(threads), '--json', result)  # fmt: skip
     report = json.loads(result.read_text(encoding='utf-8'))
     for row in report['rows']:

@@ -24,6 +24,8 @@ TRAIN_PHOTOGRAPHS = (
     'grass.png',
 )
 TEST_PHOTOGRAPHS = ('chelsea.png', 'rocket.jpg', 'gravel.png')
+# Print, coins, cells, tissue, a retina, the Moon: nothing like the photographs that networks are usually trained on.
+OTHER_PICTURES = ('page.png', 'text.png', 'coins.png', 'cell.png', 'ihc.png', 'retina.jpg', 'moon.png')
 
 
 @dataclass(frozen=True)
@@ -60,3 +62,11 @@ def make_demo_data(root: str | Path) -> DemoData:
     Raises UserError where scikit-image lacks a photograph.
     """
     return DemoData(_write(TRAIN_PHOTOGRAPHS, Path(root) / 'train'), _write(TEST_PHOTOGRAPHS, Path(root) / 'test'))
+
+
+def make_other_pictures(folder: str | Path) -> Path:
+    """Writes seven colour PNG that are no photographs of everyday things, for tests of networks trained on those.
+
+    Raises UserError where scikit-image lacks a picture.
+    """
+    return _write(OTHER_PICTURES, Path(folder))

@@ -51,7 +51,7 @@ def options(table: Table, row: Row) -> dict[str, Any]:
         'scale': task.scale,
         'num_gpu': 'auto',
         'manual_seed': row.seed,
-        'datasets': {'train': _training_data(table), 'val': validation},
+        'datasets': {'train': _training_data(table, row), 'val': validation},
         'network_g': row.network,
         'path': _start(table, row),
         'train': {
@@ -92,7 +92,7 @@ def _start(table: Table, row: Row) -> dict[str, str | None]:
     return {'pretrain_network_g': str(checkpoint(table, table.row(row.start))), 'param_key_g': 'params_ema'}
 
 
-def _training_data(table: Table) -> dict[str, Any]:
+def _training_data(table: Table, row: Row) -> dict[str, Any]:
     task = table.task
     return {
         'name': 'BSDS500',
@@ -104,7 +104,7 @@ def _training_data(table: Table) -> dict[str, Any]:
         'gt_size': task.gt_size,
         'use_hflip': True,
         'use_rot': True,
-        'batch_size_per_gpu': 8,
+        'batch_size_per_gpu': row.batch,
         'num_worker_per_gpu': 1,
         'dataset_enlarge_ratio': 100,
     }

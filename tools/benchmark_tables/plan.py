@@ -8,6 +8,9 @@ from typing import Any
 
 CALIBRATION = 'datasets/BSDS500/train'
 LADDER = ('4:16', '6:16', '8:16', '11:16', '16:16')
+LARGE = 'BSD100'
+OTHER = 'other'
+"""Test set of scikit-image's pictures that are unlike the training pictures; made where it is missing."""
 SEEDS = (0, 1, 2)
 BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
@@ -53,6 +56,8 @@ class Row:
     """The row whose network it starts from; None: random weights."""
     calibrated: bool = False
     """Whether the start is pruned with calibration data first; otherwise by magnitude."""
+    batch: int = 8
+    """Images of a step."""
     train: dict[str, Any] = field(default_factory=dict)
     """What its ``train`` block has besides the table's."""
     seed: int = SEEDS[0]
@@ -87,7 +92,7 @@ class Table:
     """From there on."""
     stages: dict[str, int]
     """Of the ClassPruning rows; they add up to the further steps."""
-    test_sets: tuple[str, ...] = ('BSD100', 'Set14')
+    test_sets: tuple[str, ...] = (LARGE, 'Set14', OTHER)
     repeated: tuple[str, ...] = ()
     """Rows that are trained with every seed, from the same dense network."""
 
@@ -131,6 +136,7 @@ class Table:
         """A ClassPruning row; ``changes`` replace values of its ``train`` block, None takes a key out."""
         train = {
             'stages': self.stages,
+            'split': 'budget',
             'budget_opt': {'type': 'ComputeBudgetLoss', 'target': 0.6, 'loss_weight': 1.0},
             'class_opt': {'type': 'ClassificationLoss', 'loss_weight': 0.1},
         }
@@ -140,7 +146,7 @@ class Table:
         # begins twice as high as for one network: a candidate sees a part of each batch only.
         rates = (2 * self.further.rate, self.further.rate, self.further.rate)
         stages = tuple(Training(*pair) for pair in zip(train['stages'].values(), rates) if pair[0])
-        return Row(name, label, network, stages, start='start', calibrated=True, train=train)
+        return Row(name, label, network, stages, start='start', calibrated=True, batch=10, train=train)
 
     def _network(self, candidates: list[str], weights: str) -> dict[str, Any]:
         return {'type': 'ClassPruning', 'base': self.base, 'candidates': candidates, 'weights': weights}
