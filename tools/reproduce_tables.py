@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmark_tables import instances, pages, zoo
 from benchmark_tables.options import checkpoint, options_file, pruned, text
-from benchmark_tables.plan import BUDGETS, CALIBRATION, LADDER, LARGE, OTHER, SEEDS, Row, Table
+from benchmark_tables.plan import BUDGETS, CALIBRATION, LARGE, OTHER, SEEDS, VARIANTS_TEST_SET, Row, Table
 
 from basicsr_classpruning.checkpoint import write_atomically
 from basicsr_classpruning.cli import main as classpruning
@@ -44,22 +44,27 @@ def make(table: Table, row: Row) -> None:
     if row.start is not None:
         make(table, table.row(row.start))
     if row.calibrated and not pruned(table, row).is_file():
+        network = row.network
+        pattern = ['--block', str(network.get('block', 1)), *(['--share-taps'] if network.get('share_taps') else [])]
         run('prune', checkpoint(table, table.row(row.start)), '--out', pruned(table, row),
-            '--candidates', *row.network['candidates'], '--calibration', CALIBRATION,
+            '--candidates', *network['candidates'], *pattern, '--weights', network['weights'],
+            '--calibration', CALIBRATION,
             '--degrade', table.task.degrade, '--seed', str(SEEDS[0]))  # fmt: skip
     run('train', '-opt', options_file(table, row), '--auto_resume')
 
 
-def measure(table: Table, rows: list[Row], test_set: str, threads: int) -> None:
-    """Compares the networks of rows on a test set, and keeps the result."""
+def measure(table: Table, variants: bool, test_set: str, threads: int) -> None:
+    """Compares the trained networks of a table, or its variants of ClassPruning, on a test set; keeps the result."""
     if test_set == OTHER:
         make_other_pictures(f'datasets/{OTHER}')
-    result = RESULTS / f'{table.name}_{test_set}.json'
+    rows = [row for row in table.compared(variants) if checkpoint(table, row).is_file()]
+    result = RESULTS / f'{table.result_name(variants)}_{test_set}.json'
     result.parent.mkdir(parents=True, exist_ok=True)
     files = {str(checkpoint(table, row)): row.name for row in rows}
+    candidates = dict.fromkeys(name for row in rows for name in row.network.get('candidates', ()))
     repeats = '1' if test_set == LARGE else '3'  # the tiles of many pictures average by themselves
     run('benchmark', '--models', *files, '--gt', f'datasets/{test_set}', '--degrade', table.task.degrade,
-        '--budgets', *map(str, BUDGETS), '--candidates', *LADDER, '--backend', 'auto', '--repeats', repeats,
+        '--budgets', *map(str, BUDGETS), '--candidates', *candidates, '--backend', 'auto', '--repeats', repeats,
         '--threads', str(threads), '--json', result)  # fmt: skip
     report = json.loads(result.read_text(encoding='utf-8'))
     for row in report['rows']:
@@ -94,6 +99,7 @@ def main() -> None:
     parser.add_argument('table', nargs='?', choices=names, metavar='NAME', help=f'one of {", ".join(names)}')
     parser.add_argument('--rows', nargs='+', metavar='ROW', help='train only these rows, and measure nothing')
     parser.add_argument('--measure', action='store_true', help='train nothing, measure the rows that are trained')
+    parser.add_argument('--test-sets', nargs='+', metavar='SET', help='measure only on these (default: all)')
     parser.add_argument('--threads', type=int, default=1, help='for the measurements (default: 1)')
     parser.add_argument('--list', action='store_true', help='what there is')
     parser.add_argument('--zoo', action='store_true', help='keep the trained networks in zoo/')
@@ -116,9 +122,10 @@ def main() -> None:
             if not args.measure and (args.rows is None or row.name in args.rows):
                 make(table, row)
         if args.rows is None:
-            trained = [row for row in table.rows if row.name != 'start' and checkpoint(table, row).is_file()]
-            for test_set in table.test_sets:
-                measure(table, trained, test_set, args.threads)
+            for test_set in args.test_sets or table.test_sets:
+                measure(table, False, test_set, args.threads)
+            if table.variants:
+                measure(table, True, VARIANTS_TEST_SET, args.threads)
             write()
 
 

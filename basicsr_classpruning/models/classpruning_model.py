@@ -22,7 +22,7 @@ from basicsr_classpruning.models.guarded_model import GuardedSRModel
 from basicsr_classpruning.models.stages import STAGES, Schedule
 from basicsr_classpruning.models.validation import Report, evaluate
 from basicsr_classpruning.sparsity import DENSE
-from basicsr_classpruning.sparsity.budget import picture_scores, solve_budget
+from basicsr_classpruning.sparsity.budget import solve_budget
 
 _MAX_RECOVERIES = 3  # resets of the classifier after which a collapse stops the run
 _RESTART_RATE = 0.3  # factor of the classifier's learning rate at each reset
@@ -145,13 +145,13 @@ class ClassPruningModel(GuardedSRModel):
 
     @torch.no_grad()
     def _split_by_budget(self) -> Tensor:
-        """Candidates of a mini-batch as they would be if it were the tiles of one picture, at a budget drawn at random.
+        """Candidates of a mini-batch as its images would be routed at a budget drawn at random.
 
         So each candidate learns what it will be given, and as much of it as budgets will ask for: small ones are drawn
         more often, as the cheap candidates have most to learn.
         """
         costs = np.array(self.net_g.reference_macs.costs)
-        scores = picture_scores(self.net_g.scores(self.lq).double().cpu().numpy())
+        scores = image_scores(self.net_g.scores(self.lq)).double().cpu().numpy()
         budget = costs[0] + (costs[-1] - costs[0]) * float(torch.rand(())) ** 2
         return torch.from_numpy(solve_budget(scores, costs, np.ones(len(scores)), budget)).to(self.device)
 

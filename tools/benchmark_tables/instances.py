@@ -37,6 +37,7 @@ def _edsr(width: int, blocks: int, narrow: tuple[int, ...]) -> Table:
         further=Training(1500, 1e-4),
         stages={'supernet': 1350, 'classifier': 150, 'joint': 0},
         repeated=('dense', 'static_8_16', 'classpruning'),
+        variants=width == 32,
     )
 
 

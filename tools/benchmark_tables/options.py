@@ -24,8 +24,8 @@ def checkpoint(table: Table, row: Row) -> Path:
 
 def pruned(table: Table, row: Row) -> Path:
     """Where the calibrated start of a row lies."""
-    first = table.row(row.repeats) if row.repeats else row
-    return Path('experiments', f'{experiment(table, first)}_pruned.pth')
+    own = table.row(row.pruned_as) if row.pruned_as else row
+    return Path('experiments', f'{experiment(table, own)}_pruned.pth')
 
 
 def options_file(table: Table, row: Row) -> Path:

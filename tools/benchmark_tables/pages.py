@@ -11,12 +11,13 @@ import numpy as np
 from tables import markdown, write_blocks
 
 from benchmark_tables import instances
-from benchmark_tables.plan import BUDGETS, Table
+from benchmark_tables.plan import BUDGETS, VARIANTS_TEST_SET, Table
 
 PAGE = Path('docs/benchmarks.md')
 README = Path('README.md')
 _HEADLINE_SETS = ('BSD100', 'Set14')
 _HEADLINE_BUDGETS = (0.4, 0.5, 0.6, 0.8)
+_VARIANT_BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 _EQUAL_QUALITY = 0.02  # dB
 
 
@@ -29,9 +30,9 @@ class Result:
     content: dict[str, Any]
 
     @classmethod
-    def read(cls, folder: Path, table: Table, test_set: str) -> Result | None:
+    def read(cls, folder: Path, table: Table, test_set: str, variants: bool = False) -> Result | None:
         """None where it was not measured."""
-        path = folder / f'{table.name}_{test_set}.json'
+        path = folder / f'{table.result_name(variants)}_{test_set}.json'
         return cls(table, test_set, json.loads(path.read_text(encoding='utf-8'))) if path.is_file() else None
 
     def rows(self, name: str, *kinds: str) -> list[dict[str, Any]]:
@@ -191,6 +192,22 @@ def caption(result: Result) -> str:
     )
 
 
+def variants_of(result: Result) -> str:
+    """The variants of ClassPruning at a few budgets, and the training's and the network's cost."""
+    lines = []
+    for row in result.table.compared(variants=True):
+        if not row.routed or row.name not in result.measured:
+            continue
+        found = {item['budget']: item for item in result.rows(row.name, 'budget')}
+        values = [f'{result.psnr(found[budget]):.3f}' for budget in _VARIANT_BUDGETS]
+        size = found[1.0]['params'] / 1e6
+        share = _oracle_share(result, row.name)
+        lines.append([row.label, *values, f'{share:.0%}', f'{found[0.5]["seconds"] / result.dense["seconds"]:.2f}',
+                      f'{size:.3f} M'])  # fmt: skip
+    budgets = [f'budget {budget:g}' for budget in _VARIANT_BUDGETS]
+    return markdown(['ClassPruning', *budgets, "oracle's share", 'time at 0.5', 'parameters'], lines)
+
+
 def section(folder: Path, table: Table) -> str:
     """All there is of one table."""
     parts = [f'## {table.title}\n']
@@ -201,6 +218,9 @@ def section(folder: Path, table: Table) -> str:
                       figures_of(result) + '\n']  # fmt: skip
             seeds = seeds_of(result)
             parts += [seeds + '\n'] if seeds else []
+    variants = Result.read(folder, table, VARIANTS_TEST_SET, variants=True)
+    if variants is not None:
+        parts += ['### Variants\n', caption(variants) + '\n', variants_of(variants) + '\n']
     return '\n'.join(parts) if len(parts) > 1 else ''
 
 

@@ -11,6 +11,7 @@ LADDER = ('4:16', '6:16', '8:16', '11:16', '16:16')
 LARGE = 'BSD100'
 OTHER = 'other'
 """Test set of scikit-image's pictures that are unlike the training pictures; made where it is missing."""
+VARIANTS_TEST_SET = 'Set14'
 SEEDS = (0, 1, 2)
 BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
@@ -62,7 +63,11 @@ class Row:
     """What its ``train`` block has besides the table's."""
     seed: int = SEEDS[0]
     repeats: str | None = None
-    """The row of the first seed that it is another training of, with the same pruned start."""
+    """The row of the first seed that it is another training of."""
+    pruned_as: str | None = None
+    """The row whose pruned start it shares; None: it has its own."""
+    variant: bool = False
+    """Whether it shows what a part of ClassPruning is worth; it has a table apart."""
 
     @property
     def sparse(self) -> bool:
@@ -94,21 +99,33 @@ class Table:
     """Of the ClassPruning rows; they add up to the further steps."""
     test_sets: tuple[str, ...] = (LARGE, 'Set14', OTHER)
     repeated: tuple[str, ...] = ()
-    """Rows that are trained with every seed, from the same dense network."""
+    """Rows that are trained with every seed, from the same pruned start."""
+    variants: bool = False
+    """Whether variants of ClassPruning are compared."""
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
         """All rows, each after the one it starts from."""
-        from_nothing = (self.first, self.further)
-        rows = self._rows_of_the_first_seed(from_nothing)
-        again = [row for row in rows if row.name in self.repeated]
-        return rows + tuple(
-            replace(row, name=f'{row.name}_seed{seed}', label=f'{row.label}, seed {seed}', seed=seed, repeats=row.name)
-            for seed in SEEDS[1:]
-            for row in again
+        rows = self._rows_of_the_first_seed()
+        again = [(row, seed) for seed in SEEDS[1:] for row in rows if row.name in self.repeated]
+        return (
+            *rows,
+            *(
+                replace(
+                    row,
+                    name=f'{row.name}_seed{seed}',
+                    label=f'{row.label}, seed {seed}',
+                    seed=seed,
+                    repeats=row.name,
+                    pruned_as=row.name,
+                )
+                for row, seed in again
+            ),
+            *(self._variants() if self.variants else ()),
         )
 
-    def _rows_of_the_first_seed(self, from_nothing: tuple[Training, ...]) -> tuple[Row, ...]:
+    def _rows_of_the_first_seed(self) -> tuple[Row, ...]:
+        from_nothing = (self.first, self.further)
         return (
             Row('start', 'dense, before the further steps', self.base, (self.first,)),
             Row('dense', 'dense', self.base, (self.further,), start='start'),
@@ -132,7 +149,16 @@ class Table:
             calibrated=calibrated,
         )
 
-    def classpruning(self, name: str, label: str, *, ladder: tuple[str, ...] = LADDER, **changes: Any) -> Row:
+    def classpruning(
+        self,
+        name: str,
+        label: str,
+        *,
+        ladder: tuple[str, ...] = LADDER,
+        network: dict[str, Any] | None = None,
+        batch: int = 10,
+        **changes: Any,
+    ) -> Row:
         """A ClassPruning row; ``changes`` replace values of its ``train`` block, None takes a key out."""
         train = {
             'stages': self.stages,
@@ -141,12 +167,37 @@ class Table:
             'class_opt': {'type': 'ClassificationLoss', 'loss_weight': 0.1},
         }
         train = {key: value for key, value in {**train, **changes}.items() if value is not None}
-        network = self._network(list(ladder), 'own')
         # The learning rate falls within each stage: the classifier has to learn when the candidates have settled. It
         # begins twice as high as for one network: a candidate sees a part of each batch only.
         rates = (2 * self.further.rate, self.further.rate, self.further.rate)
         stages = tuple(Training(*pair) for pair in zip(train['stages'].values(), rates) if pair[0])
-        return Row(name, label, network, stages, start='start', calibrated=True, batch=10, train=train)
+        whole = {**self._network(list(ladder), 'own'), **(network or {})}
+        return Row(name, label, whole, stages, start='start', calibrated=True, batch=batch, train=train)
+
+    def _variants(self) -> tuple[Row, ...]:
+        """Each changes one thing of the ClassPruning row; those that are pruned alike share its start."""
+        steps, rest = self.stages['supernet'], self.stages['classifier']
+        joint = {'supernet': steps - steps // 3, 'classifier': rest, 'joint': steps // 3}
+        distillation = {'type': 'DistillationLoss', 'loss_weight': 1.0}
+        alike = (
+            self.classpruning('variant_turn', 'batches shared out in turn', split='turn'),
+            self.classpruning('variant_batch8', '8 images a step, not 10', batch=8),
+            self.classpruning('variant_distillation', 'with distillation', distill_opt=distillation),
+            self.classpruning('variant_no_terms', 'without the two loss terms', budget_opt=None, class_opt=None),
+            self.classpruning('variant_joint', 'a third of the steps in the joint stage', stages=joint),
+        )
+        others = (
+            self.classpruning('variant_shared', 'one weight set, nested masks', network={'weights': 'shared'}),
+            self.classpruning('variant_ladder3', 'three candidates', ladder=('4:16', '8:16', '16:16')),
+            self.classpruning('variant_m4', 'M = 4', ladder=('1:4', '2:4', '4:4')),
+            self.classpruning('variant_m32', 'M = 32', ladder=('8:32', '12:32', '16:32', '22:32', '32:32')),
+            self.classpruning('variant_block4', 'block 4', network={'block': 4}),
+            self.classpruning('variant_taps', 'block 16, shared taps', network={'block': 16, 'share_taps': True}),
+        )
+        return (
+            *(replace(row, variant=True, pruned_as='classpruning') for row in alike),
+            *(replace(row, variant=True) for row in others),
+        )
 
     def _network(self, candidates: list[str], weights: str) -> dict[str, Any]:
         return {'type': 'ClassPruning', 'base': self.base, 'candidates': candidates, 'weights': weights}
@@ -154,6 +205,19 @@ class Table:
     def row(self, name: str) -> Row:
         """The row of a name. Raises KeyError."""
         return {row.name: row for row in self.rows}[name]
+
+    def compared(self, variants: bool) -> list[Row]:
+        """The rows that are measured together: all but the variants, or these and what they are compared with."""
+        beside = ('dense', 'classpruning')
+        return [
+            row
+            for row in self.rows
+            if row.name != 'start' and (row.variant or row.name in beside if variants else not row.variant)
+        ]
+
+    def result_name(self, variants: bool) -> str:
+        """Beginning of the names of the result files of ``compared``."""
+        return f'{self.name}_variants' if variants else self.name
 
     def trainings_of(self, name: str) -> list[Row]:
         """A row with all its seeds."""
