@@ -147,12 +147,12 @@ class ClassPruningModel(GuardedSRModel):
     def _split_by_budget(self) -> Tensor:
         """Candidates of a mini-batch as its images would be routed at a budget drawn at random.
 
-        So each candidate learns what it will be given, and as much of it as budgets will ask for: small ones are drawn
-        more often, as the cheap candidates have most to learn.
+        So each candidate learns what it will be given, and as much of it as budgets will ask for: the smaller
+        of two draws counts, as the cheap candidates have most to learn.
         """
         costs = np.array(self.net_g.reference_macs.costs)
         scores = image_scores(self.net_g.scores(self.lq)).double().cpu().numpy()
-        budget = costs[0] + (costs[-1] - costs[0]) * float(torch.rand(())) ** 2
+        budget = costs[0] + (costs[-1] - costs[0]) * float(torch.rand(2).min())
         return torch.from_numpy(solve_budget(scores, costs, np.ones(len(scores)), budget)).to(self.device)
 
     def _explore(self, classes: Tensor) -> Tensor:

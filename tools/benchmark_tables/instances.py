@@ -14,7 +14,7 @@ def _dncnn(width: int, narrow: tuple[int, ...]) -> Table:
         narrow=narrow,
         first=Training(8000, 5e-4),
         further=Training(2000, 1e-4),
-        stages={'supernet': 1800, 'classifier': 200, 'joint': 0},
+        stages={'supernet': 1850, 'classifier': 150, 'joint': 0},
         repeated=('dense', 'static_8_16', 'classpruning'),
     )
 
@@ -35,7 +35,7 @@ def _edsr(width: int, blocks: int, narrow: tuple[int, ...]) -> Table:
         narrow=narrow,
         first=Training(6000, 5e-4),
         further=Training(1500, 1e-4),
-        stages={'supernet': 1350, 'classifier': 150, 'joint': 0},
+        stages={'supernet': 1400, 'classifier': 100, 'joint': 0},
         repeated=('dense', 'static_8_16', 'classpruning'),
         variants=width == 32,
     )

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 CALIBRATION = 'datasets/BSDS500/train'
-LADDER = ('4:16', '6:16', '8:16', '11:16', '16:16')
+LADDER = ('3:16', '6:16', '10:16', '16:16')
 LARGE = 'BSD100'
 OTHER = 'other'
 """Test set of scikit-image's pictures that are unlike the training pictures; made where it is missing."""
@@ -156,7 +156,7 @@ class Table:
         *,
         ladder: tuple[str, ...] = LADDER,
         network: dict[str, Any] | None = None,
-        batch: int = 10,
+        batch: int = 11,
         **changes: Any,
     ) -> Row:
         """A ClassPruning row; ``changes`` replace values of its ``train`` block, None takes a key out."""
@@ -181,16 +181,18 @@ class Table:
         distillation = {'type': 'DistillationLoss', 'loss_weight': 1.0}
         alike = (
             self.classpruning('variant_turn', 'batches shared out in turn', split='turn'),
-            self.classpruning('variant_batch8', '8 images a step, not 10', batch=8),
+            self.classpruning('variant_batch8', '8 images a step', batch=8),
             self.classpruning('variant_distillation', 'with distillation', distill_opt=distillation),
             self.classpruning('variant_no_terms', 'without the two loss terms', budget_opt=None, class_opt=None),
             self.classpruning('variant_joint', 'a third of the steps in the joint stage', stages=joint),
         )
         others = (
             self.classpruning('variant_shared', 'one weight set, nested masks', network={'weights': 'shared'}),
-            self.classpruning('variant_ladder3', 'three candidates', ladder=('4:16', '8:16', '16:16')),
-            self.classpruning('variant_m4', 'M = 4', ladder=('1:4', '2:4', '4:4')),
-            self.classpruning('variant_m32', 'M = 32', ladder=('8:32', '12:32', '16:32', '22:32', '32:32')),
+            self.classpruning(
+                'variant_ladder6', 'six candidates', ladder=('3:16', '4:16', '6:16', '8:16', '11:16', '16:16')
+            ),
+            self.classpruning('variant_m4', 'M = 4', ladder=('1:4', '2:4', '3:4', '4:4')),
+            self.classpruning('variant_m32', 'M = 32', ladder=('6:32', '12:32', '20:32', '32:32')),
             self.classpruning('variant_block4', 'block 4', network={'block': 4}),
             self.classpruning('variant_taps', 'block 16, shared taps', network={'block': 16, 'share_taps': True}),
         )
