@@ -12,8 +12,8 @@ import torch
 from basicsr.data import build_dataset
 from basicsr.metrics import calculate_psnr
 from basicsr.utils import tensor2img
-from tiny import NETWORKS, classpruning, training_options
-from training import BUDGET, CLASS, DISTILL, EXPERIMENT, run, same
+from tiny import NETWORKS, classpruning, same, training_options
+from training import BUDGET, CLASS, DISTILL, EXPERIMENT, run
 
 import basicsr_classpruning
 from basicsr_classpruning.checkpoint import load_file, save_file

@@ -6,8 +6,8 @@ from copy import deepcopy
 
 import pytest
 import torch
-from tiny import NETWORKS, dense, training_options
-from training import BUDGET, CLASS, DISTILL, EXPERIMENT, batch, model_of, run, same, step
+from tiny import NETWORKS, dense, same, training_options
+from training import BUDGET, CLASS, DISTILL, EXPERIMENT, batch, model_of, run, step
 
 from basicsr_classpruning.checkpoint import load_file, save_file
 from basicsr_classpruning.errors import UserError

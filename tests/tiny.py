@@ -132,3 +132,14 @@ def run_python(*args: str, cwd: Path | str = REPOSITORY, timeout: float = 240, *
     return subprocess.run(
         [sys.executable, *args], cwd=cwd, env=variables, timeout=timeout, capture_output=True, text=True, check=False
     )
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two nested values are equal, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
+    return a == b

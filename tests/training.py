@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,17 +18,6 @@ BUDGET = {'budget_opt': {'type': 'ComputeBudgetLoss', 'target': 0.6}}
 CLASS = {'class_opt': {'type': 'ClassificationLoss', 'loss_weight': 0.1}}
 DISTILL = {'distill_opt': {'type': 'DistillationLoss'}}
 EXPERIMENT = Path('experiments/tiny')
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two nested values are equal, tensors bit for bit."""
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 def run(folder: Path, monkeypatch: pytest.MonkeyPatch, options: dict, *flags: str, command: str = 'train') -> int:

@@ -8,13 +8,12 @@ Leaves `results/demo/report.html` and `report.json`, the noisy pictures and the 
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from pathlib import Path
 
 import cv2
+from commands import classpruning
 
-from basicsr_classpruning.cli import main as classpruning
 from basicsr_classpruning.data.degradations import Degradation, as_uint8, picture_rng
 from basicsr_classpruning.data.demo import make_demo_data
 
@@ -29,21 +28,12 @@ def checkpoint(name: str) -> Path:
     return Path('experiments', name, 'models', 'net_g_latest.pth')
 
 
-def run(*arguments: str | Path) -> None:
-    """Runs the `classpruning` command; ends the demo with its status where it fails."""
-    words = [str(argument) for argument in arguments]
-    print(f'\n$ classpruning {" ".join(words)}', flush=True)
-    status = classpruning(words)
-    if status:
-        sys.exit(status)
-
-
 def train(name: str) -> None:
     """Trains, or goes on training, unless it is done."""
     if checkpoint(name).is_file():
         print(f'{checkpoint(name)} is there already')
     else:
-        run('train', '-opt', f'options/train/{name}.yml', '--auto_resume')
+        classpruning('train', '-opt', f'options/train/{name}.yml', '--auto_resume')
 
 
 def prune(pictures: Path) -> None:
@@ -52,7 +42,7 @@ def prune(pictures: Path) -> None:
     if pruned.is_file():
         print(f'{pruned} is there already')
     else:
-        run('prune', checkpoint('demo_dense'), '--out', pruned, '--candidates', '4:16', '8:16', '16:16',
+        classpruning('prune', checkpoint('demo_dense'), '--out', pruned, '--candidates', '4:16', '8:16', '16:16',
             '--calibration', pictures, '--degrade', DEGRADATION)  # fmt: skip
 
 
@@ -74,11 +64,11 @@ def main() -> None:
     train('demo')
     RESULTS.mkdir(parents=True, exist_ok=True)
     write_noisy_pictures(data.test, RESULTS / 'noisy')
-    run('benchmark', '--models', checkpoint('demo_dense'), checkpoint('demo'), '--gt', data.test,
+    classpruning('benchmark', '--models', checkpoint('demo_dense'), checkpoint('demo'), '--gt', data.test,
         '--degrade', DEGRADATION, '--budgets', *BUDGETS, '--json', RESULTS / 'report.json',
         '--report', RESULTS / 'report.html')  # fmt: skip
     shutil.rmtree(RESULTS / 'restored', ignore_errors=True)
-    run('restore', RESULTS / 'noisy', '--model', checkpoint('demo'), '--output', RESULTS / 'restored',
+    classpruning('restore', RESULTS / 'noisy', '--model', checkpoint('demo'), '--output', RESULTS / 'restored',
         '--budget', '0.6', '--class-map')  # fmt: skip
     print(f'\nDone in {time.perf_counter() - start:.0f} s. Look at {RESULTS}/report.html; pictures: {RESULTS}/restored')
 

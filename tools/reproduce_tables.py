@@ -14,27 +14,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from benchmark_tables import instances, pages, zoo
 from benchmark_tables.options import checkpoint, options_file, pruned, text
 from benchmark_tables.plan import BUDGETS, CALIBRATION, LARGE, OTHER, SEEDS, VARIANTS_TEST_SET, Row, Table
+from commands import classpruning
 
 from basicsr_classpruning.checkpoint import write_atomically
-from basicsr_classpruning.cli import main as classpruning
 from basicsr_classpruning.data.demo import make_other_pictures
 
 RESULTS = Path('docs/results/tables')
-
-
-def run(*words: str | Path) -> None:
-    """Runs the `classpruning` command; ends the program with its status where it fails."""
-    arguments = [str(word) for word in words]
-    print(f'\n$ classpruning {" ".join(arguments)}', flush=True)
-    status = classpruning(arguments)
-    if status:
-        sys.exit(status)
 
 
 def make(table: Table, row: Row) -> None:
@@ -46,11 +36,11 @@ def make(table: Table, row: Row) -> None:
     if row.calibrated and not pruned(table, row).is_file():
         network = row.network
         pattern = ['--block', str(network.get('block', 1)), *(['--share-taps'] if network.get('share_taps') else [])]
-        run('prune', checkpoint(table, table.row(row.start)), '--out', pruned(table, row),
+        classpruning('prune', checkpoint(table, table.row(row.start)), '--out', pruned(table, row),
             '--candidates', *network['candidates'], *pattern, '--weights', network['weights'],
             '--calibration', CALIBRATION,
             '--degrade', table.task.degrade, '--seed', str(SEEDS[0]))  # fmt: skip
-    run('train', '-opt', options_file(table, row), '--auto_resume')
+    classpruning('train', '-opt', options_file(table, row), '--auto_resume')
 
 
 def measure(table: Table, variants: bool, test_set: str, threads: int) -> None:
@@ -63,7 +53,7 @@ def measure(table: Table, variants: bool, test_set: str, threads: int) -> None:
     files = {str(checkpoint(table, row)): row.name for row in rows}
     candidates = dict.fromkeys(name for row in rows for name in row.network.get('candidates', ()))
     repeats = '1' if test_set == LARGE else '3'  # the tiles of many pictures average by themselves
-    run('benchmark', '--models', *files, '--gt', f'datasets/{test_set}', '--degrade', table.task.degrade,
+    classpruning('benchmark', '--models', *files, '--gt', f'datasets/{test_set}', '--degrade', table.task.degrade,
         '--budgets', *map(str, BUDGETS), '--candidates', *candidates, '--backend', 'auto', '--repeats', repeats,
         '--threads', str(threads), '--json', result)  # fmt: skip
     report = json.loads(result.read_text(encoding='utf-8'))

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reliability.common import Child, Outcome, Result, same
+from reliability.common import Child, Outcome, Result
 from reliability.material import EXPERIMENT, checkpoints, damage_of, training, write_model, write_options
 from reliability.poison import ADDED
+from tiny import same
 
 from basicsr_classpruning.checkpoint import load_file, save_file
 from basicsr_classpruning.cli import main

@@ -170,16 +170,3 @@ class Child:
 def classpruning(*arguments: object, timeout: float = 300, memory: int | None = None) -> Outcome:
     """Runs the ``classpruning`` command in a child."""
     return Child(lambda: main([str(argument) for argument in arguments]), memory).wait(timeout)
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two nested values are equal, tensors bit for bit."""
-    import torch
-
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
-    return a == b

@@ -19,8 +19,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from reliability.common import Child, Outcome, Result, Row, classpruning, same
+from reliability.common import Child, Outcome, Result, Row, classpruning
 from reliability.material import EXPERIMENT, checkpoints, damage_of, training, write_model, write_options
+from tiny import same
 
 from basicsr_classpruning.checkpoint import load_file
 from basicsr_classpruning.cli import main

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from reliability.common import Child, Outcome, Result, same
+from reliability.common import Child, Outcome, Result
 from reliability.material import EXPERIMENT, checkpoints, damage_of, training, write_options
+from tiny import same
 
 from basicsr_classpruning.checkpoint import load_file
 from basicsr_classpruning.cli import main

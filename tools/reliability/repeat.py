@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 import torch
-from reliability.common import Child, Result, same
+from reliability.common import Child, Result
 from reliability.material import EXPERIMENT, checkpoints, training, write_options
+from tiny import same
 
 from basicsr_classpruning.checkpoint import load_file
 from basicsr_classpruning.cli import main
