@@ -7,13 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from basicsr.archs import build_network
+from tiny import NETWORKS
 
+from basicsr_classpruning.checkpoint import load_file, write_checkpoint
 from basicsr_classpruning.config import load_options
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / 'tools'))
 
-from benchmark_tables import instances, pages  # noqa: E402
+from benchmark_tables import container, instances, pages  # noqa: E402
 from benchmark_tables.options import options_file, text  # noqa: E402
 
 ROWS = [(table, row) for table in instances.TABLES for row in table.rows]
@@ -45,3 +48,20 @@ def test_page_agrees_with_the_results(tmp_path, monkeypatch):
     pages.write(ROOT / 'docs' / 'results' / 'tables')
     for page in (pages.PAGE, pages.README):
         assert (tmp_path / page).read_text() == (ROOT / page).read_text()
+
+
+def test_a_container_of_widths_meets_budgets(tmp_path, pictures, monkeypatch):
+    monkeypatch.setattr(container, '_CROPS', 4)
+    monkeypatch.setattr(container, '_STEPS', 3)
+    paths = []
+    for width in (8, 16):
+        paths.append(tmp_path / f'width{width}' / 'models' / 'net.pth')
+        paths[-1].parent.mkdir(parents=True)
+        base = {**NETWORKS['EDSR'], 'num_feat': width}
+        write_checkpoint(paths[-1], {'params': build_network(dict(base)).state_dict()}, base)
+    rows = container.measure(paths, 'bicubic2', str(pictures), str(pictures), (0.1, 0.7, 1.0))
+    budgets = [row for row in rows if row.kind == 'budget']
+    assert [row.budget for row in budgets] == [0.7, 1.0]
+    assert budgets[0].macs < budgets[1].macs
+    assert budgets[0].params > sum(load_file(path)['params']['conv_first.weight'].numel() for path in paths)
+    assert set(budgets[0].class_share) == {'width8', 'width16'}

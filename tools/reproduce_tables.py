@@ -15,14 +15,18 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
-from benchmark_tables import instances, pages, zoo
+import torch
+from benchmark_tables import container, instances, pages, zoo
 from benchmark_tables.options import checkpoint, options_file, pruned, text
 from benchmark_tables.plan import BUDGETS, CALIBRATION, LARGE, OTHER, SEEDS, VARIANTS_TEST_SET, Row, Table
 from commands import classpruning
 
 from basicsr_classpruning.checkpoint import write_atomically
 from basicsr_classpruning.data.demo import make_other_pictures
+from basicsr_classpruning.inference.benchmark import to_json
+from basicsr_classpruning.inference.machine import describe_machine
 
 RESULTS = Path('docs/results/tables')
 
@@ -59,6 +63,28 @@ def measure(table: Table, variants: bool, test_set: str, threads: int) -> None:
     report = json.loads(result.read_text(encoding='utf-8'))
     for row in report['rows']:
         row['model'] = files[row['model']]
+    keep(table, result, report, files)
+
+
+def measure_container(table: Table, test_set: str, threads: int) -> None:
+    """Compares routing among the dense networks of all widths, where they are trained; keeps the result."""
+    files = {str(checkpoint(table, row)): row.name for row in table.widths}
+    if not all(Path(path).is_file() for path in files):
+        return
+    torch.set_num_threads(threads)
+    rows = container.measure(list(map(Path, files)), table.task.degrade, CALIBRATION, f'datasets/{test_set}', BUDGETS)
+    report = {
+        'rows': [to_json(row) for row in rows],
+        'machine': describe_machine(),
+        'threads': threads,
+        'pictures': rows[0].pictures,
+        'degrade': table.task.degrade,
+    }
+    keep(table, RESULTS / f'{table.name}_{container.NAME}_{test_set}.json', report, files)
+
+
+def keep(table: Table, result: Path, report: dict[str, Any], files: dict[str, str]) -> None:
+    """Writes a result file."""
     report['table'] = {'name': table.name, 'models': files, 'command': f'python tools/reproduce_tables.py {table.name}'}
     content = json.dumps(report, indent=1) + '\n'
     write_atomically(result, lambda file: file.write(content.encode()))
@@ -114,6 +140,7 @@ def main() -> None:
         if args.rows is None:
             for test_set in args.test_sets or table.test_sets:
                 measure(table, False, test_set, args.threads)
+                measure_container(table, test_set, args.threads)
             if table.variants:
                 measure(table, True, VARIANTS_TEST_SET, args.threads)
             write()

@@ -11,6 +11,7 @@ import numpy as np
 from tables import markdown, write_blocks
 
 from benchmark_tables import instances
+from benchmark_tables.container import NAME as CONTAINER
 from benchmark_tables.plan import BUDGETS, VARIANTS_TEST_SET, Table
 
 PAGE = Path('docs/benchmarks.md')
@@ -30,9 +31,9 @@ class Result:
     content: dict[str, Any]
 
     @classmethod
-    def read(cls, folder: Path, table: Table, test_set: str, variants: bool = False) -> Result | None:
+    def read(cls, folder: Path, table: Table, test_set: str, name: str = '') -> Result | None:
         """None where it was not measured."""
-        path = folder / f'{table.result_name(variants)}_{test_set}.json'
+        path = folder / f'{name or table.name}_{test_set}.json'
         return cls(table, test_set, json.loads(path.read_text(encoding='utf-8'))) if path.is_file() else None
 
     def rows(self, name: str, *kinds: str) -> list[dict[str, Any]]:
@@ -54,8 +55,8 @@ class Result:
         return min(self.rows('dense', 'dense'), key=lambda row: row['seconds'])
 
 
-def table_of(result: Result) -> str:
-    """All networks, and the routed ones at every budget."""
+def table_of(result: Result, container: Result | None) -> str:
+    """All networks, and the routed ones and the container of several widths at every budget."""
     lines = []
     first_seed = [row for row in result.table.rows if row.name in result.measured and row.repeats is None]
     for row in first_seed:
@@ -70,6 +71,9 @@ def table_of(result: Result) -> str:
             budget = item['budget']
             references = [f'{result.psnr(other[budget]):.3f}' for other in (oracle, random)]
             lines.append(_line(result, f'{row.label}, budget {budget:g}', item, *references))
+    if container is not None:
+        for item in container.rows(CONTAINER, 'budget'):
+            lines.append(_line(result, f'ClassSR-like, three widths, budget {item["budget"]:g}', item))
     header = ['network', 'PSNR', 'SSIM', 'average MACs', 'saved', 'time', 'parameters', 'oracle', 'random', 'shares']
     return markdown(header, lines)
 
@@ -213,12 +217,13 @@ def section(folder: Path, table: Table) -> str:
     parts = [f'## {table.title}\n']
     for test_set in table.test_sets:
         result = Result.read(folder, table, test_set)
+        container = Result.read(folder, table, test_set, f'{table.name}_{CONTAINER}')
         if result is not None:
-            parts += [f'### {test_set}\n', caption(result) + '\n', table_of(result) + '\n', gains_of(result) + '\n',
-                      figures_of(result) + '\n']  # fmt: skip
+            tables = (table_of(result, container), gains_of(result), figures_of(result))
+            parts += [f'### {test_set}\n', *(f'{part}\n' for part in (caption(result), *tables))]
             seeds = seeds_of(result)
             parts += [seeds + '\n'] if seeds else []
-    variants = Result.read(folder, table, VARIANTS_TEST_SET, variants=True)
+    variants = Result.read(folder, table, VARIANTS_TEST_SET, table.result_name(variants=True))
     if variants is not None:
         parts += ['### Variants\n', caption(variants) + '\n', variants_of(variants) + '\n']
     return '\n'.join(parts) if len(parts) > 1 else ''

@@ -217,6 +217,11 @@ class Table:
             if row.name != 'start' and (row.variant or row.name in beside if variants else not row.variant)
         ]
 
+    @property
+    def widths(self) -> list[Row]:
+        """The dense rows of all widths, narrowest first: what a container holds."""
+        return [self.row(f'dense_{width}') for width in sorted(self.narrow)] + [self.row('dense')]
+
     def result_name(self, variants: bool) -> str:
         """Beginning of the names of the result files of ``compared``."""
         return f'{self.name}_variants' if variants else self.name
