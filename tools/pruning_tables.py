@@ -42,16 +42,18 @@ class Network:
     candidates: tuple[str, ...] = LADDER
     budgets: tuple[str, ...] = BUDGETS
     test_sets: tuple[str, ...] = ('BSD100',)
+    magnitude: bool = True
+    """Whether plain magnitude is measured too."""
     against_dense: bool = False
     """Whether the truth is what the dense network makes of the degraded pictures: a network that was trained to please
     the eye is far from the clean ones."""
 
 
 NETWORKS = (
-    Network('dncnn_gray_sigma25', 'DnCNN 64×17, grey, σ = 25', 'dncnn_gray_sigma25', 'noise25-25', 'psnr'),
+    Network('dncnn_gray_sigma25', 'DnCNN 64×17, grey, σ = 25', 'dncnn_gray_sigma25', 'noise25-25', 'psnr', magnitude=False),
     Network(
         'dncnn_gray_sigma25_m4', 'the same', 'dncnn_gray_sigma25', 'noise25-25', 'psnr',
-        candidates=('1:4', '2:4', '4:4'), budgets=(),
+        candidates=('1:4', '2:4', '4:4'), budgets=(), magnitude=False,
     ),
     Network('dncnn_color_32', 'DnCNN 32×17, colour, σ 0 to 50', 'dncnn_color_32', 'noise0-50', 'psnr', arch=True),
     Network('edsr_x2_32', 'EDSR 32×8, ×2', 'edsr_x2_32', 'bicubic2', 'psnr_y', arch=True),
@@ -89,7 +91,7 @@ def measure(network: Network) -> None:
     how += ['--arch', f'checkpoints/{network.checkpoint}.yml'] if network.arch else []
     calibration = ['--calibration', 'datasets/bsds500_train400', '--degrade', network.degrade]
     keep(f'{network.name}_prune.json', 'prune', *how, '--out', pruned, *calibration)
-    if not Path(magnitude).exists():
+    if network.magnitude and not Path(magnitude).exists():
         run('prune', *how, '--out', magnitude)
     for test_set in network.test_sets:
         pictures = ['--gt', f'datasets/{test_set}', '--degrade', network.degrade]
@@ -99,10 +101,10 @@ def measure(network: Network) -> None:
             run('restore', lq, '--model', dense, '--output', gt)
             pictures = ['--gt', gt, '--lq', lq]
         sparse = ['--candidates', *network.candidates]
-        for model, name, what in (
-            (pruned, network.name, [*sparse, *(['--budgets', *network.budgets] if network.budgets else [])]),
-            (magnitude, f'{network.name}_magnitude', sparse),
-        ):
+        runs = [(pruned, network.name, [*sparse, *(['--budgets', *network.budgets] if network.budgets else [])])]
+        if network.magnitude:
+            runs.append((magnitude, f'{network.name}_magnitude', sparse))
+        for model, name, what in runs:
             fixed = ['--repeats', '1', '--threads', '1']
             keep(f'{name}_{test_set}.json', 'benchmark', '--models', model, *pictures, *what, *fixed)
 
