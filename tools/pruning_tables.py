@@ -50,7 +50,9 @@ class Network:
 
 
 NETWORKS = (
-    Network('dncnn_gray_sigma25', 'DnCNN 64×17, grey, σ = 25', 'dncnn_gray_sigma25', 'noise25-25', 'psnr', magnitude=False),
+    Network(
+        'dncnn_gray_sigma25', 'DnCNN 64×17, grey, σ = 25', 'dncnn_gray_sigma25', 'noise25-25', 'psnr', magnitude=False
+    ),
     Network(
         'dncnn_gray_sigma25_m4', 'the same', 'dncnn_gray_sigma25', 'noise25-25', 'psnr',
         candidates=('1:4', '2:4', '4:4'), budgets=(), magnitude=False,
