@@ -13,7 +13,7 @@ help: ## show this list
 $(INSTALLED): $(SOURCES)
 	tools/setup_venv.sh $(VENV)
 
-demo: $(INSTALLED) ## train a small network on scikit-image's photographs, test it, print a table
+demo: $(INSTALLED) ## prune a small network of the zoo, train its candidates on scikit-image's photographs, compare
 	$(BIN)/python tools/demo.py
 
 test: $(INSTALLED) ## run the tests

@@ -20,7 +20,17 @@ from typing import Any
 import torch
 from benchmark_tables import container, instances, pages, zoo
 from benchmark_tables.options import checkpoint, options_file, pruned, text
-from benchmark_tables.plan import BUDGETS, CALIBRATION, LARGE, OTHER, SEEDS, VARIANTS_TEST_SET, Row, Table
+from benchmark_tables.plan import (
+    BUDGETS,
+    CALIBRATION,
+    LARGE,
+    OTHER,
+    SEEDS,
+    VARIANTS_BUDGETS,
+    VARIANTS_TEST_SET,
+    Row,
+    Table,
+)
 from commands import classpruning
 
 from basicsr_classpruning.checkpoint import write_atomically
@@ -41,9 +51,9 @@ def make(table: Table, row: Row) -> None:
         network = row.network
         pattern = ['--block', str(network.get('block', 1)), *(['--share-taps'] if network.get('share_taps') else [])]
         classpruning('prune', checkpoint(table, table.row(row.start)), '--out', pruned(table, row),
-            '--candidates', *network['candidates'], *pattern, '--weights', network['weights'],
-            '--calibration', CALIBRATION,
-            '--degrade', table.task.degrade, '--seed', str(SEEDS[0]))  # fmt: skip
+                     '--candidates', *network['candidates'], *pattern, '--weights', network['weights'],
+                     '--calibration', CALIBRATION, '--degrade', table.task.degrade,
+                     '--seed', str(SEEDS[0]))  # fmt: skip
     classpruning('train', '-opt', options_file(table, row), '--auto_resume')
 
 
@@ -57,9 +67,10 @@ def measure(table: Table, variants: bool, test_set: str, threads: int) -> None:
     files = {str(checkpoint(table, row)): row.name for row in rows}
     candidates = dict.fromkeys(name for row in rows for name in row.network.get('candidates', ()))
     repeats = '1' if test_set == LARGE else '3'  # the tiles of many pictures average by themselves
+    budgets = VARIANTS_BUDGETS if variants else BUDGETS
     classpruning('benchmark', '--models', *files, '--gt', f'datasets/{test_set}', '--degrade', table.task.degrade,
-        '--budgets', *map(str, BUDGETS), '--candidates', *candidates, '--backend', 'auto', '--repeats', repeats,
-        '--threads', str(threads), '--json', result)  # fmt: skip
+                 '--budgets', *map(str, budgets), '--candidates', *candidates, '--backend', 'auto',
+                 '--repeats', repeats, '--threads', str(threads), '--json', result)  # fmt: skip
     report = json.loads(result.read_text(encoding='utf-8'))
     for row in report['rows']:
         row['model'] = files[row['model']]

@@ -12,13 +12,12 @@ from tables import markdown, write_blocks
 
 from benchmark_tables import instances
 from benchmark_tables.container import NAME as CONTAINER
-from benchmark_tables.plan import BUDGETS, VARIANTS_TEST_SET, Table
+from benchmark_tables.plan import BUDGETS, VARIANTS_BUDGETS, VARIANTS_TEST_SET, Table
 
 PAGE = Path('docs/benchmarks.md')
 README = Path('README.md')
 _HEADLINE_SETS = ('BSD100', 'Set14')
 _HEADLINE_BUDGETS = (0.4, 0.5, 0.6, 0.8)
-_VARIANT_BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 _EQUAL_QUALITY = 0.02  # dB
 
 
@@ -203,12 +202,12 @@ def variants_of(result: Result) -> str:
         if not row.routed or row.name not in result.measured:
             continue
         found = {item['budget']: item for item in result.rows(row.name, 'budget')}
-        values = [f'{result.psnr(found[budget]):.3f}' for budget in _VARIANT_BUDGETS]
+        values = [f'{result.psnr(found[budget]):.3f}' for budget in VARIANTS_BUDGETS]
         size = found[1.0]['params'] / 1e6
         share = _oracle_share(result, row.name)
         lines.append([row.label, *values, f'{share:.0%}', f'{found[0.5]["seconds"] / result.dense["seconds"]:.2f}',
                       f'{size:.3f} M'])  # fmt: skip
-    budgets = [f'budget {budget:g}' for budget in _VARIANT_BUDGETS]
+    budgets = [f'budget {budget:g}' for budget in VARIANTS_BUDGETS]
     return markdown(['ClassPruning', *budgets, "oracle's share", 'time at 0.5', 'parameters'], lines)
 
 

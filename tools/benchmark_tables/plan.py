@@ -12,6 +12,7 @@ LARGE = 'BSD100'
 OTHER = 'other'
 """Test set of scikit-image's pictures that are unlike the training pictures; made where it is missing."""
 VARIANTS_TEST_SET = 'Set14'
+VARIANTS_BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
 SEEDS = (0, 1, 2)
 BUDGETS = (0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
