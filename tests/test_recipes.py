@@ -18,8 +18,8 @@ RECIPES = sorted((ROOT / 'options' / 'recipes').glob('*.yml'))
 SIDE = 64
 SMALL = (
     'num_gpu=0', 'path:pretrain_network_g=~', 'datasets:train:batch_size_per_gpu=1', 'datasets:train:gt_size=32',
-    'datasets:train:num_worker_per_gpu=0', 'train:stages={supernet: 1, classifier: 1, joint: 1}',
-    'train:scheduler:periods=[1, 1, 1]', 'train:amp=~', 'val:val_freq=3', 'logger:print_freq=1',
+    'datasets:train:num_worker_per_gpu=0', 'train:stages={supernet: 2, classifier: 1}',
+    'train:scheduler:periods=[2, 1]', 'train:amp=~', 'val:val_freq=3', 'logger:print_freq=1',
     'logger:use_tb_logger=false',
 )  # fmt: skip
 
