@@ -34,8 +34,8 @@ def test_tests_what_was_trained(path):
     start = trained['path']['pretrain_network_g']
     if start is not None:
         dense = load_options(str(path.with_name(f'{path.stem}_dense.yml')))
-        folder = f'experiments/{dense["name"]}'
-        assert start in (f'{folder}/models/net_g_latest.pth', f'{folder}/pruned.pth')
+        as_it_was = f'experiments/{dense["name"]}/models/net_g_latest.pth'
+        assert start in (as_it_was, f'experiments/{trained["name"]}_pruned.pth')
         assert dense['network_g'] == trained['network_g']['base']
 
 
