@@ -57,7 +57,6 @@ NETWORKS = (
         'dncnn_gray_sigma25_m4', 'the same', 'dncnn_gray_sigma25', 'noise25-25', 'psnr',
         candidates=('1:4', '2:4', '4:4'), budgets=(), magnitude=False,
     ),
-    Network('dncnn_color_32', 'DnCNN 32×17, colour, σ 0 to 50', 'dncnn_color_32', 'noise0-50', 'psnr', arch=True),
     Network('edsr_x2_32', 'EDSR 32×8, ×2', 'edsr_x2_32', 'bicubic2', 'psnr_y', arch=True),
     Network('msrresnet_x4_32', 'MSRResNet 32×8, ×4', 'msrresnet_x4_32', 'bicubic4', 'psnr_y', arch=True),
     Network(
