@@ -58,7 +58,10 @@ NETWORKS = (
         candidates=('1:4', '2:4', '4:4'), budgets=(), magnitude=False,
     ),
     Network('edsr_x2_32', 'EDSR 32×8, ×2', 'edsr_x2_32', 'bicubic2', 'psnr_y', arch=True),
-    Network('msrresnet_x4_32', 'MSRResNet 32×8, ×4', 'msrresnet_x4_32', 'bicubic4', 'psnr_y', arch=True),
+    Network(
+        'msrresnet_x4_32', 'MSRResNet 32×8, ×4', 'msrresnet_x4_32', 'bicubic4', 'psnr_y', arch=True,
+        candidates=('3:16', '6:16', '10:16', '16:16'),
+    ),
     Network(
         'realesr-animevideov3', 'realesr-animevideov3, ×4', 'realesr-animevideov3', 'bicubic4', 'psnr_y',
         against_dense=True,
