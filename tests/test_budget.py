@@ -129,7 +129,7 @@ def test_random_allocation_keeps_the_shares():
 
 def test_scores_of_a_picture_are_relative_to_its_own_error():
     scores = -np.array([[3.0, 2.0, 1.0], [5.0, 5.0, 3.0]])
-    wanted = -np.array([[2.0, 1.0, 0.0], [2.0, 2.0, 0.0]]) / 2
+    wanted = -np.array([[2.0, 1.0, 0.0], [2.0, 2.0, 0.0]]) / 3.5
     np.testing.assert_allclose(picture_scores(scores), wanted)
     np.testing.assert_allclose(picture_scores(1e-4 * scores), wanted)
 

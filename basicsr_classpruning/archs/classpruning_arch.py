@@ -354,9 +354,11 @@ class ClassPruning(nn.Module):
 
 
 def image_scores(scores: Tensor) -> Tensor:
-    """Scores ``(B, K)`` of images relative to the error that the dearest candidate is predicted to leave in each: at
-    most 0, minus the share of it that the others add. See ``sparsity.budget.picture_scores`` for tiles."""
-    return (scores - scores[:, -1:]) / (-scores[:, -1:]).clamp(min=LEAST_ERROR)
+    """Scores ``(B, K)`` of images relative to the error that the dearest candidate but one is predicted to leave in each.
+
+    At most 0: minus the share of it that the others add to the dearest one's. See ``sparsity.budget.picture_scores``.
+    """
+    return (scores - scores[:, -1:]) / (-scores[:, -2:][:, :1]).clamp(min=LEAST_ERROR)
 
 
 def load_fitting(module: nn.Module, params: Mapping[str, Tensor]) -> None:

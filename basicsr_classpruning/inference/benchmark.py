@@ -117,7 +117,7 @@ class _Survey:
     scores: np.ndarray
     """``(T, K)``, relative to the picture's error."""
     errors: np.ndarray
-    """``(T, K)``: what a tile adds to the picture's squared error, in units of what the dearest candidate leaves."""
+    """``(T, K)``: what a tile adds to the picture's squared error, in units of the dearest candidate's but one."""
     seconds: np.ndarray
     """``(1, V, T)``."""
     seconds_classifier: np.ndarray
@@ -209,8 +209,8 @@ class Benchmark:
             scores, seconds_classifier = tiled.score(self._settings.repeats)
             outputs, seconds = tiled.measure(list(range(contestant.candidates)), 1)
             errors = np.stack([tiled.squared_errors(outputs[k], pair.truth) for k in outputs], axis=1)
-            # PSNR counts a picture's error relative to itself.
-            errors /= max(errors[:, -1].sum(), 1e-12)
+            # PSNR counts a picture's error relative to itself; see `picture_scores`.
+            errors /= max(errors[:, -2:][:, 0].sum(), 1e-12)
             self._room -= sum(tiles.nbytes for tiles in outputs.values())
             kept = outputs if self._room >= 0 else {}
             relative = picture_scores(scores)

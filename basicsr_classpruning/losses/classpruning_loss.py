@@ -122,14 +122,15 @@ class DifficultyLoss(nn.Module):
     """Teaches the classifier the errors that the candidates leave, relative to the image's own.
 
     With d_bk the error that candidate k adds to that of the next dearer one in a part of image b, d_bK the dearest
-    one's error, E_b its mean over the image, and hats for predictions:
+    one's error, E_b the error of the dearest but one (or the only one) in the whole image, and hats for predictions:
 
     mean_b[ 1/(r E_b) · mean_{k<K} D(d̂_bk, d_bk) + w/E_b · D(d̂_bK, d_bK) + (log Ê_b − log E_b)² ],
 
     D(d̂, d) = d̂ − d⁺ − d log(d̂ / d⁺) with d⁺ = max(d, 1e-6), averaged over the parts, never negative. It is the deviance
     of a Poisson distribution, whose minimum is the mean of d, whatever the distribution; a cheaper candidate may leave
     less in a part, so d may be below 0. The last term makes sure of the error of the whole image, by which routing
-    divides. r = 0.1 is the share of the error that pruning typically adds, w = 0.3.
+    divides: not the dearest candidate's, which is 0 where the dense network's outputs are the truth. r = 0.1 is the
+    share of the error that pruning typically adds, w = 0.3.
 
     Args:
         loss_weight: factor of the term.
@@ -145,15 +146,21 @@ class DifficultyLoss(nn.Module):
     def forward(self, scores: Tensor, errors: Tensor) -> Tensor:
         """Takes scores of parts of images, ``(B, K, h, w)`` below 0, and the mean squared errors measured there, of the
         same shape; returns a scalar."""
-        predicted, wanted = _steps(-scores).clamp(min=_LEAST_ERROR), _steps(errors.detach() / self.unit)
-        image = wanted[:, -1].mean((1, 2)).clamp(min=_LEAST_ERROR)
+        errors = errors.detach() / self.unit
+        predicted, wanted = _steps(-scores).clamp(min=_LEAST_ERROR), _steps(errors)
+        image, predicted_image = _image_errors(errors), _image_errors(-scores)
         best = wanted.clamp(min=_LEAST_ERROR)
         deviance = (predicted - best - wanted * (predicted / best).log()).mean((2, 3)) / image[:, None]
         steps = deviance[:, :-1].sum(dim=1) / max(deviance.shape[1] - 1, 1)
-        whole = (predicted[:, -1].mean((1, 2)).log() - image.log()).square()
+        whole = (predicted_image.log() - image.log()).square()
         return self.loss_weight * batch_mean(steps / _TYPICAL_EXCESS + _PARTS_WEIGHT * deviance[:, -1] + whole)
 
 
 def _steps(errors: Tensor) -> Tensor:
     """What each candidate's error ``(B, K, h, w)`` adds to that of the next dearer one; the dearest one's itself."""
     return torch.cat([errors[:, :-1] - errors[:, 1:], errors[:, -1:]], dim=1)
+
+
+def _image_errors(errors: Tensor) -> Tensor:
+    """Error ``(B,)`` of the dearest candidate but one, or of the only one, from those of the parts."""
+    return errors[:, -2:][:, 0].mean((1, 2)).clamp(min=_LEAST_ERROR)

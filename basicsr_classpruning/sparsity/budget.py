@@ -56,10 +56,11 @@ def solve_budget(scores: np.ndarray, costs: np.ndarray, sizes: np.ndarray, budge
 
 
 def picture_scores(scores: np.ndarray) -> np.ndarray:
-    """Scores of one picture's tiles, relative to the error that the dearest class is predicted to leave in it.
+    """Scores of one picture's tiles, relative to the error that the dearest class but one is predicted to leave in it.
 
     PSNR counts a picture's error relative to itself, so what a budget gains in one picture and in another is compared
-    in this unit, and a price on cost means the same in all pictures.
+    in this unit, and a price on cost means the same in all pictures. The dearest class itself leaves none where the
+    dense network's outputs are the truth.
 
     Args:
         scores: ``(T, K)``, minus the predicted errors of tiles of one size, below 0.
@@ -67,7 +68,7 @@ def picture_scores(scores: np.ndarray) -> np.ndarray:
     Returns:
         ``(T, K)``, at most 0: minus what each class adds to the picture's error; 0.1 is about 0.4 dB.
     """
-    return (scores - scores[:, -1:]) / max(-scores[:, -1].mean(), LEAST_ERROR)
+    return (scores - scores[:, -1:]) / max(-scores[:, -2:][:, 0].mean(), LEAST_ERROR)
 
 
 def check_budget(budget: float, cheapest: float, dearest: float) -> None:
