@@ -354,7 +354,7 @@ class ClassPruning(nn.Module):
 
 
 def image_scores(scores: Tensor) -> Tensor:
-    """Scores ``(B, K)`` of images relative to the error that the dearest candidate but one is predicted to leave in each.
+    """Scores ``(B, K)`` of images relative to what the dearest candidate but one is predicted to leave in each.
 
     At most 0: minus the share of it that the others add to the dearest one's. See ``sparsity.budget.picture_scores``.
     """
