@@ -47,8 +47,8 @@ class Network:
     """Whether plain magnitude is measured too."""
     against_dense: bool = False
     """Whether the truth is what the dense network makes of the degraded pictures: a network that was trained to please
-    the eye is far from the clean ones. Routing is then compared by SSIM: PSNR is infinite for a picture that goes to the
-    dense candidate as a whole."""
+    the eye is far from the clean ones. Routing is then compared by SSIM: the PSNR of a picture that goes to the dense
+    candidate as a whole is infinite."""
 
 
 NETWORKS = (
