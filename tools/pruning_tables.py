@@ -203,10 +203,16 @@ def weights() -> str:
         result = read(f'{network.name}_prune')
         for kind in sorted(result['weights'], key=lambda one: one['kind']) if result else ():
             sparse = [one for one in kind['candidates'] if one['candidate'] != 'dense']
-            figures = ', '.join(f'{one["candidate"]} {one["loss"]:.3f}' for one in sparse)
+            figures = ', '.join(map(_loss, sparse))
             size = kind['file_bytes'] / result['file_bytes_dense']
             lines.append([network.label, kind['kind'], f'{kind["file_bytes"] / 1e6:.2f} MB ({size:.2f}×)', figures])
     return markdown(['network', 'weights', 'file (of the dense one)', 'loss of each candidate (dB)'], lines)
+
+
+def _loss(candidate: dict[str, Any]) -> str:
+    """What a candidate loses; where the dense outputs are the truth, its PSNR to them."""
+    loss = candidate['loss']
+    return f'{candidate["candidate"]} ' + (f'PSNR {candidate["psnr"]:.2f}' if loss is None else f'{loss:.3f}')
 
 
 def measured() -> str:
