@@ -78,9 +78,9 @@ def measure(table: Table, variants: bool, test_set: str, threads: int) -> None:
 
 
 def measure_container(table: Table, test_set: str, threads: int) -> None:
-    """Compares routing among the dense networks of all widths, where they are trained; keeps the result."""
-    files = {str(checkpoint(table, row)): row.name for row in table.widths}
-    if not all(Path(path).is_file() for path in files):
+    """Compares routing among the dense networks of different widths that are trained; keeps the result."""
+    files = {str(checkpoint(table, row)): row.name for row in table.widths if checkpoint(table, row).is_file()}
+    if len(files) < 2:
         return
     torch.set_num_threads(threads)
     rows = container.measure(list(map(Path, files)), table.task.degrade, CALIBRATION, f'datasets/{test_set}', BUDGETS)
