@@ -71,10 +71,9 @@ def table_of(result: Result, container: Result | None) -> str:
             references = [f'{result.psnr(other[budget]):.3f}' for other in (oracle, random)]
             lines.append(_line(result, f'{row.label}, budget {budget:g}', item, *references))
     if container is not None:
+        label = f'ClassSR-like, {len(container.measured)} widths'
         for item in container.rows(CONTAINER, 'budget'):
-            lines.append(
-                _line(result, f'ClassSR-like, {len(container.measured)} widths, budget {item["budget"]:g}', item)
-            )
+            lines.append(_line(result, f'{label}, budget {item["budget"]:g}', item))
     header = ['network', 'PSNR', 'SSIM', 'average MACs', 'saved', 'time', 'parameters', 'oracle', 'random', 'shares']
     return markdown(header, lines)
 
