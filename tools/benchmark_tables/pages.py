@@ -144,13 +144,13 @@ def _oracle_share(result: Result, name: str) -> float:
 
 
 def seeds_of(result: Result) -> str:
-    """Mean and range over the seeds, and how far below the dense network; empty where one seed was measured."""
+    """Mean and range over the seeds of the rows that have several, and how far below the dense network."""
     lines = []
     means: dict[str, float] = {}
     for name in result.table.repeated:
         trainings = [row for row in result.table.trainings_of(name) if row.name in result.measured]
         if len(trainings) < 2:
-            return ''
+            continue
         row = trainings[0]
         for budget in BUDGETS if row.routed else (None,):
             kind = 'budget' if row.routed else 'candidate' if row.sparse else 'dense'
@@ -163,7 +163,8 @@ def seeds_of(result: Result) -> str:
             means[label] = float(np.mean(values))
             saved = 1 - float(np.mean([item['macs'] for item in found])) / result.dense['macs']
             spread = f'{min(values):.3f} to {max(values):.3f}'
-            distance = f'{means[label] - means["dense"]:+.3f}'
+            dense = means.get('dense', result.psnr(result.dense))
+            distance = f'{means[label] - dense:+.3f}'
             lines.append([label, str(len(values)), f'{saved:.1%}', f'{means[label]:.3f}', spread, distance])
     return markdown(['network', 'trainings', 'MACs saved', 'mean PSNR', 'range', 'to dense'], lines) if lines else ''
 
