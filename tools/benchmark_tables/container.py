@@ -75,11 +75,8 @@ def measure(paths: Sequence[Path], degrade: str, calibration: str, gt: str, budg
     """
     degradation = Degradation.parse(degrade)
     contestants = [enter(path.parts[-3], load(path), _OVERLAP, 'auto') for path in paths]
+    torch.manual_seed(0)  # of the classifier's first weights
     container = Container([contestant.net for contestant in contestants], degradation.scale)
-    torch.manual_seed(0)
-    for module in container.classifier.modules():
-        if hasattr(module, 'reset_parameters'):
-            module.reset_parameters()
     stride = container.classifier.stride
     crops = cut_crops(
         Pictures(calibration), degradation, scale=degradation.scale, count=_CROPS, side=_TILE, seed=1, step=stride
