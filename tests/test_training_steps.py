@@ -62,24 +62,24 @@ def test_batches_smaller_than_the_candidates_use_all_in_turn(tmp_path, pictures)
     assert used == [(1, 2), (2, 0), (0, 1)]
 
 
-def test_batches_are_shared_out_by_difficulty_at_random_budgets(tmp_path, pictures):
-    options = training_options(pictures, split='budget')
-    options['train']['stages'] = {'supernet': 30}
-    model = model_of(tmp_path, options)
-
-    def scores(x):  # brighter images are harder, and what a candidate leaves out counts in proportion
-        return -1 - 9 * x.mean((1, 2, 3))[:, None] * torch.tensor([1.0, 0.4, 0.0])
-
-    model.net_g.scores = scores
-    data = batch(images=6)
-    data['lq'] *= torch.linspace(0, 1, 6)[:, None, None, None]
-    costs, averages = model.net_g.costs(), []
-    for iteration in range(1, 31):
-        assert step(model, iteration, data) == {'base'}
-        assert model.classes.tolist() == sorted(model.classes.tolist())
-        averages.append(float(costs[model.classes].mean()))
-    assert min(averages) == pytest.approx(float(costs[0]), abs=0.1)
-    assert max(averages) > 0.7
+def test_without_a_split_every_candidate_and_the_classifier_learn_from_every_image(tmp_path, pictures):
+    model = model_of(tmp_path, training_options(pictures, split='none', **BUDGET, **CLASS, **DISTILL))
+    data, net = batch(images=2), model.net_g
+    with torch.no_grad():
+        outputs = [net.restore_with(data['lq'], candidate) for candidate in range(3)]
+        scores = net.score_map(data['lq'])  # one part for each image of 8×8 pixels
+        squares = [(output.clamp(0, 1) - data['gt']).square().mean((1, 2, 3)) for output in outputs]
+        errors = torch.stack(squares, dim=1)[:, :, None, None]
+        expected = {
+            'l_pix': sum((output - data['gt']).abs().mean() for output in outputs) / 3,
+            'l_distill': sum((output - outputs[-1]).abs().mean() for output in outputs) / 3,
+            'l_difficulty': model.losses['difficulty'](scores, errors),
+        }
+    assert step(model, 1, data) == {'base', 'classifier', 'log_price'}
+    assert model.classes.tolist() == [0, 0, 1, 1, 2, 2]
+    for name, value in expected.items():
+        assert model.log_dict[name] == pytest.approx(float(value), rel=1e-4), name
+    assert {'l_budget', 'l_class', 'train/average_macs'} < set(model.log_dict)
 
 
 def test_own_weights_train_and_stay_sparse(tmp_path, pictures):

@@ -29,7 +29,7 @@ from basicsr_classpruning.sparsity import (
     sparse_layers,
     sparsify,
 )
-from basicsr_classpruning.sparsity.budget import LEAST_ERROR, solve_budget
+from basicsr_classpruning.sparsity.budget import LEAST_ERROR, reference_errors, solve_budget
 
 # Input channels by the names that restoration networks give them.
 _CHANNEL_OPTIONS = ('num_in_ch', 'in_channels', 'in_chans', 'img_channel', 'in_nc', 'n_colors')
@@ -358,7 +358,7 @@ def image_scores(scores: Tensor) -> Tensor:
 
     At most 0: minus the share of it that the others add to the dearest one's. See ``sparsity.budget.picture_scores``.
     """
-    return (scores - scores[:, -1:]) / (-scores[:, -2:][:, :1]).clamp(min=LEAST_ERROR)
+    return (scores - scores[:, -1:]) / reference_errors(-scores)[:, None].clamp(min=LEAST_ERROR)
 
 
 def load_fitting(module: nn.Module, params: Mapping[str, Tensor]) -> None:

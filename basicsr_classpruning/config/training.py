@@ -162,9 +162,10 @@ class ClassPruningTrain(GuardedTrain):
     """Length of the training in iterations; may be left out where `stages` says it."""
     stages: Stages | None = None
     """Lengths of the stages in iterations, together `total_iter`; null trains the candidates only (`supernet`)."""
-    split: Literal['turn', 'budget'] = 'turn'
-    """How the supernet stage shares out a batch: among all candidates in turn, or as the classifier would at budgets
-    drawn at random, which needs one that is fitted already (`classpruning prune --calibration`)."""
+    split: Literal['turn', 'none'] = 'turn'
+    """How the supernet stage shares out a batch: among all candidates in turn, or not at all. Then every candidate
+    restores every image, and the classifier learns beside them; a step of K candidates costs K times as much, so make
+    the batch smaller."""
     mask_interval: CountOrZero = 10
     """Iterations between two rankings of the weights by importance; 0 keeps the masks of the start."""
     srste_decay: NotNegative = 2e-4

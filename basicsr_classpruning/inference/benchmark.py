@@ -17,7 +17,13 @@ from basicsr_classpruning.inference.contestants import Contestant, TiledPicture
 from basicsr_classpruning.inference.metrics import Quality, compare
 from basicsr_classpruning.inference.networks import device_of
 from basicsr_classpruning.inference.tiling import TileGrid
-from basicsr_classpruning.sparsity.budget import check_budget, picture_scores, random_allocation, solve_budget
+from basicsr_classpruning.sparsity.budget import (
+    check_budget,
+    picture_scores,
+    random_allocation,
+    reference_errors,
+    solve_budget,
+)
 
 _KEPT_BYTES = 2**30  # of the surveys' restored tiles; what does not fit is restored a second time
 
@@ -210,7 +216,7 @@ class Benchmark:
             outputs, seconds = tiled.measure(list(range(contestant.candidates)), 1)
             errors = np.stack([tiled.squared_errors(outputs[k], pair.truth) for k in outputs], axis=1)
             # PSNR counts a picture's error relative to itself; see `picture_scores`.
-            errors /= max(errors[:, -2:][:, 0].sum(), 1e-12)
+            errors /= max(reference_errors(errors).sum(), 1e-12)
             self._room -= sum(tiles.nbytes for tiles in outputs.values())
             kept = outputs if self._room >= 0 else {}
             relative = picture_scores(scores)

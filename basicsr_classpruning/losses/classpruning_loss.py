@@ -10,6 +10,8 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional
 
+from basicsr_classpruning.sparsity.budget import reference_errors
+
 _LEAST_ERROR = 1e-6  # in units of the scores: 90 dB, beyond what 8 bits can tell
 _TYPICAL_EXCESS = 0.1
 _PARTS_WEIGHT = 0.3
@@ -163,4 +165,4 @@ def _steps(errors: Tensor) -> Tensor:
 
 def _image_errors(errors: Tensor) -> Tensor:
     """Error ``(B,)`` of the dearest candidate but one, or of the only one, from those of the parts."""
-    return errors[:, -2:][:, 0].mean((1, 2)).clamp(min=_LEAST_ERROR)
+    return reference_errors(errors).mean((1, 2)).clamp(min=_LEAST_ERROR)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import path as osp
 from typing import Any
 
-import numpy as np
 import torch
 from basicsr.losses import build_loss
 from basicsr.utils import get_root_logger, imwrite
@@ -19,12 +18,13 @@ from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.losses.classpruning_loss import batch_mean
 from basicsr_classpruning.models.collapse import CollapseWatch
 from basicsr_classpruning.models.guarded_model import GuardedSRModel
+from basicsr_classpruning.models.memory import ErrorMemory
 from basicsr_classpruning.models.stages import STAGES, Schedule
 from basicsr_classpruning.models.validation import Report, evaluate
 from basicsr_classpruning.sparsity import DENSE
-from basicsr_classpruning.sparsity.budget import solve_budget
 
 _MAX_RECOVERIES = 3  # resets of the classifier after which a collapse stops the run
+_CLASSIFIER_BATCH = 32  # images of the memory in a step
 _RESTART_RATE = 0.3  # factor of the classifier's learning rate at each reset
 
 
@@ -82,6 +82,7 @@ class ClassPruningModel(GuardedSRModel):
         self.schedule = Schedule.from_options(train_opt)
         self.decay = train_opt.get('srste_decay', 2e-4)
         self.watch = CollapseWatch(len(self.net_g.candidates))
+        self.memory = ErrorMemory()
         self.recoveries = 0
         self.losses = {
             name: build_loss(train_opt[key]).to(self.device)
@@ -121,39 +122,38 @@ class ClassPruningModel(GuardedSRModel):
         interval = self.opt['train'].get('mask_interval', 10)
         if self.stage != 'classifier' and interval and current_iter % interval == 0:
             self.net_g.rank_by_magnitude()
-        if self.stage == 'supernet':
-            by_budget = self.opt['train'].get('split', 'turn') == 'budget'
-            self.classes = self._split_by_budget() if by_budget else self._split_in_turn(current_iter)
-            with self.autocast():
-                output, _, _ = self.training_pass(self.lq, self.classes, None)
-            yield from self._restoration(output)
-        elif self.stage == 'classifier':
-            _, scores, probabilities = self.training_pass(None, None, self.lq)
-            yield from self._classifier_terms(scores, probabilities)
-        else:
-            self.classes = self._explore(self.net_g.classify(self.lq))
-            count = max(1, round(len(self.lq) * self.opt['train'].get('classifier_share', 0.25)))
-            with self.autocast():
-                output, scores, probabilities = self.training_pass(self.lq, self.classes, self.lq[:count])
-            yield from self._restoration(output)
-            yield from self._classifier_terms(scores, probabilities)
+        whole = self.stage == 'supernet' and self.opt['train'].get('split', 'turn') == 'none'
+        learns = whole or self.stage != 'supernet'
+        copies = len(self.net_g.candidates) if whole else 1
+        if learns and (not whole or not self.memory):  # else the outputs of the last step have been measured
+            self._measure_errors()
+        self.classes = self._choose_candidates(current_iter, whole)
+        to_restore = None if self.classes is None else self.lq.repeat(copies, 1, 1, 1)
+        to_score, errors = self.memory.sample(_CLASSIFIER_BATCH) if learns else (None, None)
+        with self.autocast():
+            output, scores, probabilities = self.training_pass(to_restore, self.classes, to_score)
+        if output is not None:
+            yield from self._restoration(output, copies)
+        if whole:
+            self._remember(self.output.detach().chunk(copies))
+        if errors is not None:
+            yield from self._classifier_terms(scores, probabilities, errors)
+
+    def _choose_candidates(self, current_iter: int, whole: bool) -> Tensor | None:
+        """Candidates of the batch's images; without a split the first for all images, then the second, and so on."""
+        if self.stage == 'classifier':
+            return None
+        if self.stage == 'joint':
+            return self._explore(self.net_g.classify(self.lq))
+        if whole:
+            candidates = torch.arange(len(self.net_g.candidates), device=self.device)
+            return candidates.repeat_interleave(len(self.lq))
+        return self._split_in_turn(current_iter)
 
     def _split_in_turn(self, current_iter: int) -> Tensor:
         """Candidates of a mini-batch in turn, over all processes, beginning with another one each time."""
         position = torch.arange(len(self.lq), device=self.device) * self.opt['world_size'] + self.opt['rank']
         return (position + current_iter) % len(self.net_g.candidates)
-
-    @torch.no_grad()
-    def _split_by_budget(self) -> Tensor:
-        """Candidates of a mini-batch as its images would be routed at a budget drawn at random.
-
-        So each candidate learns what it will be given, and as much of it as budgets will ask for: the smaller
-        of two draws counts, as the cheap candidates have most to learn.
-        """
-        costs = np.array(self.net_g.reference_macs.costs)
-        scores = image_scores(self.net_g.scores(self.lq)).double().cpu().numpy()
-        budget = costs[0] + (costs[-1] - costs[0]) * float(torch.rand(2).min())
-        return torch.from_numpy(solve_budget(scores, costs, np.ones(len(scores)), budget)).to(self.device)
 
     def _explore(self, classes: Tensor) -> Tensor:
         """Gives some images a random candidate, so that none stops learning because it is never chosen."""
@@ -161,37 +161,38 @@ class ClassPruningModel(GuardedSRModel):
         chance = torch.rand(len(classes), device=self.device) < share
         return torch.where(chance, torch.randint_like(classes, len(self.net_g.candidates)), classes)
 
-    def _restoration(self, output: Tensor) -> Iterator[tuple[str, Tensor]]:
+    def _restoration(self, output: Tensor, repeats: int = 1) -> Iterator[tuple[str, Tensor]]:
+        """The terms of the batch restored, which may be there several times, one after the other."""
         self.output = output.float()
-        yield from self.restoration_terms(self.output)
+        yield from self.restoration_terms(self.output, self.gt.repeat(repeats, 1, 1, 1))
         if 'distill' in self.losses:
             with torch.no_grad(), self.autocast():
                 teacher = self.net_g.run_sparse(self.lq, DENSE).float()
-            yield 'l_distill', self.losses['distill'](self.output, teacher)
+            yield 'l_distill', self.losses['distill'](self.output, teacher.repeat(repeats, 1, 1, 1))
 
     @torch.no_grad()
-    def candidate_errors(self, lq: Tensor, gt: Tensor, parts: tuple[int, int]) -> Tensor:
-        """Mean squared error of each candidate in the parts of each image.
-
-        Args:
-            lq, gt: images ``(B, C, H, W)``.
-            parts: number of parts along height and width, ``(h, w)``.
-
-        Returns:
-            ``(B, K, h, w)``.
-        """
-        errors = []
+    def _measure_errors(self) -> None:
+        """Runs every candidate on the batch, or a part of it in the joint stage, and remembers their errors."""
+        share = self.opt['train'].get('classifier_share', 0.25) if self.stage == 'joint' else 1
+        lq = self.lq[: max(1, round(len(self.lq) * share))]
         with self.autocast():
-            for candidate in range(len(self.net_g.candidates)):
-                output = self.net_g.run_sparse(lq, candidate).float().clamp(0, 1)
-                error = (output - gt).square().mean(dim=1, keepdim=True)
-                errors.append(functional.adaptive_avg_pool2d(error, parts))
-        return torch.cat(errors, dim=1)
+            outputs = [self.net_g.run_sparse(lq, candidate) for candidate in range(len(self.net_g.candidates))]
+        self._remember(outputs)
 
-    def _classifier_terms(self, scores: Tensor, probabilities: Tensor) -> Iterator[tuple[str, Tensor]]:
+    @torch.no_grad()
+    def _remember(self, outputs: Sequence[Tensor]) -> None:
+        """Keeps the errors of every candidate's outputs ``(B, C, H, W)`` for the first B images of the batch.
+
+        Their mean squares in the parts that the classifier knows, of images as they would be saved: ``(B, K, h, w)``.
+        """
+        count = len(outputs[0])
+        height, width = self.net_g.score_map(self.lq[:1]).shape[2:]
+        squares = [(output.float().clamp(0, 1) - self.gt[:count]).square().mean(1, keepdim=True) for output in outputs]
+        errors = [functional.adaptive_avg_pool2d(square, (height, width)) for square in squares]
+        self.memory.add(self.lq[:count], torch.cat(errors, dim=1))
+
+    def _classifier_terms(self, scores: Tensor, probabilities: Tensor, errors: Tensor) -> Iterator[tuple[str, Tensor]]:
         costs = self.net_g.costs()
-        parts = (scores.shape[2], scores.shape[3])
-        errors = self.candidate_errors(self.lq[: len(scores)], self.gt[: len(scores)], parts)
         # Without the two terms below nothing else depends on the price, but its gradient is waited for.
         yield 'l_difficulty', self.losses['difficulty'](scores, errors) + 0 * probabilities.sum()
         if 'budget' in self.losses:
@@ -206,13 +207,14 @@ class ClassPruningModel(GuardedSRModel):
         self.net_g.selection.decay = self.decay * self.scaler.get_scale()
         super().optimize_parameters(current_iter)
         self.log_dict.update(self._figures())
-        if self.watch.collapsed and not self._budget_asks_for_one_class():
+        # In the supernet stage nothing is routed, so nothing is lost.
+        if self.stage != 'supernet' and self.watch.collapsed and not self._budget_asks_for_one_class():
             self._handle_collapse(current_iter)
 
     def _figures(self) -> dict[str, float]:
         """What the log and TensorBoard are told beside the losses."""
         figures: dict[str, float] = {'train/stage': 1 + STAGES.index(self.stage)}
-        if self.stage != 'supernet':  # the classifier rests there
+        if self.watch.steps:  # the classifier has begun to learn
             figures['train/average_macs'] = float(self.watch.shares @ self.net_g.costs().cpu())
             for name, share in zip(self.net_g.candidates, self.watch.shares.tolist()):
                 figures[f'train/share/{name}'] = share
@@ -262,8 +264,8 @@ class ClassPruningModel(GuardedSRModel):
         self.net_g_ema.drop_frozen()
 
     def describe_step(self) -> str:
-        if self.stage == 'classifier':
-            return ' (stage classifier)'
+        if self.classes is None:
+            return f' (stage {self.stage})'
         names = sorted({self.net_g.candidates[k] for k in self.classes.tolist()})
         return f' (stage {self.stage}, candidates {", ".join(names)})'
 
@@ -271,6 +273,7 @@ class ClassPruningModel(GuardedSRModel):
         return {
             'losses': {name: loss.state_dict() for name, loss in self.losses.items()},
             'watch': self.watch.state_dict(),
+            'memory': self.memory.state_dict(),
             'recoveries': self.recoveries,
         }
 
@@ -279,6 +282,7 @@ class ClassPruningModel(GuardedSRModel):
             if name in state['losses']:  # a term added since starts afresh
                 loss.load_state_dict(state['losses'][name])
         self.watch.load_state_dict(state['watch'])
+        self.memory.load_state_dict(state['memory'], self.device)
         self.recoveries = state['recoveries']
 
     # ------------------------------------------------------------ validation

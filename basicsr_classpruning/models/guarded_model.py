@@ -110,14 +110,14 @@ class GuardedSRModel(SRModel):
         """Yields the name and value of every term of this step's loss."""
         with self.autocast():
             self.output = self.net_g(self.lq)
-        yield from self.restoration_terms(self.output.float())
+        yield from self.restoration_terms(self.output.float(), self.gt)
 
-    def restoration_terms(self, output: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """The losses that compare the output ``(B, C, H, W)`` with the ground truth."""
+    def restoration_terms(self, output: Tensor, gt: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """The losses that compare the output ``(B, C, H, W)`` with the ground truth of the same shape."""
         if self.cri_pix:
-            yield 'l_pix', self.cri_pix(output, self.gt)
+            yield 'l_pix', self.cri_pix(output, gt)
         if self.cri_perceptual:
-            perceptual, style = self.cri_perceptual(output, self.gt)
+            perceptual, style = self.cri_perceptual(output, gt)
             if perceptual is not None:
                 yield 'l_percep', perceptual
             if style is not None:

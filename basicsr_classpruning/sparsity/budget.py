@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from basicsr_classpruning.errors import UsageError
@@ -55,6 +57,14 @@ def solve_budget(scores: np.ndarray, costs: np.ndarray, sizes: np.ndarray, budge
     return _fill(classes, scores, costs, sizes, allowed)
 
 
+def reference_errors(errors: Any) -> Any:
+    """What the errors of candidates ``(B, K, …)`` are measured by: those of the dearest but one, ``(B, …)``.
+
+    Not the dearest one's, which are 0 where the dense network's outputs are the truth. An array or a tensor.
+    """
+    return errors[:, -2:][:, 0]
+
+
 def picture_scores(scores: np.ndarray) -> np.ndarray:
     """Scores of one picture's tiles, relative to the error that the dearest class but one is predicted to leave in it.
 
@@ -68,7 +78,7 @@ def picture_scores(scores: np.ndarray) -> np.ndarray:
     Returns:
         ``(T, K)``, at most 0: minus what each class adds to the picture's error; 0.1 is about 0.4 dB.
     """
-    return (scores - scores[:, -1:]) / max(-scores[:, -2:][:, 0].mean(), LEAST_ERROR)
+    return (scores - scores[:, -1:]) / max(reference_errors(-scores).mean(), LEAST_ERROR)
 
 
 def check_budget(budget: float, cheapest: float, dearest: float) -> None:

@@ -2,47 +2,127 @@
 
 from __future__ import annotations
 
-from benchmark_tables.plan import NOISE, SUPER_RESOLUTION_X2, Table, Training
+from typing import Any
+
+from benchmark_tables.plan import (
+    JPEG,
+    LARGE,
+    NOISE,
+    OTHER,
+    SUPER_RESOLUTION_X2,
+    SUPER_RESOLUTION_X4,
+    Table,
+    Task,
+    Training,
+)
+
+# Every rival, on every test set. Narrower dense networks have about 25 and 50 % of the MACs, which go with the square
+# of the width.
+_DEPTH: dict[str, Any] = {
+    'narrow': (16, 22),
+    'by_magnitude': ('1:4', '2:4'),
+    'calibrated': ('4:16', '6:16', '8:16'),
+    'test_sets': (LARGE, 'Set14', OTHER),
+    'repeated': ('dense', 'static_8_16', 'classpruning'),
+}
+_COLOUR = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 32}
 
 
-def _dncnn(width: int, narrow: tuple[int, ...]) -> Table:
+def _breadth(name: str, title: str, task: Task, **base: Any) -> Table:
+    """Other networks, trained for a short time, with the strongest rival only."""
     return Table(
-        name=f'dncnn_noise_{width}',
-        title=f'DnCNN, {width} features, colour noise of strength 0 to 50',
+        name=name,
+        title=title,
+        task=task,
+        base=base,
+        first=Training(4000, 5e-4),
+        further=Training(1000, 1e-4),
+    )
+
+
+TABLES = (
+    Table(
+        name='dncnn_noise_32',
+        title='DnCNN, 32 features, colour noise of strength 0 to 50',
         task=NOISE,
-        base={'type': 'DnCNN', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': width, 'num_conv': 17},
-        narrow=narrow,
+        base={'type': 'DnCNN', **_COLOUR, 'num_conv': 17},
         first=Training(8000, 5e-4),
         further=Training(2000, 1e-4),
-        stages={'supernet': 1850, 'classifier': 150, 'joint': 0},
-        repeated=('dense', 'static_8_16', 'classpruning'),
-    )
-
-
-def _edsr(width: int, blocks: int, narrow: tuple[int, ...]) -> Table:
-    return Table(
-        name=f'edsr_x2_{width}',
-        title=f'EDSR ×2, {width} features, {blocks} blocks',
+        **_DEPTH,
+    ),
+    Table(
+        name='edsr_x2_32',
+        title='EDSR ×2, 32 features, 8 blocks',
         task=SUPER_RESOLUTION_X2,
-        base={
-            'type': 'EDSR',
-            'num_in_ch': 3,
-            'num_out_ch': 3,
-            'num_feat': width,
-            'num_block': blocks,
-            'upscale': 2,
-        },
-        narrow=narrow,
+        base={'type': 'EDSR', **_COLOUR, 'num_block': 8, 'upscale': 2},
         first=Training(6000, 5e-4),
         further=Training(1500, 1e-4),
-        stages={'supernet': 1400, 'classifier': 100, 'joint': 0},
-        repeated=('dense', 'static_8_16', 'classpruning'),
-        variants=width == 32,
-    )
-
-
-# Narrower dense networks have about 25 and 50 % of the MACs, which go with the square of the width.
-TABLES = (
-    _dncnn(32, (16, 22)),
-    _edsr(32, 8, (16, 22)),
+        variants=True,
+        **_DEPTH,
+    ),
+    _breadth(
+        'msrresnet_x4_32',
+        'MSRResNet ×4, 32 features, 8 blocks',
+        SUPER_RESOLUTION_X4,
+        type='MSRResNet',
+        **_COLOUR,
+        num_block=8,
+        upscale=4,
+    ),
+    _breadth(
+        'srvgg_x4_32',
+        'SRVGGNetCompact ×4, 32 features, 8 layers',
+        SUPER_RESOLUTION_X4,
+        type='SRVGGNetCompact',
+        **_COLOUR,
+        num_conv=8,
+        upscale=4,
+        act_type='prelu',
+    ),
+    _breadth(
+        'rcan_x2_32',
+        'RCAN ×2, 32 features, 2 groups of 4 blocks',
+        SUPER_RESOLUTION_X2,
+        type='RCAN',
+        **_COLOUR,
+        num_group=2,
+        num_block=4,
+        upscale=2,
+    ),
+    _breadth(
+        'dncnn_jpeg_32',
+        'DnCNN, 32 features, JPEG of quality 10 to 90',
+        JPEG,
+        type='DnCNN',
+        **_COLOUR,
+        num_conv=17,
+    ),
+    _breadth(
+        'nafnet_noise_16',
+        'NAFNet, width 16, colour noise of strength 0 to 50',
+        NOISE,
+        type='NAFNet',
+        img_channel=3,
+        width=16,
+        enc_blk_nums=[1, 1, 2],
+        middle_blk_num=2,
+        dec_blk_nums=[1, 1, 1],
+    ),
+    _breadth(
+        'swinir_x2_32',
+        'SwinIR ×2, 32 features, 3 groups of 2 layers',
+        SUPER_RESOLUTION_X2,
+        type='SwinIR',
+        upscale=2,
+        in_chans=3,
+        img_size=48,
+        window_size=8,
+        img_range=1.0,
+        depths=[2, 2, 2],
+        embed_dim=32,
+        num_heads=[2, 2, 2],
+        mlp_ratio=2,
+        upsampler='pixelshuffledirect',
+        resi_connection='1conv',
+    ),
 )

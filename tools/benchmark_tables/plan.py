@@ -32,7 +32,9 @@ class Task:
 
 
 NOISE = Task({'type': 'noise', 'sigma': [0, 50]}, 'noise0-50', scale=1, gt_size=64, shrink=2)
+JPEG = Task({'type': 'jpeg', 'quality': [10, 90]}, 'jpeg10-90', scale=1, gt_size=64, shrink=2)
 SUPER_RESOLUTION_X2 = Task({'type': 'bicubic'}, 'bicubic2', scale=2, gt_size=96, shrink=1)
+SUPER_RESOLUTION_X4 = Task({'type': 'bicubic'}, 'bicubic4', scale=4, gt_size=96, shrink=1)
 
 
 @dataclass(frozen=True)
@@ -90,15 +92,17 @@ class Table:
     task: Task
     base: dict[str, Any]
     """The dense network that is pruned."""
-    narrow: tuple[int, ...]
-    """Features of smaller dense networks, for comparison at equal MACs."""
     first: Training
     """From random weights to the dense network that all pruned ones start from."""
     further: Training
     """From there on."""
-    stages: dict[str, int]
-    """Of the ClassPruning rows; they add up to the further steps."""
-    test_sets: tuple[str, ...] = (LARGE, 'Set14', OTHER)
+    narrow: tuple[int, ...] = ()
+    """Features of smaller dense networks, for comparison at equal MACs."""
+    by_magnitude: tuple[str, ...] = ()
+    """Static N:M rivals whose masks go by magnitude and are learnt in training."""
+    calibrated: tuple[str, ...] = ('8:16',)
+    """Static N:M rivals that are pruned with data, as ClassPruning is."""
+    test_sets: tuple[str, ...] = ('Set14',)
     repeated: tuple[str, ...] = ()
     """Rows that are trained with every seed, from the same pruned start."""
     variants: bool = False
@@ -134,8 +138,8 @@ class Table:
                 Row(f'dense_{width}', f'dense, {width} features', {**self.base, 'num_feat': width}, from_nothing)
                 for width in self.narrow
             ),
-            *(self._static(candidate, calibrated=False) for candidate in ('1:4', '2:4')),
-            *(self._static(candidate, calibrated=True) for candidate in ('4:16', '6:16', '8:16')),
+            *(self._static(candidate, calibrated=False) for candidate in self.by_magnitude),
+            *(self._static(candidate, calibrated=True) for candidate in self.calibrated),
             self.classpruning('classpruning', 'ClassPruning'),
         )
 
@@ -157,40 +161,45 @@ class Table:
         *,
         ladder: tuple[str, ...] = LADDER,
         network: dict[str, Any] | None = None,
-        batch: int = 11,
+        batch: int = 3,
         **changes: Any,
     ) -> Row:
         """A ClassPruning row; ``changes`` replace values of its ``train`` block, None takes a key out."""
         train = {
-            'stages': self.stages,
-            'split': 'budget',
+            'stages': {'supernet': self.further.steps},
+            'split': 'none',
             'budget_opt': {'type': 'ComputeBudgetLoss', 'target': 0.6, 'loss_weight': 1.0},
             'class_opt': {'type': 'ClassificationLoss', 'loss_weight': 0.1},
         }
         train = {key: value for key, value in {**train, **changes}.items() if value is not None}
         # The learning rate falls within each stage: the classifier has to learn when the candidates have settled. It
-        # begins twice as high as for one network: a candidate sees a part of each batch only.
+        # begins twice as high as for one network: a pruned candidate has more to learn.
         rates = (2 * self.further.rate, self.further.rate, self.further.rate)
-        stages = tuple(Training(*pair) for pair in zip(train['stages'].values(), rates) if pair[0])
+        stages = tuple(Training(*pair) for pair in zip(train['stages'].values(), rates))
         whole = {**self._network(list(ladder), 'own'), **(network or {})}
         return Row(name, label, whole, stages, start='start', calibrated=True, batch=batch, train=train)
 
     def _variants(self) -> tuple[Row, ...]:
         """Each changes one thing of the ClassPruning row; those that are pruned alike share its start."""
-        steps, rest = self.stages['supernet'], self.stages['classifier']
-        joint = {'supernet': steps - steps // 3, 'classifier': rest, 'joint': steps // 3}
+        rest = self.further.steps // 15
+        third = self.further.steps // 3
+        turn = {'supernet': self.further.steps - rest, 'classifier': rest}
+        joint = {'supernet': self.further.steps - rest - third, 'classifier': rest, 'joint': third}
         distillation = {'type': 'DistillationLoss', 'loss_weight': 1.0}
         alike = (
-            self.classpruning('variant_turn', 'batches shared out in turn', split='turn'),
-            self.classpruning('variant_batch8', '8 images a step', batch=8),
+            self.classpruning('variant_turn', 'batches of 11 dealt in turn', split='turn', stages=turn, batch=11),
+            self.classpruning('variant_joint', 'the same, a third of it joint', split='turn', stages=joint, batch=11),
+            self.classpruning('variant_batch2', '2 images a step', batch=2),
             self.classpruning('variant_distillation', 'with distillation', distill_opt=distillation),
             self.classpruning('variant_no_terms', 'without the two loss terms', budget_opt=None, class_opt=None),
-            self.classpruning('variant_joint', 'a third of the steps in the joint stage', stages=joint),
         )
         others = (
             self.classpruning('variant_shared', 'one weight set, nested masks', network={'weights': 'shared'}),
             self.classpruning(
-                'variant_ladder6', 'six candidates', ladder=('3:16', '4:16', '6:16', '8:16', '11:16', '16:16')
+                'variant_ladder6',
+                'six candidates, 2 images a step',
+                ladder=('3:16', '4:16', '6:16', '8:16', '11:16', '16:16'),
+                batch=2,
             ),
             self.classpruning('variant_m4', 'M = 4', ladder=('1:4', '2:4', '3:4', '4:4')),
             self.classpruning('variant_m32', 'M = 32', ladder=('6:32', '12:32', '20:32', '32:32')),
