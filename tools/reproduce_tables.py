@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from benchmark_tables import container, instances, pages, zoo
-from benchmark_tables.options import checkpoint, options_file, pruned, text
+from benchmark_tables.options import checkpoint, options_file, pruned, text, trained
 from benchmark_tables.plan import (
     BUDGETS,
     CALIBRATION,
@@ -54,7 +54,11 @@ def make(table: Table, row: Row) -> None:
                      '--candidates', *network['candidates'], *pattern, '--weights', network['weights'],
                      '--calibration', CALIBRATION, '--degrade', table.task.degrade,
                      '--seed', str(SEEDS[0]))  # fmt: skip
-    classpruning('train', '-opt', options_file(table, row), '--auto_resume')
+    if not trained(table, row).is_file():
+        classpruning('train', '-opt', options_file(table, row), '--auto_resume')
+    if row.fitted:
+        classpruning('fit', trained(table, row), '--out', checkpoint(table, row), '--calibration', CALIBRATION,
+                     '--degrade', table.task.degrade)  # fmt: skip
 
 
 def measure(table: Table, variants: bool, test_set: str, threads: int) -> None:

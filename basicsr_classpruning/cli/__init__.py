@@ -20,7 +20,7 @@ _PIPELINES = {
     'train': 'train a network from an options file',
     'test': 'measure a network on the data sets of an options file',
 }
-_COMMANDS = ('prune', 'restore', 'benchmark', 'analyze', 'export')
+_COMMANDS = ('prune', 'fit', 'restore', 'benchmark', 'analyze', 'export')
 
 
 class _Parser(argparse.ArgumentParser):

@@ -9,6 +9,7 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from basicsr_classpruning.cli.calibration import add_calibration_arguments, check_seed, read_calibration
 from basicsr_classpruning.cli.common import (
     add_model_arguments,
     check_apart,
@@ -61,15 +62,7 @@ def add_parser(subparsers: Any) -> None:
         help='own: each sparse candidate has weights of its own (default with --calibration); '
         'shared: one set with nested masks, a smaller file (default without)',
     )  # fmt: skip
-    parser.add_argument('--calibration', metavar='DIR', help='folder of pictures like those to be restored')
-    parser.add_argument(
-        '--degrade', metavar='KIND',
-        help='what was done to the inputs: noise0-50, noise25-25, jpeg10-90, bicubic4, or none if the pictures in DIR '
-        'are inputs already (default: found out by what the network improves)',
-    )  # fmt: skip
-    parser.add_argument(
-        '--seed', type=int, metavar='N', default=0, help='of the calibration crops and the fit (default: 0)'
-    )
+    add_calibration_arguments(parser, required=False)
     parser.add_argument('--json', metavar='FILE', help='write the figures')
     add_model_arguments(parser)
     parser.set_defaults(func=run)
@@ -89,8 +82,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f'--out {args.out}: a ClassPruning checkpoint is a .pth file; export writes safetensors')
     if args.degrade and not args.calibration:
         raise UsageError('--degrade: needs --calibration')
-    if args.seed < 0:
-        raise UsageError(f'--seed {args.seed}: allowed are 0 and more')
+    check_seed(args)
     start = time.perf_counter()
     dense = _as_dense(load_model(args.checkpoint, args))
     options = PruneOptions(
@@ -158,23 +150,9 @@ def _with_data(
     dense: DenseNetwork, options: PruneOptions, args: argparse.Namespace
 ) -> tuple[ClassPruning, dict[str, Any]]:
     from basicsr_classpruning.cli.progress import StageBar
-    from basicsr_classpruning.data.degradations import Degradation
-    from basicsr_classpruning.data.pictures import Pictures
-    from basicsr_classpruning.pruning.degradation import detect_degradation
     from basicsr_classpruning.pruning.prune import prune_with_data
 
-    if dense.num_in_ch not in (1, 3):
-        raise UsageError(f'--calibration: pictures have 1 or 3 channels, this network takes {dense.num_in_ch}')
-    try:
-        pictures = Pictures(args.calibration, color='gray' if dense.num_in_ch == 1 else 'rgb')
-    except UsageError as error:
-        raise UsageError(f'--calibration {args.calibration}: {str(error).removeprefix("dataroot_gt: ")}') from None
-    if args.degrade == 'none':
-        degradation = None
-    elif args.degrade:
-        degradation = Degradation.parse(args.degrade)
-    else:
-        degradation = detect_degradation(dense, pictures, dense.scale)
+    pictures, degradation = read_calibration(args, dense, dense)
     with StageBar() as bar:
         made = prune_with_data(dense, options, pictures, degradation, bar)
     return made.net, {

@@ -9,17 +9,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from basicsr_classpruning.archs.classpruning_arch import ClassPruning
+from basicsr_classpruning.archs.classpruning_arch import ClassPruning, image_scores
 from basicsr_classpruning.archs.dense import DenseNetwork
 from basicsr_classpruning.data.degradations import Degradation
 from basicsr_classpruning.data.pictures import Pictures
 from basicsr_classpruning.errors import UsageError
-from basicsr_classpruning.pruning.classifier import fit_classifier, measure_errors, set_price
+from basicsr_classpruning.pruning.classifier import ErrorMaps, fit_classifier, measure_errors, set_price
 from basicsr_classpruning.pruning.crops import Crops, cut_crops
 from basicsr_classpruning.sparsity import sparse_layers
+from basicsr_classpruning.sparsity.budget import reference_errors, solve_budget
 from basicsr_classpruning.sparsity.second_order import prune_second_order, rank_second_order
 
 DEFAULT_TARGET = 0.6  # average MACs of the default routing, of which the paper speaks
@@ -33,6 +35,7 @@ _ERROR_MACS = 4e12  # work spent on measuring the candidates' errors: a minute o
 _ERROR_CROPS = (48, 600)
 _FIT_STEPS = 3000
 _HELD_OUT = 24
+_BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is finished, and how much there is."""
@@ -145,15 +148,71 @@ def prune_with_data(
     for each in (net, alternative):
         _set_weights(each, list(weight_crops.lq.split(8)), progress)
     if len(net.candidates) > 1:
-        crops = _cut(net, pictures, degradation, _error_crops(net), _TILE, options.seed + 1, progress)
-        _fit(net, crops, options, progress)
+        _fit(net, pictures, degradation, options.seed, progress)
         alternative.classifier = net.classifier
     held_out = _cut(net, pictures, degradation, _HELD_OUT, _TILE, options.seed + 2, progress)
     return Calibrated(net, measure_candidates(net, held_out), alternative, measure_candidates(alternative, held_out))
 
 
-def _fit(net: ClassPruning, crops: Crops, options: PruneOptions, progress: Progress) -> None:
-    """Fits the classifier and the price to the errors that the candidates leave in crops."""
+@dataclass(frozen=True)
+class RoutedReport:
+    """What routing is worth on pictures that the fit has not seen, each routed as a whole."""
+
+    budget: float
+    before: float
+    """PSNR with the classifier as it was, in dB; against the clean pictures, or the dense outputs without them."""
+    after: float
+    """With the classifier fitted."""
+    oracle: float
+    """With the candidates' true errors."""
+
+
+def fit_routing(
+    net: ClassPruning, pictures: Pictures, degradation: Degradation | None, seed: int, progress: Progress
+) -> list[RoutedReport]:
+    """Fits the classifier and the price of a network anew to pictures; the candidates stay as they are.
+
+    Args:
+        net: a network of several candidates.
+        pictures, degradation, progress: as for ``prune_with_data``.
+        seed: of the crops and the fit.
+
+    Raises:
+        UsageError: there is nothing to fit, or no picture is large enough.
+        UserError: a picture cannot be read.
+    """
+    if len(net.candidates) < 2:
+        raise UsageError(f'one candidate, {net.candidates[0]}: there is nothing to choose')
+    if not any(True for _ in net.classifier.parameters()):
+        raise UsageError(f'its classifier, {type(net.classifier).__name__}, learns nothing; prune with --calibration')
+    net.eval()
+    held_out = _cut(net, pictures, degradation, _HELD_OUT, _TILE, seed + 2, progress)
+    maps = measure_errors(net, held_out, net.classifier.stride, 4)
+    before = _routed(net, maps)
+    _fit(net, pictures, degradation, seed, progress)
+    after = _routed(net, maps)
+    return [RoutedReport(budget, before[budget][0], *after[budget]) for budget in before]
+
+
+@torch.no_grad()
+def _routed(net: ClassPruning, maps: ErrorMaps) -> dict[float, tuple[float, float]]:
+    """PSNR at budgets, as the classifier routes and at best."""
+    errors = maps.errors.mean((2, 3)).double().numpy()
+    costs, one = np.array(net.reference_macs.costs), np.ones(len(errors))
+    predicted = image_scores(net.scores(maps.lq)).double().numpy()
+    true = -errors / reference_errors(errors)[:, None].clip(1e-10)
+
+    def psnr(scores: np.ndarray, budget: float) -> float:
+        chosen = errors[np.arange(len(errors)), solve_budget(scores, costs, one, budget)]
+        return float(-10 * np.log10(chosen.clip(1e-10)).mean())
+
+    budgets = [budget for budget in _BUDGETS if costs[0] <= budget <= costs[-1]]
+    return {budget: (psnr(predicted, budget), psnr(true, budget)) for budget in budgets}
+
+
+def _fit(net: ClassPruning, pictures: Pictures, degradation: Degradation | None, seed: int, progress: Progress) -> None:
+    """Fits the classifier and the price to the errors that the candidates leave in crops of pictures."""
+    crops = _cut(net, pictures, degradation, _error_crops(net), _TILE, seed + 1, progress)
     done = 0
 
     def measured(count: int) -> None:
@@ -169,7 +228,7 @@ def _fit(net: ClassPruning, crops: Crops, options: PruneOptions, progress: Progr
         steps += 1
         progress('fitting the classifier', steps, _FIT_STEPS)
 
-    fit_classifier(net, maps, _FIT_STEPS, options.seed, stepped)
+    fit_classifier(net, maps, _FIT_STEPS, seed, stepped)
     net.eval()
     set_price(net, maps.lq, DEFAULT_TARGET)
 

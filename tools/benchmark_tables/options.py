@@ -17,9 +17,14 @@ def experiment(table: Table, row: Row) -> str:
     return f'{table.name}_{row.name}'
 
 
-def checkpoint(table: Table, row: Row) -> Path:
+def trained(table: Table, row: Row) -> Path:
     """The network that a row's training leaves."""
     return Path('experiments', experiment(table, row), 'models', 'net_g_latest.pth')
+
+
+def checkpoint(table: Table, row: Row) -> Path:
+    """The network that is measured: after training, and after fitting where the row has that."""
+    return Path('experiments', f'{experiment(table, row)}_fitted.pth') if row.fitted else trained(table, row)
 
 
 def pruned(table: Table, row: Row) -> Path:

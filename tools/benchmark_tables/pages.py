@@ -12,11 +12,10 @@ from tables import markdown, write_blocks
 
 from benchmark_tables import instances
 from benchmark_tables.container import NAME as CONTAINER
-from benchmark_tables.plan import BUDGETS, VARIANTS_BUDGETS, VARIANTS_TEST_SET, Table
+from benchmark_tables.plan import BUDGETS, LARGE, VARIANTS_BUDGETS, VARIANTS_TEST_SET, Table
 
 PAGE = Path('docs/benchmarks.md')
 README = Path('README.md')
-_HEADLINE_SETS = ('BSD100', 'Set14')
 _HEADLINE_BUDGETS = (0.4, 0.5, 0.6, 0.8)
 _EQUAL_QUALITY = 0.02  # dB
 
@@ -185,6 +184,22 @@ def headline(results: list[Result]) -> str:
     return markdown(['network', '', 'PSNR', 'SSIM', 'MACs saved', 'time'], lines)
 
 
+def summary(results: list[Result]) -> str:
+    """One line for each network: how far static 8:16 and ClassPruning at a few budgets are below the dense network."""
+    lines = []
+    for result in results:
+        dense = result.psnr(result.dense)
+        (static,) = result.rows('static_8_16', 'candidate')
+        budgets = {row['budget']: row for row in result.rows('classpruning', 'budget')}
+        distances = [result.psnr(row) - dense for row in (static, *(budgets[budget] for budget in _HEADLINE_BUDGETS))]
+        time = budgets[0.5]['seconds'] / result.dense['seconds']
+        lines.append(
+            [result.table.title, f'{dense:.3f}', *(f'{distance:+.3f}' for distance in distances), f'{time:.2f}']
+        )
+    budgets_named = [f'budget {budget:g}' for budget in _HEADLINE_BUDGETS]
+    return markdown(['network', 'dense', 'static 8:16', *budgets_named, 'time at 0.5'], lines)
+
+
 def caption(result: Result) -> str:
     """What was measured, how and on what."""
     content = result.content
@@ -234,6 +249,7 @@ def write(folder: Path) -> None:
     """Writes all tables into the page."""
     sections = '\n'.join(filter(None, (section(folder, table) for table in instances.TABLES)))
     write_blocks(PAGE, {'tables': sections})
-    for test_set in _HEADLINE_SETS:
+    for test_set, table_of_results in ((LARGE, headline), ('Set14', summary)):
         results = [Result.read(folder, table, test_set) for table in instances.TABLES]
-        write_blocks(README, {f'headline {test_set}': headline([result for result in results if result is not None])})
+        block = table_of_results([result for result in results if result is not None])
+        write_blocks(README, {f'headline {test_set}': block})

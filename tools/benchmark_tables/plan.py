@@ -14,6 +14,8 @@ OTHER = 'other'
 VARIANTS_TEST_SET = 'Set14'
 VARIANTS_BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
 SEEDS = (0, 1, 2)
+FIT = 150
+"""Steps of a ClassPruning row that cost what fitting its classifier to the calibration pictures costs: 600 crops."""
 BUDGETS = (0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
@@ -71,6 +73,9 @@ class Row:
     """The row whose pruned start it shares; None: it has its own."""
     variant: bool = False
     """Whether it shows what a part of ClassPruning is worth; it has a table apart."""
+
+    fitted: bool = False
+    """Whether its classifier is fitted to the calibration pictures at the end, instead of the last steps."""
 
     @property
     def sparse(self) -> bool:
@@ -165,8 +170,10 @@ class Table:
         **changes: Any,
     ) -> Row:
         """A ClassPruning row; ``changes`` replace values of its ``train`` block, None takes a key out."""
+        # Pictures of the size that is restored are what the classifier has to know.
+        fitted = self.task.shrink > 1
         train = {
-            'stages': {'supernet': self.further.steps},
+            'stages': {'supernet': self.further.steps - fitted * FIT},
             'split': 'none',
             'budget_opt': {'type': 'ComputeBudgetLoss', 'target': 0.6, 'loss_weight': 1.0},
             'class_opt': {'type': 'ClassificationLoss', 'loss_weight': 0.1},
@@ -177,7 +184,7 @@ class Table:
         rates = (2 * self.further.rate, self.further.rate, self.further.rate)
         stages = tuple(Training(*pair) for pair in zip(train['stages'].values(), rates))
         whole = {**self._network(list(ladder), 'own'), **(network or {})}
-        return Row(name, label, whole, stages, start='start', calibrated=True, batch=batch, train=train)
+        return Row(name, label, whole, stages, start='start', calibrated=True, batch=batch, train=train, fitted=fitted)
 
     def _variants(self) -> tuple[Row, ...]:
         """Each changes one thing of the ClassPruning row; those that are pruned alike share its start."""

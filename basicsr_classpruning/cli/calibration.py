@@ -1,0 +1,73 @@
+"""Calibration pictures, as sub-commands are given them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from basicsr_classpruning.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from basicsr_classpruning.data.degradations import Degradation
+    from basicsr_classpruning.data.pictures import Pictures
+
+
+class _Network(Protocol):
+    @property
+    def num_in_ch(self) -> int: ...
+
+    @property
+    def scale(self) -> int: ...
+
+
+def add_calibration_arguments(parser: argparse.ArgumentParser, required: bool) -> None:
+    """Adds the folder of pictures, what is done to them, and the seed."""
+    parser.add_argument(
+        '--calibration', metavar='DIR', required=required, help='folder of pictures like those to be restored'
+    )
+    parser.add_argument(
+        '--degrade', metavar='KIND',
+        help='what was done to the inputs: noise0-50, noise25-25, jpeg10-90, bicubic4, or none if the pictures in DIR '
+        'are inputs already (default: found out by what the network improves)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--seed', type=int, metavar='N', default=0, help='of the calibration crops and the fit (default: 0)'
+    )
+
+
+def check_seed(args: argparse.Namespace) -> None:
+    """Raises UsageError for a seed below 0."""
+    if args.seed < 0:
+        raise UsageError(f'--seed {args.seed}: allowed are 0 and more')
+
+
+def read_calibration(
+    args: argparse.Namespace, net: _Network, dense: Callable[[Tensor], Tensor]
+) -> tuple[Pictures, Degradation | None]:
+    """The pictures for a network and what degrades them, None if they are inputs already.
+
+    Args:
+        args: of a parser with the calibration arguments.
+        net: the network that is calibrated.
+        dense: its dense form, by which the degradation is found out where it is not named.
+
+    Raises UsageError where the folder or the degradation does not fit.
+    """
+    from basicsr_classpruning.data.degradations import Degradation
+    from basicsr_classpruning.data.pictures import Pictures
+    from basicsr_classpruning.pruning.degradation import detect_degradation
+
+    if net.num_in_ch not in (1, 3):
+        raise UsageError(f'--calibration: pictures have 1 or 3 channels, this network takes {net.num_in_ch}')
+    try:
+        pictures = Pictures(args.calibration, color='gray' if net.num_in_ch == 1 else 'rgb')
+    except UsageError as error:
+        raise UsageError(f'--calibration {args.calibration}: {str(error).removeprefix("dataroot_gt: ")}') from None
+    if args.degrade == 'none':
+        return pictures, None
+    if args.degrade:
+        return pictures, Degradation.parse(args.degrade)
+    return pictures, detect_degradation(dense, pictures, net.scale)

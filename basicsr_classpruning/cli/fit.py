@@ -1,0 +1,67 @@
+"""``classpruning fit``: the classifier of a trained network learns other pictures; the candidates stay."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import asdict
+from typing import Any
+
+from basicsr_classpruning.cli.calibration import add_calibration_arguments, check_seed, read_calibration
+from basicsr_classpruning.cli.common import add_model_arguments, check_apart, check_outputs, load_model, write_json
+from basicsr_classpruning.errors import UsageError
+from basicsr_classpruning.tables import format_table
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the sub-command."""
+    parser = subparsers.add_parser(
+        'fit',
+        help='fit the classifier of a ClassPruning checkpoint to pictures like yours',
+        description='Fits the classifier of a ClassPruning checkpoint to pictures like those to be restored; the '
+        'candidates stay as they are. Worth its minutes after a training, and where pictures are unlike those that '
+        'the network was trained with. Prints what routing reaches before and after, on crops held back.',
+    )
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='ClassPruning checkpoint')
+    parser.add_argument('--out', metavar='FILE', required=True, help='where the fitted checkpoint goes')
+    add_calibration_arguments(parser, required=True)
+    parser.add_argument('--json', metavar='FILE', help='write the figures')
+    add_model_arguments(parser)
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the sub-command."""
+    from basicsr_classpruning.archs.classpruning_arch import ClassPruning
+    from basicsr_classpruning.checkpoint import write_checkpoint
+    from basicsr_classpruning.cli.progress import StageBar
+    from basicsr_classpruning.inference.machine import describe_machine
+    from basicsr_classpruning.pruning.prune import fit_routing
+
+    check_outputs(args, 'out', 'json')
+    check_apart(args.out, args.checkpoint)
+    check_seed(args)
+    start = time.perf_counter()
+    net = load_model(args.checkpoint, args)
+    if not isinstance(net, ClassPruning):
+        raise UsageError(f'{args.checkpoint}: a dense network has no classifier; prune it first')
+    pictures, degradation = read_calibration(args, net, net.frozen_dense())
+    try:
+        with StageBar() as bar:
+            routed = fit_routing(net, pictures, degradation, args.seed, bar)
+    except UsageError as error:
+        raise UsageError(f'{args.checkpoint}: {error}') from None
+    write_checkpoint(args.out, {'params': net.state_dict()}, net.options)
+    report = {
+        'command': args.call,
+        'inputs': 'as they are' if degradation is None else str(degradation),
+        'routed': [asdict(one) for one in routed],
+        'seconds': time.perf_counter() - start,
+        'machine': describe_machine(),
+    }
+    rows = [[f'{one.budget:g}', *(f'{psnr:.3f}' for psnr in (one.before, one.after, one.oracle))] for one in routed]
+    print(f'inputs: {report["inputs"]}; PSNR (dB) on held-out crops')
+    print(format_table([['budget', 'before', 'after', 'oracle'], *rows]))
+    print(f'{args.out}: classifier fitted, {report["seconds"]:.0f} s')
+    write_json(report, args.json)
+    return 0

@@ -1,0 +1,79 @@
+"""``classpruning fit``: the classifier learns other pictures, the candidates stay."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from calibrated import build
+from tiny import NETWORKS, dense, write_pictures
+
+from basicsr_classpruning import load
+from basicsr_classpruning.archs.classpruning_arch import ClassPruning
+from basicsr_classpruning.checkpoint import write_checkpoint
+from basicsr_classpruning.cli import main
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    root = tmp_path_factory.mktemp('fit')
+    write_pictures(root / 'pictures', height=104, width=112)
+    net = build('DnCNN')
+    write_checkpoint(root / 'net.pth', {'params': net.state_dict()}, net.options)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def little_work(monkeypatch):
+    """As always, on few crops and with few steps."""
+    for name, value in (('_ERROR_CROPS', (12, 12)), ('_FIT_STEPS', 60), ('_HELD_OUT', 6)):
+        monkeypatch.setattr(f'basicsr_classpruning.pruning.prune.{name}', value)
+
+
+def fit(files, out, *argv, checkpoint: str = 'net.pth') -> int:
+    calibration = ('--calibration', str(files / 'pictures'), '--degrade', 'noise0-50')
+    return main(['fit', str(files / checkpoint), '--out', str(out), *calibration, *argv])
+
+
+def test_only_the_classifier_and_the_price_change(files, tmp_path, capsys):
+    assert fit(files, tmp_path / 'fitted.pth', '--json', str(tmp_path / 'x.json')) == 0
+    before, after = (load(path).state_dict() for path in (files / 'net.pth', tmp_path / 'fitted.pth'))
+    changed = {key.split('.')[0] for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {'classifier', 'log_price'}
+    header, *rows = capsys.readouterr().out.splitlines()[1:-1]
+    assert header.split() == ['budget', 'before', 'after', 'oracle']
+    report = json.loads((tmp_path / 'x.json').read_text())
+    found = [[one['budget'], one['before'], one['after'], one['oracle']] for one in report['routed']]
+    printed = [[float(cell) for cell in row.split()] for row in rows if row.strip('- ')]
+    assert np.allclose(printed, found, atol=6e-4)
+    assert all(one['oracle'] >= one['before'] - 0.02 for one in report['routed'])
+
+
+def test_the_same_seed_gives_the_same_file_and_the_fit_learns(files, tmp_path):
+    for name in ('a', 'b'):
+        assert fit(files, tmp_path / f'{name}.pth', '--seed', '3', '--json', str(tmp_path / f'{name}.json')) == 0
+    assert (tmp_path / 'a.pth').read_bytes() == (tmp_path / 'b.pth').read_bytes()
+    routed = json.loads((tmp_path / 'a.json').read_text())['routed']
+    assert sum(one['after'] - one['before'] for one in routed) > 0
+
+
+def test_what_has_no_classifier_to_fit_is_refused(files, tmp_path, capsys):
+    write_checkpoint(tmp_path / 'dense.pth', {'params': dense('DnCNN').state_dict()}, NETWORKS['DnCNN'])
+    for name, options in (
+        ('single', {'candidates': ['2:4']}),
+        ('edge', {'candidates': ['2:4', '4:4'], 'classifier': {'type': 'EdgeDifficulty'}}),
+    ):
+        net = ClassPruning(NETWORKS['DnCNN'], **options)
+        write_checkpoint(tmp_path / f'{name}.pth', {'params': net.state_dict()}, net.options)
+    for name, message in (
+        ('dense', 'a dense network has no classifier; prune it first'),
+        ('single', 'one candidate, 2:4: there is nothing to choose'),
+        ('edge', 'its classifier, EdgeDifficulty, learns nothing; prune with --calibration'),
+    ):
+        out = tmp_path / 'out.pth'
+        assert fit(tmp_path, out, '--calibration', str(files / 'pictures'), checkpoint=f'{name}.pth') == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error == f'classpruning: error: {tmp_path / name}.pth: {message}'
+        assert not out.exists()
