@@ -59,7 +59,8 @@ def test_a_container_of_widths_meets_budgets(tmp_path, pictures, monkeypatch):
         paths[-1].parent.mkdir(parents=True)
         base = {**NETWORKS['EDSR'], 'num_feat': width}
         write_checkpoint(paths[-1], {'params': build_network(dict(base)).state_dict()}, base)
-    rows = container.measure(paths, 'bicubic2', str(pictures), str(pictures), (0.1, 0.7, 1.0))
+    entrant = container.fit(paths, 'bicubic2', str(pictures))
+    rows = container.measure(entrant, 'bicubic2', str(pictures), (0.1, 0.7, 1.0))
     budgets = [row for row in rows if row.kind == 'budget']
     assert [row.budget for row in budgets] == [0.7, 1.0]
     assert budgets[0].macs < budgets[1].macs

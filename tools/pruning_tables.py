@@ -76,16 +76,12 @@ NETWORKS = (
 
 def measure(network: Network) -> None:
     """Prunes a network with data and by magnitude, and benchmarks both; in the current folder."""
-    from basicsr_classpruning.cli import main
-
-    def run(*argv: str) -> None:
-        if main(argv) != 0:
-            raise SystemExit(f'failed: classpruning {" ".join(argv)}')
+    from commands import classpruning
 
     def keep(name: str, *argv: str) -> None:
         """Runs a command that writes a result, unless it is there."""
         if not (RESULTS / name).exists():
-            run(*argv, '--json', f'results/{name}')  # relative, as the file records the command
+            classpruning(*argv, '--json', f'results/{name}')  # relative, as the file records the command
             shutil.copy(f'results/{name}', RESULTS / name)
 
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -102,13 +98,13 @@ def measure(network: Network) -> None:
         calibration = ['--calibration', degraded, '--degrade', 'none']
     keep(f'{network.name}_prune.json', 'prune', *how, '--out', pruned, *calibration)
     if network.magnitude and not Path(magnitude).exists():
-        run('prune', *how, '--out', magnitude)
+        classpruning('prune', *how, '--out', magnitude)
     for test_set in network.test_sets:
         pictures = ['--gt', f'datasets/{test_set}', '--degrade', network.degrade]
         if network.against_dense:
             lq, gt = f'datasets/{test_set}_{network.degrade}', f'datasets/{test_set}_{network.name}'
             write_degraded(f'datasets/{test_set}', lq, network.degrade)
-            run('restore', lq, '--model', dense, '--output', gt)
+            classpruning('restore', lq, '--model', dense, '--output', gt)
             pictures = ['--gt', gt, '--lq', lq]
         sparse = ['--candidates', *network.candidates]
         runs = [(pruned, network.name, [*sparse, *(['--budgets', *network.budgets] if network.budgets else [])])]
@@ -120,7 +116,9 @@ def measure(network: Network) -> None:
 
 
 def write_degraded(source: str, target: str, degrade: str) -> None:
-    """Degrades a folder of pictures once, into PNG files."""
+    """Degrades a folder of pictures into PNG files, unless that is done."""
+    if Path(target).is_dir():
+        return
     import cv2
     import numpy as np
 
@@ -129,11 +127,13 @@ def write_degraded(source: str, target: str, degrade: str) -> None:
 
     degradation = Degradation.parse(degrade)
     pairs = Pairs(source, None, degradation)
-    Path(target).mkdir(exist_ok=True)
+    made = Path(f'{target}.making')  # a folder of the name is whole
+    made.mkdir(exist_ok=True)
     for index in range(len(pairs)):
         pair = pairs.pair(index, 3, degradation.scale)
         pixels = np.rint(pair.degraded.clip(0, 1) * 255).astype(np.uint8)
-        cv2.imwrite(f'{target}/{pair.name}.png', pixels[:, :, ::-1])
+        cv2.imwrite(f'{made}/{pair.name}.png', pixels[:, :, ::-1])
+    made.rename(target)
 
 
 # ---------------------------------------------------------------------------------------------------------- tables

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,21 +82,23 @@ def measure(table: Table, variants: bool, test_set: str, threads: int) -> None:
     keep(table, result, report, files)
 
 
-def measure_container(table: Table, test_set: str, threads: int) -> None:
-    """Compares routing among the dense networks of different widths that are trained; keeps the result."""
+def measure_container(table: Table, test_sets: Sequence[str], threads: int) -> None:
+    """Compares routing among the dense networks of different widths that are trained; keeps the results."""
     files = {str(checkpoint(table, row)): row.name for row in table.widths if checkpoint(table, row).is_file()}
     if len(files) < 2:
         return
     torch.set_num_threads(threads)
-    rows = container.measure(list(map(Path, files)), table.task.degrade, CALIBRATION, f'datasets/{test_set}', BUDGETS)
-    report = {
-        'rows': [to_json(row) for row in rows],
-        'machine': describe_machine(),
-        'threads': threads,
-        'pictures': rows[0].pictures,
-        'degrade': table.task.degrade,
-    }
-    keep(table, RESULTS / f'{table.name}_{container.NAME}_{test_set}.json', report, files)
+    entrant = container.fit(list(map(Path, files)), table.task.degrade, CALIBRATION)
+    for test_set in test_sets:
+        rows = container.measure(entrant, table.task.degrade, f'datasets/{test_set}', BUDGETS)
+        report = {
+            'rows': [to_json(row) for row in rows],
+            'machine': describe_machine(),
+            'threads': threads,
+            'pictures': rows[0].pictures,
+            'degrade': table.task.degrade,
+        }
+        keep(table, RESULTS / f'{table.name}_{container.NAME}_{test_set}.json', report, files)
 
 
 def keep(table: Table, result: Path, report: dict[str, Any], files: dict[str, str]) -> None:
@@ -153,9 +156,10 @@ def main() -> None:
             if not args.measure and (args.rows is None or row.name in args.rows):
                 make(table, row)
         if args.rows is None:
-            for test_set in args.test_sets or table.test_sets:
+            test_sets = args.test_sets or table.test_sets
+            for test_set in test_sets:
                 measure(table, False, test_set, args.threads)
-                measure_container(table, test_set, args.threads)
+            measure_container(table, test_sets, args.threads)
             if table.variants:
                 measure(table, True, VARIANTS_TEST_SET, args.threads)
             write()

@@ -64,14 +64,13 @@ class ContainerContestant(Contestant):
             return self.container.classifier(x)
 
 
-def measure(paths: Sequence[Path], degrade: str, calibration: str, gt: str, budgets: Sequence[float]) -> list[Row]:
-    """Fits the classifier of a container on calibration pictures, and measures it on test pictures.
+def fit(paths: Sequence[Path], degrade: str, calibration: str) -> ContainerContestant:
+    """Fits the classifier of a container on calibration pictures.
 
     Args:
         paths: checkpoints of dense networks, cheapest first.
         degrade: as for ``classpruning benchmark``.
-        calibration, gt: folders of clean pictures.
-        budgets: as fractions of the dearest network's MACs; those below the cheapest network's are left out.
+        calibration: folder of clean pictures.
     """
     degradation = Degradation.parse(degrade)
     contestants = [enter(path.parts[-3], load(path), _OVERLAP, 'auto') for path in paths]
@@ -84,24 +83,36 @@ def measure(paths: Sequence[Path], degrade: str, calibration: str, gt: str, budg
     fit_classifier(container, measure_errors(container, crops, stride, 4), _STEPS, seed=0)  # type: ignore[arg-type]
     dearest = contestants[-1]
     classifier = count_by_module(container.classifier, _SIZE)[''] / (_SIZE[1] * _SIZE[2])
-    names = tuple(contestant.name for contestant in contestants)
     parameters = tuple(contestant.traits.params_dense for contestant in contestants)
     traits = replace(
         dearest.traits,
-        candidates=names,
+        candidates=tuple(contestant.name for contestant in contestants),
         macs=tuple(contestant.traits.macs_dense for contestant in contestants),
         macs_classifier=classifier,
         params_candidates=parameters,
         params_routed=sum(parameters) + sum(p.numel() for p in container.classifier.parameters()),
     )
     variants = [replace(contestant.variants[0], name=contestant.name) for contestant in contestants]
-    entrant = ContainerContestant(NAME, dearest.net, traits, variants, container=container.eval())
+    return ContainerContestant(NAME, dearest.net, traits, variants, container=container.eval())
+
+
+def measure(entrant: ContainerContestant, degrade: str, gt: str, budgets: Sequence[float]) -> list[Row]:
+    """Measures a container on a folder of clean pictures.
+
+    Args:
+        entrant: the container.
+        degrade: as for ``classpruning benchmark``.
+        gt: folder of clean pictures.
+        budgets: as fractions of the dearest network's MACs; those below the cheapest network's are left out.
+    """
     settings = Settings(
         tile=_TILE,
         overlap=_OVERLAP,
-        budgets=tuple(budget for budget in budgets if traits.costs[0] <= budget),
+        budgets=tuple(budget for budget in budgets if entrant.traits.costs[0] <= budget),
         threads=torch.get_num_threads(),
         repeats=1,
     )
     with tqdm(unit='picture') as bar:
-        return Benchmark([entrant], Pairs(gt, None, degradation), settings, lambda *_: bar.update()).run()
+        return Benchmark(
+            [entrant], Pairs(gt, None, Degradation.parse(degrade)), settings, lambda *_: bar.update()
+        ).run()
