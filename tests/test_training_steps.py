@@ -118,16 +118,19 @@ def test_the_gradient_is_clipped(tmp_path, pictures):
     assert float(torch.cat(gradients).norm()) == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_averaged_weights_follow_with_the_masks_in_use(tmp_path, pictures):
+def test_averaged_weights_are_those_of_the_steps_with_the_masks_in_use(tmp_path, pictures):
     model = model_of(tmp_path, training_options(pictures, ema_decay=0.9, mask_interval=1))
-    before = deepcopy(model.net_g_ema.state_dict())
-    step(model, 1)
-    now, averaged = model.net_g.state_dict(), model.net_g_ema.state_dict()
-    for key, value in averaged.items():
+    seen = []
+    for iteration in (1, 2, 3):
+        step(model, iteration)
+        seen.append(deepcopy(model.net_g.state_dict()))
+    weights = [0.81, 0.9, 1.0]
+    for key, value in model.net_g_ema.state_dict().items():
         if value.dtype == torch.uint8:
-            assert torch.equal(value, now[key])
-        else:
-            torch.testing.assert_close(value, 0.9 * before[key] + 0.1 * now[key])
+            assert torch.equal(value, seen[-1][key])
+        else:  # nothing is left of the weights before the first step
+            average = sum(weight * state[key] for weight, state in zip(weights, seen)) / sum(weights)
+            torch.testing.assert_close(value, average)
 
 
 def test_masks_are_renewed_at_their_interval(tmp_path, pictures):

@@ -112,7 +112,8 @@ class Train(Section):
     warmup_iter: Annotated[Whole, Ge(-1)] = -1
     """Iterations over which the learning rate rises from 0; -1 for none."""
     ema_decay: Annotated[float, Ge(0), Lt(1)] = 0
-    """Decay of the exponential moving average of the weights, e.g. 0.999; 0 keeps none."""
+    """Decay of the exponential moving average of the weights, e.g. 0.999; 0 keeps none. Unlike BasicSR's own it holds
+    nothing of the weights before the first step."""
     optim_g: Optimizer
     """The optimiser of the network."""
     scheduler: Scheduler
