@@ -157,7 +157,7 @@ class Table:
             (self.further,),
             start='start',
             calibrated=calibrated,
-            # Pruned by magnitude, it begins far from where it ends: averaged weights would still hold much of that.
+            # Its masks change in training: weights averaged over them are worse than the last ones.
             train={} if calibrated else {'ema_decay': 0},
         )
 
