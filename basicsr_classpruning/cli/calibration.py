@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from basicsr_classpruning.cli.common import check_apart, check_outputs
 from basicsr_classpruning.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class _Network(Protocol):
 
 
 def add_calibration_arguments(parser: argparse.ArgumentParser, required: bool) -> None:
-    """Adds the folder of pictures, what is done to them, and the seed."""
+    """Adds the folder of pictures, what is done to them, the seed, and the file of figures."""
     parser.add_argument(
         '--calibration', metavar='DIR', required=required, help='folder of pictures like those to be restored'
     )
@@ -36,10 +37,15 @@ def add_calibration_arguments(parser: argparse.ArgumentParser, required: bool) -
     parser.add_argument(
         '--seed', type=int, metavar='N', default=0, help='of the calibration crops and the fit (default: 0)'
     )
+    parser.add_argument('--json', metavar='FILE', help='write the figures')
 
 
-def check_seed(args: argparse.Namespace) -> None:
-    """Raises UsageError for a seed below 0."""
+def check_call(args: argparse.Namespace) -> None:
+    """Raises UsageError before any work for a seed below 0, or results without a place: ``--out`` and ``--json``."""
+    check_outputs(args, 'out', 'json')
+    check_apart(args.out, args.checkpoint)
+    if args.out.endswith('.safetensors'):
+        raise UsageError(f'--out {args.out}: a ClassPruning checkpoint is a .pth file; export writes safetensors')
     if args.seed < 0:
         raise UsageError(f'--seed {args.seed}: allowed are 0 and more')
 

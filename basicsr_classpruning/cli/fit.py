@@ -7,8 +7,8 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from basicsr_classpruning.cli.calibration import add_calibration_arguments, check_seed, read_calibration
-from basicsr_classpruning.cli.common import add_model_arguments, check_apart, check_outputs, load_model, write_json
+from basicsr_classpruning.cli.calibration import add_calibration_arguments, check_call, read_calibration
+from basicsr_classpruning.cli.common import add_model_arguments, load_model, write_json
 from basicsr_classpruning.errors import UsageError
 from basicsr_classpruning.tables import format_table
 
@@ -25,7 +25,6 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='ClassPruning checkpoint')
     parser.add_argument('--out', metavar='FILE', required=True, help='where the fitted checkpoint goes')
     add_calibration_arguments(parser, required=True)
-    parser.add_argument('--json', metavar='FILE', help='write the figures')
     add_model_arguments(parser)
     parser.set_defaults(func=run)
 
@@ -38,9 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from basicsr_classpruning.inference.machine import describe_machine
     from basicsr_classpruning.pruning.prune import fit_routing
 
-    check_outputs(args, 'out', 'json')
-    check_apart(args.out, args.checkpoint)
-    check_seed(args)
+    check_call(args)
     start = time.perf_counter()
     net = load_model(args.checkpoint, args)
     if not isinstance(net, ClassPruning):

@@ -9,11 +9,9 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from basicsr_classpruning.cli.calibration import add_calibration_arguments, check_seed, read_calibration
+from basicsr_classpruning.cli.calibration import add_calibration_arguments, check_call, read_calibration
 from basicsr_classpruning.cli.common import (
     add_model_arguments,
-    check_apart,
-    check_outputs,
     load_model,
     write_json,
 )
@@ -63,7 +61,6 @@ def add_parser(subparsers: Any) -> None:
         'shared: one set with nested masks, a smaller file (default without)',
     )  # fmt: skip
     add_calibration_arguments(parser, required=False)
-    parser.add_argument('--json', metavar='FILE', help='write the figures')
     add_model_arguments(parser)
     parser.set_defaults(func=run)
 
@@ -76,13 +73,9 @@ def run(args: argparse.Namespace) -> int:
     from basicsr_classpruning.inference.machine import describe_machine
     from basicsr_classpruning.pruning.prune import PruneOptions
 
-    check_outputs(args, 'out', 'json')
-    check_apart(args.out, args.checkpoint)
-    if args.out.endswith('.safetensors'):
-        raise UsageError(f'--out {args.out}: a ClassPruning checkpoint is a .pth file; export writes safetensors')
+    check_call(args)
     if args.degrade and not args.calibration:
         raise UsageError('--degrade: needs --calibration')
-    check_seed(args)
     start = time.perf_counter()
     dense = _as_dense(load_model(args.checkpoint, args))
     options = PruneOptions(
