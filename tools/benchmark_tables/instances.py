@@ -16,6 +16,9 @@ from benchmark_tables.plan import (
     Training,
 )
 
+# The work of 600 tiles of 96 pixels (530 for EDSR), 4 candidates, forward only, in steps of 12 crops of the training's
+# size, forward and backward. For small crops (×4: 24 pixels) and short trainings that is too much.
+_FIT_NOISE, _FIT_EDSR = 150, 235
 # Every rival, on every test set. Narrower dense networks have about 25 and 50 % of the MACs, which go with the square
 # of the width.
 _DEPTH: dict[str, Any] = {
@@ -28,7 +31,7 @@ _DEPTH: dict[str, Any] = {
 _COLOUR = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 32}
 
 
-def _breadth(name: str, title: str, task: Task, **base: Any) -> Table:
+def _breadth(name: str, title: str, task: Task, fit: int = 0, **base: Any) -> Table:
     """Other networks, trained for a short time, with the strongest rival only."""
     return Table(
         name=name,
@@ -37,6 +40,7 @@ def _breadth(name: str, title: str, task: Task, **base: Any) -> Table:
         base=base,
         first=Training(4000, 5e-4),
         further=Training(1000, 1e-4),
+        fit=fit,
     )
 
 
@@ -48,6 +52,7 @@ TABLES = (
         base={'type': 'DnCNN', **_COLOUR, 'num_conv': 17},
         first=Training(8000, 5e-4),
         further=Training(2000, 1e-4),
+        fit=_FIT_NOISE,
         **_DEPTH,
     ),
     Table(
@@ -57,6 +62,7 @@ TABLES = (
         base={'type': 'EDSR', **_COLOUR, 'num_block': 8, 'upscale': 2},
         first=Training(6000, 5e-4),
         further=Training(1500, 1e-4),
+        fit=_FIT_EDSR,
         variants=True,
         **_DEPTH,
     ),
@@ -93,6 +99,7 @@ TABLES = (
         'dncnn_jpeg_32',
         'DnCNN, 32 features, JPEG of quality 10 to 90',
         JPEG,
+        fit=_FIT_NOISE,
         type='DnCNN',
         **_COLOUR,
         num_conv=17,
@@ -101,6 +108,7 @@ TABLES = (
         'nafnet_noise_16',
         'NAFNet, width 16, colour noise of strength 0 to 50',
         NOISE,
+        fit=_FIT_NOISE,
         type='NAFNet',
         img_channel=3,
         width=16,

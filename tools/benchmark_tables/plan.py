@@ -14,8 +14,6 @@ OTHER = 'other'
 VARIANTS_TEST_SET = 'Set14'
 VARIANTS_BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
 SEEDS = (0, 1, 2)
-FIT = 150
-"""Steps of a ClassPruning row that cost what fitting its classifier to the calibration pictures costs: 600 crops."""
 BUDGETS = (0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
@@ -103,6 +101,9 @@ class Table:
     """From there on."""
     narrow: tuple[int, ...] = ()
     """Features of smaller dense networks, for comparison at equal MACs."""
+    fit: int = 0
+    """Steps of a ClassPruning row that cost what fitting its classifier to the calibration pictures costs, and take
+    their place; 0: it learns in training only."""
     by_magnitude: tuple[str, ...] = ()
     """Static N:M rivals whose masks go by magnitude and are learnt in training."""
     calibrated: tuple[str, ...] = ('8:16',)
@@ -172,10 +173,8 @@ class Table:
         **changes: Any,
     ) -> Row:
         """A ClassPruning row; ``changes`` replace values of its ``train`` block, None takes a key out."""
-        # Pictures of the size that is restored are what the classifier has to know.
-        fitted = self.task.shrink > 1
         train = {
-            'stages': {'supernet': self.further.steps - fitted * FIT},
+            'stages': {'supernet': self.further.steps - self.fit},
             'split': 'none',
             'budget_opt': {'type': 'ComputeBudgetLoss', 'target': 0.6, 'loss_weight': 1.0},
             'class_opt': {'type': 'ClassificationLoss', 'loss_weight': 0.1},
@@ -184,16 +183,16 @@ class Table:
         # The learning rate falls within each stage: the classifier has to learn when the candidates have settled. It
         # begins twice as high as for one network: a pruned candidate has more to learn.
         rates = (2 * self.further.rate, self.further.rate, self.further.rate)
-        stages = tuple(Training(*pair) for pair in zip(train['stages'].values(), rates))
+        stages = tuple(Training(*pair) for pair in zip(train['stages'].values(), rates) if pair[0])
         whole = {**self._network(list(ladder), 'own'), **(network or {})}
+        fitted = self.fit > 0
         return Row(name, label, whole, stages, start='start', calibrated=True, batch=batch, train=train, fitted=fitted)
 
     def _variants(self) -> tuple[Row, ...]:
         """Each changes one thing of the ClassPruning row; those that are pruned alike share its start."""
-        rest = self.further.steps // 15
-        third = self.further.steps // 3
-        turn = {'supernet': self.further.steps - rest, 'classifier': rest}
-        joint = {'supernet': self.further.steps - rest - third, 'classifier': rest, 'joint': third}
+        steps = self.further.steps - self.fit
+        joint = {'supernet': steps - steps // 3, 'classifier': 0, 'joint': steps // 3}
+        turn = {'supernet': steps, 'classifier': 0, 'joint': 0}
         distillation = {'type': 'DistillationLoss', 'loss_weight': 1.0}
         alike = (
             self.classpruning('variant_turn', 'batches of 11 dealt in turn', split='turn', stages=turn, batch=11),
