@@ -34,7 +34,7 @@ $pip install -c constraints.txt --no-build-isolation -e ".[$extras]"
 
 # opencv-python needs the libraries of a desktop; a server without them gets the same OpenCV without windows.
 if ! "$venv/bin/python" -c 'import cv2' 2>/dev/null; then
-  version=$($pip show opencv-python | sed -n 's/^Version: //p')
+  version=$("$venv/bin/python" -c 'from importlib.metadata import version; print(version("opencv-python"))')
   echo "setup: no desktop libraries here, taking opencv-python-headless $version"
   $pip uninstall -y opencv-python
   $pip install "opencv-python-headless==$version"
