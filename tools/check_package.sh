@@ -36,7 +36,10 @@ site=$("$work/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("p
 "$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$site/base.pth"
 "$venv/bin/python" -m pip --python "$work/venv/bin/python" install --quiet --disable-pip-version-check \
   --no-deps --no-index --ignore-installed --prefix "$work/venv" "$wheel"
-"$venv/bin/python" -m pip --python "$work/venv/bin/python" check > "$work/check.log" || { grep classpruning "$work/check.log" && exit 1; }
+if ! "$venv/bin/python" -m pip --python "$work/venv/bin/python" check > "$work/check.log"; then
+  # Without desktop libraries the headless OpenCV takes the other one's place.
+  if grep classpruning "$work/check.log" | grep -v 'opencv-python, which is not installed'; then exit 1; fi
+fi
 export PATH="$work/venv/bin:$PATH" OMP_NUM_THREADS=1
 
 mkdir "$work/elsewhere"
