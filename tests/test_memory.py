@@ -40,6 +40,17 @@ def test_a_sample_holds_none_twice_and_each_with_its_errors():
     assert len(memory.sample(99)[0]) == 50
 
 
+def test_what_is_no_number_is_left_out():
+    memory = ErrorMemory()
+    images, errors = numbered(0, 3)
+    errors = errors.clone()
+    errors[1, 0] = float('nan')
+    memory.add(images, errors)
+    assert memory.images[:, 0, 0, 0].tolist() == [0, 2]
+    memory.add(images[1:2], errors[1:2])
+    assert len(memory) == 2
+
+
 def test_other_crops_start_afresh():
     memory = ErrorMemory()
     memory.add(*numbered(0, 3))

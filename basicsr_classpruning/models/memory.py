@@ -24,8 +24,15 @@ class ErrorMemory:
         return len(self.images)
 
     def add(self, images: Tensor, errors: Tensor) -> None:
-        """Takes images ``(B, C, H, W)`` and errors ``(B, K, h, w)``; the oldest give way."""
+        """Takes images ``(B, C, H, W)`` and errors ``(B, K, h, w)``; the oldest give way.
+
+        Images with an error that is not a number are left out: they would spoil step after step.
+        """
         images, errors = _of_all_processes(images.half()), _of_all_processes(errors)
+        fine = errors.isfinite().flatten(1).all(1)
+        images, errors = images[fine], errors[fine]
+        if not len(images):
+            return
         if self.images.shape[1:] != images.shape[1:] or self.errors.shape[1:] != errors.shape[1:]:
             self.images, self.errors = images[:0], errors[:0]  # the first ones, or a resumed run has other crops
         capacity = max(min(_IMAGES, _VALUES // images[0].numel()), len(images))
