@@ -96,9 +96,8 @@ def _line(result: Result, label: str, row: dict[str, Any], oracle: str = '', ran
 def gains_of(result: Result) -> str:
     """ClassPruning against every rival at the rival's MACs, between the measured budgets by interpolation."""
     routed = next(row for row in result.table.rows if row.routed and row.name in result.measured)
-    # The cheapest candidate for all tiles is the budget's lower end.
-    fixed = sorted(result.rows(routed.name, 'candidate'), key=lambda row: row['macs'])[:1]
-    points = sorted((row['macs'], result.psnr(row)) for row in [*fixed, *result.rows(routed.name, 'budget')])
+    # One candidate for all tiles needs no classifier.
+    points = sorted((row['macs'], result.psnr(row)) for row in result.rows(routed.name, 'candidate', 'budget'))
     lines = []
     for row in result.table.rows:
         if row.routed or row.repeats or row.name in ('start', 'dense') or row.name not in result.measured:
