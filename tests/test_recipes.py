@@ -1,4 +1,4 @@
-"""The full-scale recipes: each runs a step of every stage on stand-in pictures in the layout that it names."""
+"""The full-scale recipes: each runs three steps on stand-in pictures in the layout that it names."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ RECIPES = sorted((ROOT / 'options' / 'recipes').glob('*.yml'))
 SIDE = 64
 SMALL = (
     'num_gpu=0', 'path:pretrain_network_g=~', 'datasets:train:batch_size_per_gpu=1', 'datasets:train:gt_size=32',
-    'datasets:train:num_worker_per_gpu=0', 'train:stages={supernet: 2, classifier: 1}',
-    'train:scheduler:periods=[2, 1]', 'train:amp=~', 'val:val_freq=3', 'logger:print_freq=1',
+    'datasets:train:num_worker_per_gpu=0', 'train:stages={supernet: 3}',
+    'train:scheduler:periods=[3]', 'train:amp=~', 'val:val_freq=3', 'logger:print_freq=1',
     'logger:use_tb_logger=false',
 )  # fmt: skip
 
@@ -49,7 +49,7 @@ def write_data_set(folder: Path, options: dict[str, Any], scale: int) -> None:
 
 
 @pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
-def test_runs_every_stage(path, tmp_path, monkeypatch):
+def test_runs_three_steps(path, tmp_path, monkeypatch):
     options = load_options(str(path))
     for data_set in options['datasets'].values():
         write_data_set(tmp_path, data_set, options['scale'])
