@@ -77,8 +77,9 @@ def measure(table: Table, variants: bool, test_set: str, threads: int) -> None:
                  '--budgets', *map(str, budgets), '--candidates', *candidates, '--backend', 'auto',
                  '--repeats', repeats, '--threads', str(threads), '--json', result)  # fmt: skip
     report = json.loads(result.read_text(encoding='utf-8'))
+    named = files | {Path(path).stem: name for path, name in files.items()}  # by their stems where these differ
     for row in report['rows']:
-        row['model'] = files[row['model']]
+        row['model'] = named[row['model']]
     keep(table, result, report, files)
 
 
