@@ -10,11 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from basicsr_classpruning.cli.calibration import add_calibration_arguments, check_call, read_calibration
-from basicsr_classpruning.cli.common import (
-    add_model_arguments,
-    load_model,
-    write_json,
-)
+from basicsr_classpruning.cli.common import add_model_arguments, load_model, write_json
 from basicsr_classpruning.errors import UsageError
 from basicsr_classpruning.tables import format_table
 

@@ -183,7 +183,7 @@ def fit_routing(
     """
     if len(net.candidates) < 2:
         raise UsageError(f'one candidate, {net.candidates[0]}: there is nothing to choose')
-    if not any(True for _ in net.classifier.parameters()):
+    if not list(net.classifier.parameters()):
         raise UsageError(f'its classifier, {type(net.classifier).__name__}, learns nothing; prune with --calibration')
     net.eval()
     held_out = _cut(net, pictures, degradation, _HELD_OUT, _TILE, seed + 2, progress)
