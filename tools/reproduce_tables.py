@@ -50,7 +50,8 @@ def make(table: Table, row: Row) -> None:
         make(table, table.row(row.start))
     if row.calibrated and not pruned(table, row).is_file():
         network = row.network
-        pattern = ['--block', str(network.get('block', 1)), *(['--share-taps'] if network.get('share_taps') else [])]
+        pattern = ['--block', str(network.get('block', 1)), *(['--share-taps'] if network.get('share_taps') else []),
+                   *(['--per-layer'] if row.per_layer else [])]  # fmt: skip
         classpruning('prune', checkpoint(table, table.row(row.start)), '--out', pruned(table, row),
                      '--candidates', *network['candidates'], *pattern, '--weights', network['weights'],
                      '--calibration', CALIBRATION, '--degrade', table.task.degrade,

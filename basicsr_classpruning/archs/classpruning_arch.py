@@ -338,11 +338,14 @@ class ClassPruning(nn.Module):
     def load_params(self, params: Mapping[str, Tensor]) -> None:
         """Loads a ClassPruning state dict, or a dense one of the base network from which all candidates start.
 
-        Raises UserError with one line where keys or shapes do not fit.
+        Raises UserError with one line where keys, shapes or zeros do not fit.
         """
         own_keys = self.state_dict().keys()
         if any(key.startswith('base.') and key in own_keys for key in params):
             load_fitting(self, params)
+            for name, layer in sparse_layers(self.base):
+                for pattern in layer.broken_patterns():
+                    raise UserError(f'weights do not fit the network: {name} keeps more of them than {pattern}')
             return
         if self.options['base'].get('type') == 'ECBSR':
             params = fold_ecbsr_state_dict(self.options['base'], params)

@@ -49,6 +49,10 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument('--share-taps', action='store_true', help='kernel taps share a mask')
     parser.add_argument(
+        '--per-layer', action='store_true',
+        help='give each layer its own N, by what pruning it costs, at the same MACs; needs --calibration',
+    )  # fmt: skip
+    parser.add_argument(
         '--skip', nargs='+', metavar='REGEX', default=[], help='layers to leave dense, by regular expressions'
     )
     parser.add_argument(
@@ -70,8 +74,9 @@ def run(args: argparse.Namespace) -> int:
     from basicsr_classpruning.pruning.prune import PruneOptions
 
     check_call(args)
-    if args.degrade and not args.calibration:
-        raise UsageError('--degrade: needs --calibration')
+    for name in ('degrade', 'per_layer'):
+        if getattr(args, name) and not args.calibration:
+            raise UsageError(f'--{name.replace("_", "-")}: needs --calibration')
     start = time.perf_counter()
     dense = _as_dense(load_model(args.checkpoint, args))
     options = PruneOptions(
@@ -81,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         tuple(args.skip),
         args.weights or ('own' if args.calibration else 'shared'),
         args.seed,
+        args.per_layer,
     )
     try:
         net, figures = _with_data(dense, options, args) if args.calibration else _without_data(dense, options)
@@ -95,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
         'layers': len(net.choices),
         'layers_pruned': sum(bool(choice.patterns) for choice in net.choices),
         'file_bytes_dense': os.path.getsize(args.checkpoint),
+        'layers_patterns': net.options['layers'],
         **figures,
         'seconds': time.perf_counter() - start,
         'threads': torch.get_num_threads(),

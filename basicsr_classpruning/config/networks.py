@@ -53,7 +53,8 @@ class ClassPruningNetwork(Section):
     weights: Literal['shared', 'own'] = 'shared'
     """`shared`: one weight set with nested masks; `own`: each sparse candidate has its own weights."""
     layers: dict[Regex, Annotated[list[CandidateName], _LADDER]] | None = None
-    """Per-layer patterns: for layers whose name matches the regular expression, one `N:M` for each candidate."""
+    """Per-layer patterns: for layers whose name matches the regular expression, one `N:M` for each candidate. null: as
+    in the checkpoint that training starts from, if it was pruned with `--per-layer`; else `candidates` everywhere."""
 
     @field_validator('candidates')
     @classmethod

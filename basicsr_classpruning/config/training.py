@@ -145,8 +145,8 @@ class GuardedTrain(Train):
     """Training with mixed precision and a guard against numbers that are none."""
 
     amp: Literal['bf16', 'fp16'] | None = None
-    """Mixed precision; null is single precision. `bf16` is for GPUs and for CPUs with AMX or AVX-512 bf16; older CPUs
-    emulate it, many times slower."""
+    """Mixed precision; null is single precision. `bf16` is for GPUs and for CPUs with AVX-512 or AMX; on other CPUs,
+    which would emulate it, many times slower, it is single precision too."""
     channels_last: bool = True
     """Keep images in memory pixel by pixel: faster convolutions on CPUs and on GPUs with mixed precision."""
     grad_clip: Positive | None = None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from basicsr_classpruning.archs.classpruning_arch import FIRST_LOG_PRICE, ClassPruning, image_scores
+from basicsr_classpruning.checkpoint import read_checkpoint
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.losses.classpruning_loss import batch_mean
 from basicsr_classpruning.models.collapse import CollapseWatch
@@ -54,6 +55,15 @@ class TrainingPass(nn.Module):
             return restored, scores, self.net.probabilities(image_scores(scores.mean((2, 3))))
 
 
+def _layers_at_start(opt: Mapping[str, Any]) -> dict[str, Any]:
+    """The per-layer patterns of the ClassPruning checkpoint that a network starts from; none without such a one."""
+    path = opt['path'].get('pretrain_network_g')
+    network = (path and read_checkpoint(path).network_g) or {}
+    # Patterns of other candidates would be none of this network's.
+    alike = network.get('candidates') == opt['network_g'].get('candidates')
+    return network.get('layers') or {} if alike else {}
+
+
 @MODEL_REGISTRY.register()
 class ClassPruningModel(GuardedSRModel):
     """Runs the stages of the training strategy (supernet, classifier, joint) on a ClassPruning network.
@@ -70,6 +80,8 @@ class ClassPruningModel(GuardedSRModel):
                 f'network_g.type: {opt["network_g"].get("type")!r} is not allowed with model_type ClassPruningModel; '
                 'ClassPruning (or train the dense network with model_type GuardedSRModel)'
             )
+        if opt['network_g'].get('layers') is None:
+            opt['network_g']['layers'] = _layers_at_start(opt)
         super().__init__(opt)
 
     # ---------------------------------------------------------------- set-up

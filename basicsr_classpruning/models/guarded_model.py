@@ -72,9 +72,8 @@ class GuardedSRModel(SRModel):
         train_opt = self.opt['train']
         self.amp_type = _AMP_TYPES.get(train_opt.get('amp'))
         if self.amp_type is torch.bfloat16 and self.device.type == 'cpu' and not _has_bf16():
-            get_root_logger().warning(
-                'train.amp: bf16 is many times slower than fp32 on this processor (it needs AVX-512)'
-            )
+            get_root_logger().warning('train.amp: this processor would emulate bf16; trained in single precision')
+            self.amp_type = None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=train_opt.get('amp') == 'fp16')
         self.skipped = 0
         self.explosions = ExplosionWatch()
@@ -104,7 +103,7 @@ class GuardedSRModel(SRModel):
             self.lq = self.lq.contiguous(memory_format=torch.channels_last)
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        """Mixed precision as ``train.amp`` says."""
+        """Mixed precision as ``train.amp`` says, where the device has it."""
         if self.amp_type is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.amp_type)

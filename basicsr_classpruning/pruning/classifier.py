@@ -92,6 +92,7 @@ def set_price(net: ClassPruning, lq: Tensor, target: float) -> None:
     low, high = -12.0, 12.0
     for _ in range(50):
         middle = (low + high) / 2
-        average = costs[(scores - torch.tensor(middle).exp() * costs).argmax(dim=1)].mean()
+        net.log_price.fill_(middle)
+        average = costs[net.route(scores)].mean()
         low, high = (middle, high) if average > target else (low, middle)
     net.log_price.fill_(high)

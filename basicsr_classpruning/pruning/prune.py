@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from basicsr_classpruning.archs.dense import DenseNetwork
 from basicsr_classpruning.data.degradations import Degradation
 from basicsr_classpruning.data.pictures import Pictures
 from basicsr_classpruning.errors import UsageError
+from basicsr_classpruning.pruning.allocation import allocate_layers
 from basicsr_classpruning.pruning.classifier import ErrorMaps, fit_classifier, measure_errors, set_price
 from basicsr_classpruning.pruning.crops import Crops, cut_crops
 from basicsr_classpruning.sparsity import sparse_layers
@@ -30,6 +31,7 @@ DEFAULT_TARGET = 0.6  # average MACs of the default routing, of which the paper 
 _WEIGHT_CROPS = (8, 48)
 _WEIGHT_SIDE = 64
 _WEIGHT_OUTPUT_PIXELS = 800_000
+_LAYER_CROPS = 16  # of these, on which single layers are compared
 _TILE = 96  # what `restore` cuts pictures into
 _ERROR_MACS = 4e12  # work spent on measuring the candidates' errors: a minute or two on two cores
 _ERROR_CROPS = (48, 600)
@@ -56,6 +58,10 @@ class PruneOptions:
     """One of ``WEIGHTS``: own weights for each sparse candidate, or one set shared under nested masks."""
     seed: int = 0
     """Of the calibration crops, the classifier's first weights and its fit."""
+    per_layer: bool = False
+    """Whether each layer gets its own N, at the candidates' MACs; needs data."""
+    layers: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """``network_g.layers``; found from data with ``per_layer``."""
 
     @property
     def alternative(self) -> PruneOptions:
@@ -103,6 +109,7 @@ def build(dense: DenseNetwork, options: PruneOptions, classifier: dict[str, Any]
             skip=options.skip,
             classifier=classifier,
             weights=options.weights,
+            layers=options.layers,
             base_net=dense.net,
         )
     if not any(map(net.patterns, net.candidates)):
@@ -110,6 +117,10 @@ def build(dense: DenseNetwork, options: PruneOptions, classifier: dict[str, Any]
     for _, layer in sparse_layers(net.base):
         layer.reset_candidates()
     return net.eval()
+
+
+def _copy(dense: DenseNetwork) -> DenseNetwork:
+    return DenseNetwork(copy.deepcopy(dense.net), dense.num_in_ch, dense.options)
 
 
 def prune_by_magnitude(dense: DenseNetwork, options: PruneOptions) -> ClassPruning:
@@ -139,12 +150,15 @@ def prune_with_data(
         UsageError: the options do not fit the network, or no picture is large enough.
         UserError: a picture cannot be read, or the network cannot be calibrated.
     """
-    twin = DenseNetwork(copy.deepcopy(dense.net), dense.num_in_ch, dense.options)
-    net = build(dense, options, {'type': 'DifficultyClassifier'})
-    alternative = build(twin, options.alternative, {'type': 'DifficultyClassifier'})
+    alternative = build(_copy(dense), options.alternative, {'type': 'DifficultyClassifier'})
     few, many = _WEIGHT_CROPS
-    count = min(max(_WEIGHT_OUTPUT_PIXELS // (_WEIGHT_SIDE * net.scale) ** 2, few), many)
-    weight_crops = _cut(net, pictures, degradation, count, _WEIGHT_SIDE, options.seed, progress)
+    count = min(max(_WEIGHT_OUTPUT_PIXELS // (_WEIGHT_SIDE * alternative.scale) ** 2, few), many)
+    weight_crops = _cut(alternative, pictures, degradation, count, _WEIGHT_SIDE, options.seed, progress)
+    if options.per_layer:
+        some = next(weight_crops.batches(_LAYER_CROPS))
+        options = replace(options, layers=allocate_layers(alternative, some, partial(progress, 'comparing layers')))
+        alternative = build(_copy(dense), options.alternative, {'type': 'DifficultyClassifier'})
+    net = build(dense, options, {'type': 'DifficultyClassifier'})
     for each in (net, alternative):
         _set_weights(each, list(weight_crops.lq.split(8)), progress)
     if len(net.candidates) > 1:

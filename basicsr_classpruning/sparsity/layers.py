@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from basicsr_classpruning.sparsity.masks import magnitude_rank
+from basicsr_classpruning.sparsity.masks import magnitude_rank, satisfies
 from basicsr_classpruning.sparsity.pattern import Pattern
 
 if TYPE_CHECKING:
@@ -130,6 +130,13 @@ class _SparseLayer(nn.Module):
         """Renews the nested masks of shared weights from the weights as they are now."""
         if not self.own_weights:
             self.ranks.copy_(magnitude_rank(self.weight, self.patterns[0]))
+
+    def broken_patterns(self) -> list[Pattern]:
+        """The patterns of candidates whose own weights have too few zeros for them."""
+        if not self.own_weights:
+            return []
+        mine = [(self.patterns[candidate], self.weights[slot]) for candidate, slot in self._slots.items()]
+        return [pattern for pattern, weight in mine if not satisfies(weight.detach(), pattern)]
 
     @torch.no_grad()
     def set_candidate(self, candidate: int, weight: Tensor, bias: Tensor | None) -> None:

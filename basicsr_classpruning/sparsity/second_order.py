@@ -124,6 +124,51 @@ def rank_second_order(
     return NestedMasks(ranks, biases)
 
 
+@torch.no_grad()
+def errors_of_single_layers(
+    net: nn.Module,
+    layers: Mapping[str, Sequence[Pattern]],
+    batches: Sequence[Tensor],
+    importance: Tensor,
+    options: CalibrationOptions | None = None,
+    progress: Progress | None = None,
+) -> dict[str, list[float]]:
+    """How far the network's output moves when one layer alone is pruned with data.
+
+    Args:
+        net: the dense network; it is not changed.
+        layers: the patterns to try in each layer.
+        batches: calibration inputs ``(B, C, H, W)``, all of one C, H and W.
+        importance: what a unit of mean squared error counts in each of the pictures, ``(N,)``.
+        options: how much work to spend.
+        progress: called with the layers done and the layers in all.
+
+    Returns:
+        For each layer and pattern the mean over the pictures of importance times mean squared difference between the
+        outputs, both clipped to [0, 1].
+    """
+    options = options or CalibrationOptions()
+    named = _named_layers(net, [{name: patterns[0] for name, patterns in layers.items()}])
+    pictures = torch.cat(list(batches))
+    dense = torch.cat([net(batch) for batch in batches]).clamp(0, 1)
+    errors: dict[str, list[float]] = {}
+    for name, layer in named.items():
+        moments = _dense_moments(net, [name], pictures, options)[name]
+        errors[name] = []
+        for pattern in layers[name]:
+            pruned = prune_layer(layer, moments, pattern, options)
+
+            def forward(own: PrunableLayer, inputs: Tensor, new: PrunedLayer = pruned) -> Tensor:
+                return _run(own, inputs, new.weight, new.bias)
+
+            twin = _with_forwards(net, {name: forward})
+            moved = torch.cat([twin(batch) for batch in batches]).clamp(0, 1) - dense
+            errors[name].append(float((importance * moved.square().mean((1, 2, 3))).mean()))
+        if progress:
+            progress(len(errors), len(named))
+    return errors
+
+
 def prune_layer(layer: PrunableLayer, moments: Moments, pattern: Pattern, options: CalibrationOptions) -> PrunedLayer:
     """Prunes one layer so that it answers as wanted on the inputs observed; see ``mask_search.solve``."""
     if pattern.is_dense:

@@ -31,7 +31,9 @@ _DEPTH: dict[str, Any] = {
 _COLOUR = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 32}
 
 
-def _breadth(name: str, title: str, task: Task, fit: int = 0, **base: Any) -> Table:
+def _breadth(
+    name: str, title: str, task: Task, fit: int = 0, per_layer: tuple[str, ...] = ('8:16',), **base: Any
+) -> Table:
     """Other networks, trained for a short time, with the strongest rival only."""
     return Table(
         name=name,
@@ -41,6 +43,7 @@ def _breadth(name: str, title: str, task: Task, fit: int = 0, **base: Any) -> Ta
         first=Training(4000, 5e-4),
         further=Training(1000, 1e-4),
         fit=fit,
+        per_layer=per_layer,
     )
 
 
@@ -63,6 +66,7 @@ TABLES = (
         first=Training(6000, 5e-4),
         further=Training(1500, 1e-4),
         fit=_FIT_EDSR,
+        per_layer=('4:16', '6:16', '8:16'),
         variants=True,
         **_DEPTH,
     ),
@@ -70,6 +74,7 @@ TABLES = (
         'msrresnet_x4_32',
         'MSRResNet ×4, 32 features, 8 blocks',
         SUPER_RESOLUTION_X4,
+        per_layer=(),  # trained before there was per-layer N
         type='MSRResNet',
         **_COLOUR,
         num_block=8,

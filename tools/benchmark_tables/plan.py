@@ -60,6 +60,8 @@ class Row:
     """The row whose network it starts from; None: random weights."""
     calibrated: bool = False
     """Whether the start is pruned with calibration data first; otherwise by magnitude."""
+    per_layer: bool = False
+    """Whether pruning with data gives each layer its own N; otherwise all layers have that of the candidate."""
     batch: int = 8
     """Images of a step."""
     train: dict[str, Any] = field(default_factory=dict)
@@ -107,7 +109,10 @@ class Table:
     by_magnitude: tuple[str, ...] = ()
     """Static N:M rivals whose masks go by magnitude and are learnt in training."""
     calibrated: tuple[str, ...] = ('8:16',)
-    """Static N:M rivals that are pruned with data, as ClassPruning is."""
+    """Static N:M rivals that are pruned with data, as ClassPruning is, to one N in all layers."""
+    per_layer: tuple[str, ...] = ()
+    """The same with an N for each layer, at the MACs of N:M; where there are any, ClassPruning's candidates have that
+    too."""
     test_sets: tuple[str, ...] = ('Set14',)
     repeated: tuple[str, ...] = ()
     """Rows that are trained with every seed, from the same pruned start."""
@@ -146,6 +151,7 @@ class Table:
             ),
             *(self._static(candidate, calibrated=False) for candidate in self.by_magnitude),
             *(self._static(candidate, calibrated=True) for candidate in self.calibrated),
+            *(self._static_per_layer(candidate) for candidate in self.per_layer),
             self.classpruning('classpruning', 'ClassPruning'),
         )
 
@@ -160,6 +166,12 @@ class Table:
             calibrated=calibrated,
             # Its masks change in training: weights averaged over them are worse than the last ones.
             train={} if calibrated else {'ema_decay': 0},
+        )
+
+    def _static_per_layer(self, candidate: str) -> Row:
+        uniform = self._static(candidate, calibrated=True)
+        return replace(
+            uniform, name=f'{uniform.name}_layers', label=f'static {candidate}, per-layer N, calibrated', per_layer=True
         )
 
     def classpruning(
@@ -186,7 +198,18 @@ class Table:
         stages = tuple(Training(*pair) for pair in zip(train['stages'].values(), rates) if pair[0])
         whole = {**self._network(list(ladder), 'own'), **(network or {})}
         fitted = self.fit > 0
-        return Row(name, label, whole, stages, start='start', calibrated=True, batch=batch, train=train, fitted=fitted)
+        return Row(
+            name,
+            label,
+            whole,
+            stages,
+            start='start',
+            calibrated=True,
+            per_layer=bool(self.per_layer),
+            batch=batch,
+            train=train,
+            fitted=fitted,
+        )
 
     def _variants(self) -> tuple[Row, ...]:
         """Each changes one thing of the ClassPruning row; those that are pruned alike share its start."""
@@ -214,9 +237,10 @@ class Table:
             self.classpruning('variant_block4', 'block 4', network={'block': 4}),
             self.classpruning('variant_taps', 'block 16, shared taps', network={'block': 16, 'share_taps': True}),
         )
+        uniform = replace(self.classpruning('variant_uniform', 'the same N in all layers'), per_layer=False)
         return (
             *(replace(row, variant=True, pruned_as='classpruning') for row in alike),
-            *(replace(row, variant=True) for row in others),
+            *(replace(row, variant=True) for row in (uniform, *others)),
         )
 
     def _network(self, candidates: list[str], weights: str) -> dict[str, Any]:
