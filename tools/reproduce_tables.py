@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from benchmark_tables import container, instances, pages, zoo
-from benchmark_tables.options import checkpoint, options_file, pruned, text, trained
+from benchmark_tables.options import checkpoint, fitted, options_file, pruned, text, trained
 from benchmark_tables.plan import (
     BUDGETS,
     CALIBRATION,
@@ -58,7 +58,7 @@ def make(table: Table, row: Row) -> None:
                      '--seed', str(SEEDS[0]))  # fmt: skip
     if not trained(table, row).is_file():
         classpruning('train', '-opt', options_file(table, row), '--auto_resume')
-    if row.fitted:
+    if fitted(table, row):
         classpruning('fit', trained(table, row), '--out', checkpoint(table, row), '--calibration', CALIBRATION,
                      '--degrade', table.task.degrade)  # fmt: skip
 

@@ -35,19 +35,20 @@ def run(args: argparse.Namespace) -> int:
     from basicsr_classpruning.checkpoint import write_checkpoint
     from basicsr_classpruning.cli.progress import StageBar
     from basicsr_classpruning.inference.machine import describe_machine
-    from basicsr_classpruning.pruning.prune import fit_routing
+    from basicsr_classpruning.pruning.prune import check_routing, fit_routing
 
     check_call(args)
     start = time.perf_counter()
     net = load_model(args.checkpoint, args)
     if not isinstance(net, ClassPruning):
         raise UsageError(f'{args.checkpoint}: a dense network has no classifier; prune it first')
-    pictures, degradation = read_calibration(args, net, net.frozen_dense())
     try:
-        with StageBar() as bar:
-            routed = fit_routing(net, pictures, degradation, args.seed, bar)
+        check_routing(net)
     except UsageError as error:
         raise UsageError(f'{args.checkpoint}: {error}') from None
+    pictures, degradation = read_calibration(args, net, net.frozen_dense())
+    with StageBar() as bar:
+        routed = fit_routing(net, pictures, degradation, args.seed, bar)
     write_checkpoint(args.out, {'params': net.state_dict()}, net.options)
     report = {
         'command': args.call,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy.interpolate import PchipInterpolator
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
@@ -92,7 +93,6 @@ def _layer_errors(
     )
     # M is left out: so every layer of a sparse candidate has weights of its own, and one less costs next to nothing.
     allowed = list(range(measured[0], m))
-    # The size of the change falls nearly linearly in N, to nothing at M.
-    points = [*measured, m]
-    between = [np.interp(allowed, points, [*np.sqrt(found[name]), 0.0]) for name in names]
+    # Its root falls nearly linearly in N, to nothing at M. A curve without kinks does not favour what was measured.
+    between = [PchipInterpolator([*measured, m], [*np.sqrt(found[name]), 0.0])(allowed) for name in names]
     return allowed, np.square(np.array(between))

@@ -192,13 +192,10 @@ def fit_routing(
         seed: of the crops and the fit.
 
     Raises:
-        UsageError: there is nothing to fit, or no picture is large enough.
+        UsageError: there is nothing to fit (``check_routing``), or no picture is large enough.
         UserError: a picture cannot be read.
     """
-    if len(net.candidates) < 2:
-        raise UsageError(f'one candidate, {net.candidates[0]}: there is nothing to choose')
-    if not list(net.classifier.parameters()):
-        raise UsageError(f'its classifier, {type(net.classifier).__name__}, learns nothing; prune with --calibration')
+    check_routing(net)
     net.eval()
     held_out = _cut(net, pictures, degradation, _HELD_OUT, _TILE, seed + 2, progress)
     maps = measure_errors(net, held_out, net.classifier.stride, 4)
@@ -206,6 +203,14 @@ def fit_routing(
     _fit(net, pictures, degradation, seed, progress)
     after = _routed(net, maps)
     return [RoutedReport(budget, before[budget][0], *after[budget]) for budget in before]
+
+
+def check_routing(net: ClassPruning) -> None:
+    """Raises UsageError for a network with nothing to choose, or whose classifier has nothing to learn."""
+    if len(net.candidates) < 2:
+        raise UsageError(f'one candidate, {net.candidates[0]}: there is nothing to choose')
+    if not list(net.classifier.parameters()):
+        raise UsageError(f'its classifier, {type(net.classifier).__name__}, learns nothing; prune with --calibration')
 
 
 @torch.no_grad()

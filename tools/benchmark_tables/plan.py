@@ -74,9 +74,6 @@ class Row:
     variant: bool = False
     """Whether it shows what a part of ClassPruning is worth; it has a table apart."""
 
-    fitted: bool = False
-    """Whether its classifier is fitted to the calibration pictures at the end, instead of the last steps."""
-
     @property
     def sparse(self) -> bool:
         """Whether it is a ClassPruning network, of one candidate or of several."""
@@ -197,7 +194,6 @@ class Table:
         rates = (2 * self.further.rate, self.further.rate, self.further.rate)
         stages = tuple(Training(*pair) for pair in zip(train['stages'].values(), rates) if pair[0])
         whole = {**self._network(list(ladder), 'own'), **(network or {})}
-        fitted = self.fit > 0
         return Row(
             name,
             label,
@@ -208,7 +204,6 @@ class Table:
             per_layer=bool(self.per_layer),
             batch=batch,
             train=train,
-            fitted=fitted,
         )
 
     def _variants(self) -> tuple[Row, ...]:
