@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from basicsr_classpruning.archs.classpruning_arch import ClassPruning, build_base, input_channels, load_fitting
+from basicsr_classpruning.archs.base_network import build_base, input_channels, load_fitting
+from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.archs.dense import DenseNetwork
 from basicsr_classpruning.archs.ecbsr_fold import fold_ecbsr_state_dict
 from basicsr_classpruning.bounds import Bounded

@@ -50,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace) -> Any:
-    from basicsr_classpruning.archs.classpruning_arch import ClassPruning, build_base, input_channels
+    from basicsr_classpruning.archs.base_network import build_base, input_channels
+    from basicsr_classpruning.archs.classpruning_arch import ClassPruning
     from basicsr_classpruning.archs.dense import DenseNetwork
     from basicsr_classpruning.config import import_modules, load_network_options
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from basicsr_classpruning.archs.classpruning_arch import ClassPruning, input_channels
+from basicsr_classpruning.archs.base_network import input_channels
+from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.archs.dense import DenseNetwork
 from basicsr_classpruning.archs.sizes import Sizes
 from basicsr_classpruning.errors import UserError
