@@ -227,6 +227,16 @@ def variants_of(result: Result) -> str:
     return markdown(['ClassPruning', *budgets, "oracle's share", 'time at 0.5', 'parameters'], lines)
 
 
+def patterns_of(result: Result) -> str:
+    """Static networks of several patterns at equal MACs."""
+    lines = []
+    for row in result.table.compared(variants=True):
+        if row.sparse and not row.routed and row.name in result.measured:
+            label = row.label if row.variant else '8:16, block 1'
+            lines.append(_line(result, label, result.rows(row.name, 'candidate')[0])[:7])
+    return markdown(['pattern', 'PSNR', 'SSIM', 'MACs', 'saved', 'time', 'parameters'], lines) if lines else ''
+
+
 def section(folder: Path, table: Table) -> str:
     """All there is of one table."""
     parts = [f'## {table.title}\n']
@@ -241,6 +251,8 @@ def section(folder: Path, table: Table) -> str:
     variants = Result.read(folder, table, VARIANTS_TEST_SET, table.result_name(variants=True))
     if variants is not None:
         parts += ['### Variants\n', caption(variants) + '\n', variants_of(variants) + '\n']
+        patterns = patterns_of(variants)
+        parts += ['### Patterns\n', patterns + '\n'] if patterns else []
     return '\n'.join(parts) if len(parts) > 1 else ''
 
 

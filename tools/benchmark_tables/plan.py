@@ -72,7 +72,7 @@ class Row:
     pruned_as: str | None = None
     """The row whose pruned start it shares; None: it has its own."""
     variant: bool = False
-    """Whether it shows what a part of ClassPruning is worth; it has a table apart."""
+    """Whether it shows what a part of ClassPruning, or a pattern, is worth; it has a table apart."""
 
     @property
     def sparse(self) -> bool:
@@ -114,7 +114,7 @@ class Table:
     repeated: tuple[str, ...] = ()
     """Rows that are trained with every seed, from the same pruned start."""
     variants: bool = False
-    """Whether variants of ClassPruning are compared."""
+    """Whether variants of ClassPruning, and patterns, are compared."""
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
@@ -207,7 +207,7 @@ class Table:
         )
 
     def _variants(self) -> tuple[Row, ...]:
-        """Each changes one thing of the ClassPruning row; those that are pruned alike share its start."""
+        """Each changes one thing of the ClassPruning row; those pruned alike share its start. Patterns are static networks."""
         steps = self.further.steps - self.fit
         joint = {'supernet': steps - steps // 3, 'classifier': 0, 'joint': steps // 3}
         turn = {'supernet': steps, 'classifier': 0, 'joint': 0}
@@ -227,16 +227,22 @@ class Table:
                 ladder=('3:16', '4:16', '6:16', '8:16', '11:16', '16:16'),
                 batch=2,
             ),
-            self.classpruning('variant_m4', 'M = 4', ladder=('1:4', '2:4', '3:4', '4:4')),
-            self.classpruning('variant_m32', 'M = 32', ladder=('6:32', '12:32', '20:32', '32:32')),
-            self.classpruning('variant_block4', 'block 4', network={'block': 4}),
-            self.classpruning('variant_taps', 'block 16, shared taps', network={'block': 16, 'share_taps': True}),
         )
-        uniform = replace(self.classpruning('variant_uniform', 'the same N in all layers'), per_layer=False)
+        patterns = (
+            self._pattern('pattern_m4', '2:4, block 1', '2:4'),
+            self._pattern('pattern_m32', '16:32, block 1', '16:32'),
+            self._pattern('pattern_block4', '8:16, block 4', '8:16', block=4),
+            self._pattern('pattern_taps', '8:16, block 16, shared taps', '8:16', block=16, share_taps=True),
+        )
         return (
             *(replace(row, variant=True, pruned_as='classpruning') for row in alike),
-            *(replace(row, variant=True) for row in (uniform, *others)),
+            *(replace(row, variant=True) for row in (*others, *patterns)),
         )
+
+    def _pattern(self, name: str, label: str, candidate: str, **pattern: Any) -> Row:
+        """A static network of another pattern, to be compared with static 8:16."""
+        row = self._static(candidate, calibrated=True)
+        return replace(row, name=name, label=label, network={**row.network, **pattern})
 
     def _network(self, candidates: list[str], weights: str) -> dict[str, Any]:
         return {'type': 'ClassPruning', 'base': self.base, 'candidates': candidates, 'weights': weights}
@@ -247,7 +253,7 @@ class Table:
 
     def compared(self, variants: bool) -> list[Row]:
         """The rows that are measured together: all but the variants, or these and what they are compared with."""
-        beside = ('dense', 'classpruning')
+        beside = ('dense', 'static_8_16', 'classpruning')
         return [
             row
             for row in self.rows
