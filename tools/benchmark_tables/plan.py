@@ -207,7 +207,7 @@ class Table:
         )
 
     def _variants(self) -> tuple[Row, ...]:
-        """Each changes one thing of the ClassPruning row; those pruned alike share its start. Patterns are static networks."""
+        """Each changes one thing of the ClassPruning row; those pruned alike share its start. Patterns are static."""
         steps = self.further.steps - self.fit
         joint = {'supernet': steps - steps // 3, 'classifier': 0, 'joint': steps // 3}
         turn = {'supernet': steps, 'classifier': 0, 'joint': 0}
