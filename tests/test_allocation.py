@@ -95,6 +95,16 @@ def test_candidates_keep_their_macs_and_layers_their_order(crops, candidates, op
         assert theirs - step <= ours <= theirs * 1.01
 
 
+def test_where_no_layer_matters_the_macs_are_kept_all_the_same(crops):
+    net = network(['1:4', '2:4'])
+    with torch.no_grad():
+        net.base.conv_last.bias.fill_(9)  # every output is clipped
+    net.drop_frozen()
+    layers = allocate_layers(net, crops)
+    costs = network(['1:4', '2:4'], layers=layers).reference_macs.costs
+    assert all(ours <= theirs for ours, theirs in zip(costs, net.reference_macs.costs))
+
+
 def test_the_layers_that_matter_keep_more_and_the_output_moves_less_than_with_one_n(crops):
     uniform = network(['2:4', '4:4'])
     names = list(uniform.patterns(0))

@@ -63,7 +63,7 @@ def _least_error(errors: np.ndarray, allowed: np.ndarray, sizes: np.ndarray, mos
     average = LinearConstraint(np.outer(sizes, allowed).reshape(1, -1), -np.inf, n * (1 + 1e-9))
     possible = (allowed[None] <= most[:, None]).ravel()
     found = milp(
-        (errors / errors.mean()).ravel(),
+        (errors / max(errors.mean(), 1e-30)).ravel(),
         integrality=np.ones(errors.size),
         bounds=Bounds(0, possible),
         constraints=(one_each, average),
