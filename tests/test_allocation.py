@@ -17,6 +17,7 @@ from training import model_of
 
 from basicsr_classpruning import load
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
+from basicsr_classpruning.checkpoint import write_checkpoint
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.pruning.allocation import allocate_layers
 from basicsr_classpruning.pruning.crops import Crops
@@ -143,6 +144,14 @@ def test_a_training_takes_the_layers_of_the_checkpoint_it_starts_from(files, tmp
     model = model_of(tmp_path, options)
     assert model.net_g.options['layers'] == net.options['layers']
     assert torch.equal(model.net_g.state_dict()['log_price'], net.log_price)
+
+    for damaged in ([1], {'body': '2:4'}):
+        network_g = {**net.options, 'layers': damaged}
+        write_checkpoint(tmp_path / 'damaged.pth', {'params': net.state_dict()}, network_g)
+        options['path'] = {'pretrain_network_g': str(tmp_path / 'damaged.pth')}
+        with pytest.raises(UserError, match='damaged.pth: network_g.layers: damaged'):
+            model_of(tmp_path, options)
+    options['path'] = {'pretrain_network_g': str(out)}
 
     # The options file comes first; weights that do not fit it are refused.
     options['network_g']['layers'] = {'.': ['1:4', '1:4', '4:4']}

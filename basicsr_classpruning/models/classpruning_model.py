@@ -59,9 +59,12 @@ def _layers_at_start(opt: Mapping[str, Any]) -> dict[str, Any]:
     """The per-layer patterns of the ClassPruning checkpoint that a network starts from; none without such a one."""
     path = opt['path'].get('pretrain_network_g')
     network = (path and read_checkpoint(path).network_g) or {}
-    # Patterns of other candidates would be none of this network's.
-    alike = network.get('candidates') == opt['network_g'].get('candidates')
-    return network.get('layers') or {} if alike else {}
+    if network.get('candidates') != opt['network_g'].get('candidates'):
+        return {}  # patterns of other candidates are none of this network's
+    layers = network.get('layers') or {}
+    if not isinstance(layers, dict) or not all(isinstance(ladder, list) for ladder in layers.values()):
+        raise UserError(f'{path}: network_g.layers: damaged: wanted lists of patterns by the names of layers')
+    return layers
 
 
 @MODEL_REGISTRY.register()
