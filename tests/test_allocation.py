@@ -149,7 +149,7 @@ def test_a_training_takes_the_layers_of_the_checkpoint_it_starts_from(files, tmp
         network_g = {**net.options, 'layers': damaged}
         write_checkpoint(tmp_path / 'damaged.pth', {'params': net.state_dict()}, network_g)
         options['path'] = {'pretrain_network_g': str(tmp_path / 'damaged.pth')}
-        with pytest.raises(UserError, match='damaged.pth: network_g.layers: damaged'):
+        with pytest.raises(UserError, match=r'damaged\.pth: network_g\.layers: damaged'):
             model_of(tmp_path, options)
     options['path'] = {'pretrain_network_g': str(out)}
 
