@@ -43,9 +43,6 @@ Progress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is finished, and how much there is."""
 
 
-WEIGHTS = ('own', 'shared')
-
-
 @dataclass(frozen=True)
 class PruneOptions:
     """How a network is pruned."""
@@ -55,7 +52,7 @@ class PruneOptions:
     share_taps: bool = False
     skip: tuple[str, ...] = ()
     weights: str = 'own'
-    """One of ``WEIGHTS``: own weights for each sparse candidate, or one set shared under nested masks."""
+    """``own``: each sparse candidate has weights of its own; ``shared``: one set under nested masks."""
     seed: int = 0
     """Of the calibration crops, the classifier's first weights and its fit."""
     per_layer: bool = False
