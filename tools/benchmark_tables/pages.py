@@ -187,6 +187,8 @@ def summary(results: list[Result]) -> str:
     """One line for each network: how far static 8:16 and ClassPruning at a few budgets are below the dense network."""
     lines = []
     for result in results:
+        if not {'static_8_16', 'classpruning'} <= set(result.measured):
+            continue
         dense = result.psnr(result.dense)
         (static,) = result.rows('static_8_16', 'candidate')
         budgets = {row['budget']: row for row in result.rows('classpruning', 'budget')}
