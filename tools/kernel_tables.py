@@ -119,6 +119,8 @@ TABLES: dict[str, Callable[[dict], str]] = {
     'kernels_layers_t2': layer_table,
     'kernels_layers_avx2_t1': layer_table,
     'kernels_layers_avx2_t2': layer_table,
+    'kernels_layers_zen3_t1': layer_table,
+    'kernels_layers_zen3_t2': layer_table,
     'kernels_networks_t1': network_table,
     'kernels_networks_t2': network_table,
     'kernels_routed': routed_table,
