@@ -225,8 +225,9 @@ def variants_of(result: Result) -> str:
         share = _oracle_share(result, row.name)
         lines.append([row.label, *values, f'{share:.0%}', f'{found[0.5]["seconds"] / result.dense["seconds"]:.2f}',
                       f'{size:.3f} M'])  # fmt: skip
-    budgets = [f'budget {budget:g}' for budget in VARIANTS_BUDGETS]
-    return markdown(['ClassPruning', *budgets, "oracle's share", 'time at 0.5', 'parameters'], lines)
+    header = ['ClassPruning', *(f'budget {budget:g}' for budget in VARIANTS_BUDGETS)]
+    header += ["oracle's share", 'time at 0.5', 'parameters']
+    return markdown(header, lines) if len(lines) > 1 else ''
 
 
 def patterns_of(result: Result) -> str:
@@ -252,9 +253,8 @@ def section(folder: Path, table: Table) -> str:
             parts += [seeds + '\n'] if seeds else []
     variants = Result.read(folder, table, VARIANTS_TEST_SET, table.result_name(variants=True))
     if variants is not None:
-        parts += ['### Variants\n', caption(variants) + '\n', variants_of(variants) + '\n']
-        patterns = patterns_of(variants)
-        parts += ['### Patterns\n', patterns + '\n'] if patterns else []
+        for title, compared in (('Variants', variants_of(variants)), ('Patterns', patterns_of(variants))):
+            parts += [f'### {title}\n', caption(variants) + '\n', compared + '\n'] if compared else []
     return '\n'.join(parts) if len(parts) > 1 else ''
 
 
