@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from basicsr_classpruning import kernels
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.checkpoint import save_file
 from basicsr_classpruning.cli import restore
@@ -280,6 +281,18 @@ def test_dense_checkpoints_are_restored_too(tmp_path, model):
     wanted = tmp_path / 'wanted'
     assert call(tmp_path / 'a.png', '--model', model, '--output', wanted, '--candidate', '4:4') == 0
     assert (output / 'a.png').read_bytes() == (wanted / 'a.png').read_bytes()
+
+
+def test_no_network_is_traced_while_pictures_are_restored(restorer, monkeypatch):
+    """Tracing changes how modules are called in all threads, and pictures are restored in several."""
+    traced = []
+    trace = torch.fx.Tracer.trace
+    monkeypatch.setattr('torch.fx.Tracer.trace', lambda *args: traced.append(args[1]) or trace(*args))
+    type(restorer)(restorer.net)
+    assert len(traced) == (len(restorer.net.candidates) if kernels.available() else 0)  # in time
+    for index in range(len(restorer.net.candidates)):
+        restorer.engines.prepare(index, torch.rand(1, 3, 24, 24))
+    assert len(traced) == (len(restorer.net.candidates) if kernels.available() else 0)
 
 
 def test_failures_of_the_network_are_named_as_such(tmp_path, restorer, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 import torch
@@ -60,7 +59,10 @@ class FasterEngine:
 
 
 class Engines:
-    """The engines of one network's candidates, made when they are first used. Safe to use from several threads.
+    """The engines of one network's candidates. Safe to use from several threads.
+
+    All are made at once: tracing a network changes how modules are called in the whole process (torch.fx), so none may
+    be traced while another thread computes.
 
     Args:
         net: in eval mode, on the device that is to restore.
@@ -79,15 +81,12 @@ class Engines:
         if backend == 'auto' and not (on_cpu and kernels.available()):
             backend = 'dense'
         self._net, self._backend = net, backend
-        self._made: dict[int, Engine] = {}
-        self._lock = threading.Lock()
+        count = len(net.candidates) if isinstance(net, ClassPruning) else 1
+        self._made = {index: self._make(index) for index in range(count)}
 
     def __getitem__(self, index: int) -> Engine:
         """The engine of a candidate, by its index; a dense network has only index 0."""
-        with self._lock:
-            if index not in self._made:
-                self._made[index] = self._make(index)
-            return self._made[index]
+        return self._made[index]
 
     def prepare(self, index: int, x: Tensor) -> None:
         """Makes an engine ready for inputs such as ``x``, so that nothing is measured while others compute."""
