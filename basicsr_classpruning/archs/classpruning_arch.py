@@ -310,8 +310,9 @@ class ClassPruning(nn.Module):
         if any(key.startswith('base.') and key in own_keys for key in params):
             load_fitting(self, params)
             for name, layer in sparse_layers(self.base):
-                for pattern in layer.broken_patterns():
-                    raise UserError(f'weights do not fit the network: {name} keeps more of them than {pattern}')
+                broken = layer.broken_patterns()
+                if broken:
+                    raise UserError(f'weights do not fit the network: {name} keeps more of them than {broken[0]}')
             return
         if self.options['base'].get('type') == 'ECBSR':
             params = fold_ecbsr_state_dict(self.options['base'], params)

@@ -29,7 +29,14 @@ _DEPTH: dict[str, Any] = {
     'repeated': ('dense', 'static_8_16', 'classpruning'),
 }
 _COLOUR = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 32}
-_EDSR = {'type': 'EDSR', **_COLOUR, 'num_block': 8, 'upscale': 2}
+# The same networks with one N in all layers, and with an N for each.
+_EDSR: dict[str, Any] = {
+    'task': SUPER_RESOLUTION_X2,
+    'base': {'type': 'EDSR', **_COLOUR, 'num_block': 8, 'upscale': 2},
+    'first': Training(6000, 5e-4),
+    'further': Training(1500, 1e-4),
+    'fit': _FIT_EDSR,
+}
 
 
 def _breadth(
@@ -62,21 +69,13 @@ TABLES = (
     Table(
         name='edsr_x2_32',
         title='EDSR ×2, 32 features, 8 blocks',
-        task=SUPER_RESOLUTION_X2,
-        base=_EDSR,
-        first=Training(6000, 5e-4),
-        further=Training(1500, 1e-4),
-        fit=_FIT_EDSR,
+        **_EDSR,
         **_DEPTH,
     ),
     Table(
         name='edsr_x2_32_layers',
         title='EDSR ×2, 32 features, 8 blocks, per-layer N',
-        task=SUPER_RESOLUTION_X2,
-        base=_EDSR,
-        first=Training(6000, 5e-4),
-        further=Training(1500, 1e-4),
-        fit=_FIT_EDSR,
+        **_EDSR,
         per_layer=('4:16', '6:16', '8:16'),
         test_sets=(LARGE, 'Set14'),
         repeated=('classpruning',),
