@@ -11,8 +11,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from test_prune import files, little_work, prune  # noqa: F401 — fixtures
-from tiny import NETWORKS, dense, training_options, write_pictures
+from tiny import NETWORKS, dense, prune, training_options, write_pictures
 from training import model_of
 
 from basicsr_classpruning import load
@@ -128,11 +127,11 @@ def test_the_layers_that_matter_keep_more_and_the_output_moves_less_than_with_on
 
 
 @pytest.mark.usefixtures('little_work')
-def test_a_training_takes_the_layers_of_the_checkpoint_it_starts_from(files, tmp_path, monkeypatch):  # noqa: F811
+def test_a_training_takes_the_layers_of_the_checkpoint_it_starts_from(prunable, tmp_path, monkeypatch):
     out, report = tmp_path / 'pruned.pth', tmp_path / 'report.json'
-    calibration = ('--calibration', str(files / 'pictures'), '--degrade', 'noise25-25')
+    calibration = ('--calibration', str(prunable / 'pictures'), '--degrade', 'noise25-25')
     argv = ('--candidates', '1:4', '2:4', '4:4', '--weights', 'own', '--per-layer', '--json', str(report))
-    assert prune(files, out, *calibration, *argv) == 0
+    assert prune(prunable, out, *calibration, *argv) == 0
     net = load(out)
     assert net.options['layers']
     assert json.loads(report.read_text())['layers_patterns'] == net.options['layers']

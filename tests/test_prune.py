@@ -6,11 +6,11 @@ import re
 
 import pytest
 import torch
-from tiny import NETWORKS, classpruning, dense, write_pictures, write_yaml
+from tiny import classpruning, dense, prune, write_pictures
 from torch.nn import functional
 
 from basicsr_classpruning import load
-from basicsr_classpruning.checkpoint import checkpoint_bytes, write_checkpoint
+from basicsr_classpruning.checkpoint import checkpoint_bytes
 from basicsr_classpruning.cli import main
 from basicsr_classpruning.data.degradations import BicubicDownscaling, GaussianNoise
 from basicsr_classpruning.data.pictures import Pictures
@@ -22,27 +22,6 @@ from basicsr_classpruning.pruning.degradation import detect_degradation
 SPARSE = ['1:4', '2:4']
 
 
-@pytest.fixture(scope='module')
-def files(tmp_path_factory):
-    """A dense checkpoint that does not say what it is, its options, and pictures."""
-    root = tmp_path_factory.mktemp('prune')
-    write_pictures(root / 'pictures', height=104, width=112)
-    write_checkpoint(root / 'dense.pth', {'params': dense('DnCNN').state_dict()}, None)
-    write_yaml(root / 'arch.yml', {'network_g': NETWORKS['DnCNN']})
-    return root
-
-
-@pytest.fixture
-def little_work(monkeypatch):
-    """Calibration as always, on few crops and with few steps."""
-    for name, value in (('_ERROR_CROPS', (6, 6)), ('_FIT_STEPS', 12), ('_HELD_OUT', 6), ('_WEIGHT_CROPS', (4, 4))):
-        monkeypatch.setattr(f'basicsr_classpruning.pruning.prune.{name}', value)
-
-
-def prune(files, out, *argv) -> int:
-    return main(['prune', str(files / 'dense.pth'), '--arch', str(files / 'arch.yml'), '--out', str(out), *argv])
-
-
 def losses(text: str) -> dict[str, list[float]]:
     """The numbers behind each candidate of the printed table."""
     lines = [re.split(r'\s{2,}', line.strip()) for line in text.splitlines()]
@@ -51,14 +30,14 @@ def losses(text: str) -> dict[str, list[float]]:
 
 @pytest.mark.usefixtures('little_work')
 def test_calibrated_candidates_are_near_the_dense_network_and_both_kinds_of_weights_are_compared(
-    files, tmp_path, capsys
+    prunable, tmp_path, capsys
 ):
-    calibration = ('--calibration', str(files / 'pictures'), '--degrade', 'noise25-25')
+    calibration = ('--calibration', str(prunable / 'pictures'), '--degrade', 'noise25-25')
     printed = {}
     for weights in ('own', 'shared'):
-        assert prune(files, tmp_path / f'{weights}.pth', *calibration, '--weights', weights) == 0
+        assert prune(prunable, tmp_path / f'{weights}.pth', *calibration, '--weights', weights) == 0
         printed[weights] = capsys.readouterr().out
-    assert prune(files, tmp_path / 'magnitude.pth') == 0
+    assert prune(prunable, tmp_path / 'magnitude.pth') == 0
 
     # Each run measures what the other one gives, on the same crops.
     own, shared = losses(printed['own']), losses(printed['shared'])
@@ -90,8 +69,8 @@ def test_calibrated_candidates_are_near_the_dense_network_and_both_kinds_of_weig
         assert torch.equal(net.restore_with(x, '4:4'), reference)
 
 
-def test_without_data_masks_go_by_magnitude(files, tmp_path, capsys):
-    assert prune(files, tmp_path / 'x.pth') == 0
+def test_without_data_masks_go_by_magnitude(prunable, tmp_path, capsys):
+    assert prune(prunable, tmp_path / 'x.pth') == 0
     out = capsys.readouterr().out
     assert 'with --calibration DIR the candidates lose far less' in out
     assert re.search(r'shared weights: [\d.]+ MB; own weights: [\d.]+ MB', out)
@@ -103,9 +82,9 @@ def test_without_data_masks_go_by_magnitude(files, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures('little_work')
-def test_a_pruned_network_is_pruned_anew_from_its_dense_weights(files, tmp_path):
-    calibration = ('--calibration', str(files / 'pictures'), '--degrade', 'noise25-25', '--candidates', '2:4', '4:4')
-    assert prune(files, tmp_path / 'once.pth', *calibration) == 0
+def test_a_pruned_network_is_pruned_anew_from_its_dense_weights(prunable, tmp_path):
+    calibration = ('--calibration', str(prunable / 'pictures'), '--degrade', 'noise25-25', '--candidates', '2:4', '4:4')
+    assert prune(prunable, tmp_path / 'once.pth', *calibration) == 0
     assert main(['prune', str(tmp_path / 'once.pth'), '--out', str(tmp_path / 'twice.pth'), *calibration]) == 0
     once, twice = (load(tmp_path / name).state_dict() for name in ('once.pth', 'twice.pth'))
     assert all(torch.equal(once[key], twice[key]) for key in once)
@@ -174,12 +153,12 @@ def test_what_a_network_undoes_is_found_out(tmp_path):
         (('--out', '{folder}/dense.pth'), 'the result would replace it'),
     ],
 )
-def test_wrong_calls_are_one_line_and_write_nothing(files, tmp_path, capsys, arguments, message):
-    before = {path: path.read_bytes() for path in files.iterdir() if path.is_file()}
-    assert prune(files, tmp_path / 'x.pth', *(part.format(folder=files) for part in arguments)) == 2
+def test_wrong_calls_are_one_line_and_write_nothing(prunable, tmp_path, capsys, arguments, message):
+    before = {path: path.read_bytes() for path in prunable.iterdir() if path.is_file()}
+    assert prune(prunable, tmp_path / 'x.pth', *(part.format(folder=prunable) for part in arguments)) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1, lines
     assert lines[0].startswith('classpruning: error: ')
     assert message in lines[0]
-    assert {path: path.read_bytes() for path in files.iterdir() if path.is_file()} == before
+    assert {path: path.read_bytes() for path in prunable.iterdir() if path.is_file()} == before
     assert not list(tmp_path.iterdir())

@@ -16,6 +16,8 @@ import yaml
 from basicsr.archs import build_network
 from torch import nn
 
+from basicsr_classpruning.cli import main
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / 'shared'
 CANDIDATES = ['1:4', '2:4', '4:4']
@@ -122,6 +124,12 @@ def training_options(pictures: Path, name: str = 'EDSR', **train: Any) -> dict[s
 def write_yaml(path: Path, options: dict[str, Any]) -> str:
     path.write_text(yaml.safe_dump(options))
     return str(path)
+
+
+def prune(prunable: Path, out: Path, *argv: str) -> int:
+    """Runs `classpruning prune` on the fixture's checkpoint; the exit status."""
+    network = (str(prunable / 'dense.pth'), '--arch', str(prunable / 'arch.yml'))
+    return main(['prune', *network, '--out', str(out), *argv])
 
 
 def run_python(*args: str, cwd: Path | str = REPOSITORY, timeout: float = 240, **environment: str):

@@ -67,12 +67,13 @@ class Engines:
     Args:
         net: in eval mode, on the device that is to restore.
         backend: ``dense`` (PyTorch), ``cpu`` (the sparse kernels) or ``auto`` (the faster one where both run).
+        only: the one candidate that is wanted, by its index; by default all are.
 
     Raises:
         UsageError: unknown backend, or kernels for a network that is not on the CPU.
     """
 
-    def __init__(self, net: ClassPruning | DenseNetwork, backend: str) -> None:
+    def __init__(self, net: ClassPruning | DenseNetwork, backend: str, only: int | None = None) -> None:
         if backend not in BACKENDS:
             raise UsageError(f'backend {backend!r}: allowed are {", ".join(BACKENDS)}')
         on_cpu = device_of(net).type == 'cpu'
@@ -81,8 +82,8 @@ class Engines:
         if backend == 'auto' and not (on_cpu and kernels.available()):
             backend = 'dense'
         self._net, self._backend = net, backend
-        count = len(net.candidates) if isinstance(net, ClassPruning) else 1
-        self._made = {index: self._make(index) for index in range(count)}
+        everything = range(len(net.candidates) if isinstance(net, ClassPruning) else 1)
+        self._made = {index: self._make(index) for index in (everything if only is None else (only,))}
 
     def __getitem__(self, index: int) -> Engine:
         """The engine of a candidate, by its index; a dense network has only index 0."""

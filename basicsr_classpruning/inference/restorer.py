@@ -89,8 +89,8 @@ class Restorer:
         self.tile, self.overlap, self.batch = tile, overlap, batch or (1 if on_cpu else 16)
         check_tile(tile, overlap, self.traits.sizes)
         self.workers = Workers((threads or torch.get_num_threads()) if on_cpu else 1)
-        self.engines = Engines(self.net, backend)
         self.pinned = self._pinned_index(candidate)
+        self.engines = Engines(self.net, backend, self.pinned)
         self.budget = self._budget(budget)
 
     def _pinned_index(self, candidate: str | None) -> int | None:
