@@ -20,11 +20,12 @@ from basicsr.utils import MessageLogger
 from basicsr.utils.logger import initialized_logger
 from basicsr.utils.misc import check_resume
 
-from basicsr_classpruning.checkpoint import UNFINISHED, load_file, read_checkpoint
+from basicsr_classpruning.checkpoint import read_checkpoint
 from basicsr_classpruning.config.loading import parse_options
 from basicsr_classpruning.data.samplers import ResumableSampler
 from basicsr_classpruning.data.seeded_dataset import SeededDataset
 from basicsr_classpruning.errors import UsageError, UserError
+from basicsr_classpruning.safe_files import UNFINISHED, load_file
 
 
 def train(argv: Sequence[str]) -> None:

@@ -13,7 +13,6 @@ from basicsr.metrics import calculate_psnr, calculate_ssim
 
 from basicsr_classpruning import load
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
-from basicsr_classpruning.checkpoint import save_file
 from basicsr_classpruning.cli import parse
 from basicsr_classpruning.data.degradations import Degradation
 from basicsr_classpruning.errors import UsageError, UserError
@@ -23,6 +22,7 @@ from basicsr_classpruning.inference.contestants import TiledPicture, enter
 from basicsr_classpruning.inference.images import Encoding, Picture, read_picture
 from basicsr_classpruning.inference.restorer import Restorer
 from basicsr_classpruning.inference.writing import write_picture
+from basicsr_classpruning.safe_files import save_file
 
 BASE = {'type': 'MSRResNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 2}
 GREY = {'type': 'DnCNN', 'num_in_ch': 1, 'num_out_ch': 1, 'num_feat': 8, 'num_conv': 4}

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tiny import NETWORKS, classpruning, dense, network_g, run_python, training_options, write_yaml
 
-from basicsr_classpruning.checkpoint import save_file
 from basicsr_classpruning.cli import main
+from basicsr_classpruning.safe_files import save_file
 from basicsr_classpruning.version import __version__
 
 

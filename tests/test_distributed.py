@@ -9,8 +9,8 @@ import pytest
 import torch
 from tiny import run_python, training_options, write_yaml
 
-from basicsr_classpruning.checkpoint import load_file
 from basicsr_classpruning.cli import main
+from basicsr_classpruning.safe_files import load_file
 
 EXPERIMENT = Path('experiments/tiny')
 

@@ -26,12 +26,12 @@ import pytest
 import yaml
 from tiny import REPOSITORY, randomise, write_yaml
 
-from basicsr_classpruning.checkpoint import save_file
 from basicsr_classpruning.cli import build_parser, main
 from basicsr_classpruning.config import load_options
 from basicsr_classpruning.config.loading import build_parser as pipeline_parser
 from basicsr_classpruning.data.demo import make_demo_data
 from basicsr_classpruning.pruning import prune
+from basicsr_classpruning.safe_files import save_file
 
 PAGES = [REPOSITORY / 'README.md', REPOSITORY / 'CONTRIBUTING.md', *sorted((REPOSITORY / 'docs').glob('*.md'))]
 FENCE = re.compile(

@@ -16,8 +16,8 @@ from basicsr.utils import dist_util, options
 from tiny import run_python
 
 from basicsr_classpruning import environment
-from basicsr_classpruning.checkpoint import save_file
 from basicsr_classpruning.errors import UserError
+from basicsr_classpruning.safe_files import save_file
 
 
 def unmended(module: ModuleType) -> ModuleType:

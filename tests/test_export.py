@@ -19,10 +19,11 @@ from calibrated import CANDIDATES, NETWORKS, build, images
 
 import basicsr_classpruning
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
-from basicsr_classpruning.checkpoint import read_checkpoint, save_file, write_checkpoint
+from basicsr_classpruning.checkpoint import read_checkpoint, write_checkpoint
 from basicsr_classpruning.cli import export as command
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.export import onnx as onnx_export
+from basicsr_classpruning.safe_files import save_file
 from basicsr_classpruning.sparsity import Pattern
 
 

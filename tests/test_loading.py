@@ -15,8 +15,8 @@ from torch import nn
 import basicsr_classpruning
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.archs.dense import DenseNetwork
-from basicsr_classpruning.checkpoint import save_file
 from basicsr_classpruning.errors import UsageError, UserError
+from basicsr_classpruning.safe_files import save_file
 
 X = torch.rand(2, 3, 9, 14, generator=torch.Generator().manual_seed(0))
 SPANDREL_DNCNN = {'type': 'DnCNN', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 64, 'num_conv': 17}

@@ -11,9 +11,10 @@ import torch
 from calibrated import build, images
 
 import basicsr_classpruning
-from basicsr_classpruning.checkpoint import read_checkpoint, save_file, write_checkpoint
+from basicsr_classpruning.checkpoint import read_checkpoint, write_checkpoint
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.loading import load_classpruning
+from basicsr_classpruning.safe_files import save_file
 from basicsr_classpruning.sparsity.packing import pack
 
 

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from tiny import REPOSITORY, classpruning, write_pictures
 
-from basicsr_classpruning.checkpoint import save_file
 from basicsr_classpruning.cli import main
 from basicsr_classpruning.errors import UserError
+from basicsr_classpruning.safe_files import save_file
 
 
 @pytest.fixture

@@ -30,11 +30,11 @@ def test_a_harness_that_loses_something_fails(tmp_path):
     script = (
         'import os, sys, runpy\n'
         'import basicsr_classpruning\n'
-        'from basicsr_classpruning import checkpoint\n'
+        'from basicsr_classpruning import safe_files\n'
         'def careless(path, write):\n'
         '    with open(path, "wb") as file:\n'
         '        write(file)\n'
-        'checkpoint.write_atomically = careless\n'
+        'safe_files.write_atomically = careless\n'
         f'sys.argv = ["run.py", "disk", "--short", "--results", {str(tmp_path)!r}]\n'
         'runpy.run_path("tools/reliability/run.py", run_name="__main__")\n'
     )

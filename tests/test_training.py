@@ -16,10 +16,10 @@ from tiny import NETWORKS, classpruning, same, training_options
 from training import BUDGET, CLASS, DISTILL, EXPERIMENT, run
 
 import basicsr_classpruning
-from basicsr_classpruning.checkpoint import load_file, save_file
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.models.classpruning_model import ClassPruningModel
 from basicsr_classpruning.models.validation import evaluate
+from basicsr_classpruning.safe_files import load_file, save_file
 
 # -------------------------------------------------------------------- whole runs
 

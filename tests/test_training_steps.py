@@ -9,13 +9,13 @@ import torch
 from tiny import NETWORKS, dense, same, training_options
 from training import BUDGET, CLASS, DISTILL, EXPERIMENT, batch, model_of, run, step
 
-from basicsr_classpruning.checkpoint import load_file, save_file
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.models.classpruning_model import ClassPruningModel
 from basicsr_classpruning.models.collapse import CollapseWatch
 from basicsr_classpruning.models.explosion import ExplosionWatch
 from basicsr_classpruning.models.guarded_model import BadNumbers
 from basicsr_classpruning.models.stages import Schedule
+from basicsr_classpruning.safe_files import load_file, save_file
 
 # -------------------------------------------------------------------------- steps
 

@@ -34,10 +34,10 @@ from benchmark_tables.plan import (
 )
 from commands import classpruning
 
-from basicsr_classpruning.checkpoint import write_atomically
 from basicsr_classpruning.data.demo import make_other_pictures
 from basicsr_classpruning.inference.benchmark import to_json
 from basicsr_classpruning.inference.machine import describe_machine
+from basicsr_classpruning.safe_files import write_atomically
 
 RESULTS = Path('docs/results/tables')
 

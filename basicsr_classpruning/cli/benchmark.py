@@ -166,6 +166,6 @@ def _folder_name(path: str) -> str:
 
 
 def _write(path: str, content: bytes) -> None:
-    from basicsr_classpruning.checkpoint import write_atomically
+    from basicsr_classpruning.safe_files import write_atomically
 
     write_atomically(path, lambda file: file.write(content))

@@ -84,7 +84,7 @@ def parse_size(text: str) -> tuple[int, int, int]:
 
 def write_json(content: dict[str, Any], path: str | None) -> None:
     """Writes one JSON object, whole or not at all, where a path is given."""
-    from basicsr_classpruning.checkpoint import write_atomically
+    from basicsr_classpruning.safe_files import write_atomically
 
     if path:
         text = json.dumps(content, indent=2, allow_nan=False) + '\n'

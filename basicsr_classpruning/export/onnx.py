@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from basicsr_classpruning.archs.sizes import Sizes
-from basicsr_classpruning.checkpoint import write_atomically
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.export.static import StaticNetwork
+from basicsr_classpruning.safe_files import write_atomically
 
 INPUT, OUTPUT = 'input', 'output'
 """Names of a graph's input ``(B, C, H, W)`` and output."""

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
-from basicsr_classpruning.checkpoint import write_atomically
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.export.onnx import INPUT, OUTPUT, Graph, convert, require_onnx
 from basicsr_classpruning.export.static import take_candidate
+from basicsr_classpruning.safe_files import write_atomically
 
 MANIFEST = 'manifest.json'
 

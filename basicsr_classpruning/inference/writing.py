@@ -19,9 +19,9 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from basicsr_classpruning.checkpoint import write_atomically
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.inference.images import Encoding, Picture
+from basicsr_classpruning.safe_files import write_atomically
 
 _QUALITY = 95  # of JPEG and lossy WebP; a file does not tell the quality it was made with
 _STRIP = 64  # rows: a multiple of JPEG's 8-pixel blocks

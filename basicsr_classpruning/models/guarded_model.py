@@ -20,9 +20,10 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from basicsr_classpruning.checkpoint import read_checkpoint, save_file, write_checkpoint
+from basicsr_classpruning.checkpoint import read_checkpoint, write_checkpoint
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.models.explosion import ExplosionWatch
+from basicsr_classpruning.safe_files import save_file
 
 _AMP_TYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 _MAX_SKIPPED = 20  # bad steps in a row after which skipping them is no longer a rescue

@@ -6,7 +6,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from basicsr_classpruning.checkpoint import read_checkpoint, write_atomically, write_checkpoint
+from basicsr_classpruning.checkpoint import read_checkpoint, write_checkpoint
+from basicsr_classpruning.safe_files import write_atomically
 from benchmark_tables import instances
 from benchmark_tables.options import checkpoint
 from benchmark_tables.plan import Row, Table

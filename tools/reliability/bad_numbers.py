@@ -17,8 +17,8 @@ from reliability.material import EXPERIMENT, checkpoints, damage_of, training, w
 from reliability.poison import ADDED
 from tiny import same
 
-from basicsr_classpruning.checkpoint import load_file, save_file
 from basicsr_classpruning.cli import main
+from basicsr_classpruning.safe_files import load_file, save_file
 
 LENGTHS = {'supernet': 15, 'classifier': 15, 'joint': 15}
 TERMS = {

@@ -10,8 +10,8 @@ from reliability.common import Child, Outcome, Result
 from reliability.material import EXPERIMENT, checkpoints, damage_of, training, write_model, write_options
 from tiny import write_pictures
 
-from basicsr_classpruning.checkpoint import load_file, save_file
 from basicsr_classpruning.cli import main
+from basicsr_classpruning.safe_files import load_file, save_file
 
 LENGTH = 450  # of the classifier's stage; a collapse counts after 200 steps
 COLLAPSED = 'the classifier has collapsed to one class'

@@ -23,8 +23,8 @@ from reliability.common import Child, Outcome, Result, Row, classpruning
 from reliability.material import EXPERIMENT, checkpoints, damage_of, training, write_model, write_options
 from tiny import same
 
-from basicsr_classpruning.checkpoint import load_file
 from basicsr_classpruning.cli import main
+from basicsr_classpruning.safe_files import load_file
 
 STAGES = (20, 10, 10)
 SAVE_EVERY = 2

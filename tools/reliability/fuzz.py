@@ -10,13 +10,11 @@ import copy
 import io
 import itertools
 import json
-import math
 import multiprocessing
 import os
 import random
 import shutil
 import struct
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -29,31 +27,23 @@ import lmdb
 import numpy as np
 import torch
 import yaml
+from reliability.changes import change_bytes, change_member, change_tensors, change_values
 from reliability.common import GIB, Child, Outcome, Result, Row
 from reliability.material import EXPERIMENT, training, write_options
 from tiny import classpruning as tiny_network
 from tiny import dense
 
-from basicsr_classpruning.checkpoint import (
-    save_file,
-    write_checkpoint,
-    write_compact_safetensors,
-    write_safetensors,
-)
+from basicsr_classpruning.checkpoint import write_checkpoint, write_compact_safetensors, write_safetensors
 from basicsr_classpruning.cli import main
 from basicsr_classpruning.inference.images import Encoding, Picture
 from basicsr_classpruning.inference.writing import write_picture
 from basicsr_classpruning.models.guarded_model import GuardedSRModel
+from basicsr_classpruning.safe_files import save_file
 
 _MEMORY = 4 * GIB
 _SECONDS = 10  # of computing
 _PATIENCE = 120  # seconds of waiting, on a machine that others keep busy
 _ITERATIONS = 2
-_ODD = (
-    None, True, False, 0, 1, -1, 2, 3, 7, 64, 10**6, 2**31, 2**63, 10**30, 0.5, -0.5, 1e-300, 1e300, math.nan, math.inf,
-    '', 'x', '2:4', '16:16', '4:2', '0:4', 'EDSR', 'DnCNN', 'ClassPruning', 'auto', '../..', '/', '(', '\n', '\0',
-    '(a+)+$', 'é' * 300, [], {}, [[]], [1, 2], {'type': 'EDSR'}, {'type': 'L1Loss'}, ['2:4', '4:4'],
-)  # fmt: skip
 
 
 def run(count: int, seed: int, folder: Path) -> Result:
@@ -92,97 +82,6 @@ def _run_group(name: str, count: int, seed: int, folder: Path) -> Part:
     getattr(trials, name)(count)
     trials.part.rows = trials.result.rows
     return trials.part
-
-
-# ------------------------------------------------------------------------------------------------------------ changes
-
-
-def change_bytes(data: bytes, rng: random.Random) -> bytes:
-    """Flips, overwrites, cuts out, repeats and inserts bytes at a few places."""
-    result = bytearray(data)
-    for _ in range(rng.choice((1, 1, 2, 4, 16))):
-        start = rng.randrange(len(result) + 1)
-        length = min(rng.choice((1, 1, 2, 4, 8, 64)), len(result) - start)
-        kind = rng.randrange(6)
-        if kind == 0 and start < len(result):
-            result[start] ^= 1 << rng.randrange(8)
-        elif kind == 1:
-            result[start : start + length] = rng.randbytes(length)
-        elif kind == 2:
-            del result[start : start + length]
-        elif kind == 3:
-            result[start:start] = result[start : start + length] * rng.choice((1, 2, 100))
-        elif kind == 4:
-            result[start : start + 4] = struct.pack(rng.choice('<>') + 'i', rng.choice((0, -1, 2**31 - 1, 1, 255)))
-        elif rng.random() < 0.3:
-            del result[start:]
-    return bytes(result)
-
-
-def change_values(value: Any, rng: random.Random) -> Any:
-    """Removes, replaces, adds, moves or renames something in nested mappings and lists."""
-    value = copy.deepcopy(value)
-    for _ in range(rng.choice((1, 1, 2, 3))):
-        places = list(_containers(value))
-        if not places:
-            return value
-        place = rng.choice(places)
-        key = rng.choice(list(place) if isinstance(place, dict) else range(len(place)))
-        kind = rng.randrange(5)
-        if kind == 0:
-            del place[key]
-        elif kind == 1:
-            place[key] = copy.deepcopy(rng.choice(places))
-        elif kind == 2 and isinstance(place, dict):
-            place[rng.choice(('', 'x', 'type', 'é', str(key) + 's'))] = place.pop(key)
-        elif kind == 3 and isinstance(place[key], (int, float)):
-            place[key] *= rng.choice((-1, 0, 0.5, 2, 10, 1000))
-        else:
-            place[key] = copy.deepcopy(rng.choice(_ODD))
-    return value
-
-
-def _containers(value: Any) -> Iterator[Any]:
-    if isinstance(value, (dict, list)) and value:
-        yield value
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _containers(item)
-
-
-def change_tensors(state: dict[str, torch.Tensor], rng: random.Random) -> dict[str, Any]:
-    """Removes, renames or replaces a weight."""
-    state = dict(state)
-    key = rng.choice(list(state))
-    value = state.pop(key)
-    kind = rng.randrange(7)
-    replacements: tuple[Callable[[], Any], ...] = (
-        lambda: value.flatten(),
-        lambda: value.double(),
-        lambda: value.to(torch.complex64),
-        lambda: value * math.nan,
-        lambda: value.new_zeros((0, *value.shape)),
-        lambda: value.expand(3, *value.shape),
-    )
-    if kind < len(replacements):
-        state[rng.choice((key, key, key, 'x', f'module.{key}', ''))] = replacements[kind]()
-    return state
-
-
-def change_member(data: bytes, rng: random.Random) -> bytes:
-    """Changes the bytes of one member of a zip archive, with a right check sum."""
-    result = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(result, 'w') as archive:
-        entries = source.infolist()
-        chosen = rng.choice([entry for entry in entries if entry.file_size])
-        if rng.random() < 0.7:
-            chosen = next(entry for entry in entries if entry.filename.endswith('data.pkl'))
-        for entry in entries:
-            content = source.read(entry)
-            archive.writestr(entry.filename, change_bytes(content, rng) if entry is chosen else content)
-    return result.getvalue()
-
-
-# ------------------------------------------------------------------------------------------------------------- trials
 
 
 class _Enough(BaseException):

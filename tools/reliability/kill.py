@@ -20,9 +20,9 @@ from reliability.common import Child, Outcome, Result
 from reliability.material import EXPERIMENT, checkpoints, damage_of, training, write_options
 from tiny import same
 
-from basicsr_classpruning.checkpoint import load_file
 from basicsr_classpruning.cli import main
 from basicsr_classpruning.models.classpruning_model import ClassPruningModel
+from basicsr_classpruning.safe_files import load_file
 
 STAGES = (30, 15, 15)
 SAVE_EVERY, VALIDATE_EVERY = 2, 3

@@ -10,8 +10,8 @@ from reliability.common import Child, Result
 from reliability.material import EXPERIMENT, checkpoints, training, write_options
 from tiny import same
 
-from basicsr_classpruning.checkpoint import load_file
 from basicsr_classpruning.cli import main
+from basicsr_classpruning.safe_files import load_file
 
 STAGES = (10, 5, 5)
 DEGRADATIONS = ({'type': 'noise', 'sigma': [0, 50]}, {'type': 'jpeg', 'quality': [10, 90]})
