@@ -45,6 +45,7 @@ bench: $(INSTALLED) ## measure the kernels (10 minutes on an idle machine), rewr
 
 tables: $(INSTALLED) ## write all tables of the documentation from the results that are kept
 	$(BIN)/python tools/reproduce_tables.py --write
+	$(BIN)/python tools/routing_by_distance.py --page
 	$(BIN)/python tools/pruning_tables.py tables
 	$(BIN)/python tools/kernel_tables.py
 	$(BIN)/python tools/reliability/run.py --page

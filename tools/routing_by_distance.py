@@ -1,0 +1,181 @@
+#!/usr/bin/env python
+"""Measures how much of the oracle's gain knowing the candidates' outputs, but not the truth, would give.
+
+    python tools/routing_by_distance.py zoo/edsr_x2_32.pth --gt datasets/BSD100 --degrade bicubic2 --json FILE
+    python tools/routing_by_distance.py --page     writes the table of docs/benchmarks.md from docs/results/routing
+
+The error that a candidate leaves is that of the dearest one, plus how far it is from the dearest one's output, plus
+twice the product of the two. The first does not matter; the second depends on the input alone; the third depends on
+what the dearest candidate could not restore, and so on the truth, which no classifier knows. So tiles are routed to
+each budget three times: by the classifier's scores, by the candidates' true distances from the dearest one's output,
+and by their true errors (the oracle).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tables import markdown, replace_blocks
+from tqdm import tqdm
+
+from basicsr_classpruning import load
+from basicsr_classpruning.data.degradations import Degradation
+from basicsr_classpruning.errors import UserError
+from basicsr_classpruning.inference.benchmark_pictures import Pairs
+from basicsr_classpruning.inference.contestants import Contestant, TiledPicture, enter
+from basicsr_classpruning.inference.machine import describe_machine
+from basicsr_classpruning.safe_files import write_atomically
+from basicsr_classpruning.sparsity.budget import picture_scores, reference_errors, solve_budget
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / 'docs' / 'benchmarks.md'
+RESULTS = ROOT / 'docs' / 'results' / 'routing'
+BUDGETS = (0.4, 0.5, 0.6, 0.7, 0.8)
+TILE, OVERLAP = 96, 8
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """One picture's tiles, all relative to the error of the dearest candidate but one in the picture."""
+
+    errors: np.ndarray
+    """``(T, K)``, adding up to the picture's squared error."""
+    distances: np.ndarray
+    """``(T, K)``: squared, from the dearest candidate's output."""
+    scores: np.ndarray
+    """``(T, K)``, the classifier's."""
+    sizes: np.ndarray
+    """``(T,)`` input pixels."""
+
+
+def look_at(contestant: Contestant, pairs: Pairs, index: int) -> Tiles:
+    """Restores a picture's tiles with every candidate."""
+    pair = pairs.pair(index, contestant.traits.channels, contestant.traits.scale)
+    tiled = TiledPicture(contestant, pair.degraded, TILE, OVERLAP)
+    outputs, _ = tiled.measure(list(range(contestant.candidates)), 1)
+    errors = np.stack([tiled.squared_errors(tiles, pair.truth) for tiles in outputs.values()], axis=1)
+    dearest = outputs[contestant.candidates - 1].clip(0, 1)
+    apart = [distances(contestant, tiled, tiles.clip(0, 1) - dearest, pair.truth.shape) for tiles in outputs.values()]
+    scores, _ = tiled.score(1)
+    reference = reference_errors(errors).sum()
+    sizes = np.full(len(scores), float(tiled.pixels))
+    return Tiles(errors / reference, np.stack(apart, axis=1) / reference, picture_scores(scores), sizes)
+
+
+def distances(
+    contestant: Contestant, tiled: TiledPicture, differences: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Sums of squares ``(T,)`` of differences ``(T, C, h, w)``; pixels count by their tile's weight in the picture."""
+    traits, (rows, cols) = contestant.traits, (tiled.grid.rows, tiled.grid.cols)
+    sums = np.zeros(len(differences))
+    for number, difference in enumerate(differences):
+        row, col = divmod(number, len(cols.starts))
+        # What was padded does not count.
+        height = shape[0] - rows.starts[row] * traits.scale
+        width = shape[1] - cols.starts[col] * traits.scale
+        square = np.square(difference[:, :height, :width]).sum(axis=0)
+        down = rows.weights(row, traits.scale, traits.margin)[: len(square)]
+        across = cols.weights(col, traits.scale, traits.margin)[: square.shape[1]]
+        sums[number] = down @ square @ across
+    return sums
+
+
+def mean_psnr(pictures: list[Tiles], classes: np.ndarray) -> float:
+    """Relative to the dearest candidate but one, in dB; mean over the pictures."""
+    cuts = np.cumsum([len(tiles.errors) for tiles in pictures])[:-1]
+    left = [
+        np.take_along_axis(tiles.errors, chosen[:, None], axis=1).sum()
+        for tiles, chosen in zip(pictures, np.split(classes, cuts))
+    ]
+    return float(np.mean(-10 * np.log10(left)))
+
+
+def gains(pictures: list[Tiles], costs: np.ndarray, budget: float) -> dict[str, float]:
+    """What each kind of routing gains over a random mix of fixed candidates of the same cost, in dB."""
+    sizes = np.concatenate([tiles.sizes for tiles in pictures])
+    merits = {
+        # A tile's share of its picture; pictures count alike, whatever their size.
+        'classifier': np.concatenate([tiles.scores / len(tiles.scores) for tiles in pictures]),
+        'distances': -np.concatenate([tiles.distances for tiles in pictures]),
+        'oracle': -np.concatenate([tiles.errors for tiles in pictures]),
+    }
+    fixed = [mean_psnr(pictures, np.full(len(sizes), candidate)) for candidate in range(len(costs))]
+    found = {}
+    for name, merit in merits.items():
+        classes = solve_budget(merit, costs, sizes, budget)
+        cost = (sizes * costs[classes]).sum() / sizes.sum()
+        found[name] = mean_psnr(pictures, classes) - float(np.interp(cost, costs, fixed))
+    return found
+
+
+def measure(model: str, gt: str, degrade: str, path: Path) -> None:
+    """Measures one network on the pictures of a folder, and keeps the result."""
+    contestant = enter(Path(model).stem, load(model).eval(), OVERLAP, 'auto')
+    if contestant.candidates < 2:
+        raise UserError(f'{model}: there is nothing to choose')
+    pairs = Pairs(gt, None, Degradation.parse(degrade))
+    pictures = [look_at(contestant, pairs, index) for index in tqdm(range(len(pairs)))]
+    rows = [{'budget': budget, **gains(pictures, contestant.traits.costs, budget)} for budget in BUDGETS]
+    command = f'python tools/routing_by_distance.py {model} --gt {gt} --degrade {degrade} --json {path}'
+    report = {'model': model, 'gt': gt, 'degrade': degrade, 'pictures': len(pairs), 'rows': rows, 'command': command}
+    content = json.dumps({**report, 'machine': describe_machine()}, indent=1) + '\n'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write(content.encode()))
+    print(table([report]))
+
+
+def share(rows: list[dict[str, float]], kind: str) -> float:
+    """Of the oracle's gain, mean over the budgets."""
+    return float(np.mean([row[kind] / row['oracle'] for row in rows]))
+
+
+def table(reports: list[dict]) -> str:
+    """Shares of the oracle's gain."""
+    lines = [
+        [
+            f'`{report["model"]}`',
+            Path(report['gt']).name,
+            *(f'{share(report["rows"], kind):.0%}' for kind in ('classifier', 'distances')),
+            ' '.join(f'{row["oracle"]:.3f}' for row in report['rows']),
+        ]
+        for report in reports
+    ]
+    budgets = ', '.join(f'{budget:g}' for budget in BUDGETS)
+    header = ['network', 'pictures', 'classifier', 'true distances', f"oracle's gain at budgets {budgets} (dB)"]
+    return markdown(header, lines)
+
+
+def render(page: str) -> str:
+    """The page with the table of the kept results."""
+    reports = [json.loads(path.read_text(encoding='utf-8')) for path in sorted(RESULTS.glob('*.json'))]
+    return replace_blocks(page, {'routing by distance': table(reports)})
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('model', nargs='?', help='a network of several candidates')
+    parser.add_argument('--gt', metavar='DIR', help='clean pictures')
+    parser.add_argument('--degrade', metavar='HOW', help='as in `classpruning benchmark`')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='where the result is kept')
+    parser.add_argument('--page', action='store_true', help='write the table')
+    args = parser.parse_args()
+    if args.page:
+        PAGE.write_text(render(PAGE.read_text(encoding='utf-8')), encoding='utf-8')
+    elif None in (args.model, args.gt, args.degrade, args.json):
+        parser.error('MODEL, --gt, --degrade and --json are wanted')
+    else:
+        torch.set_num_threads(1)
+        try:
+            measure(args.model, args.gt, args.degrade, args.json)
+        except UserError as error:
+            parser.error(str(error))
+
+
+if __name__ == '__main__':
+    main()
