@@ -186,6 +186,15 @@ def test_tiles_errors_add_up_to_the_pictures(folder):
         assert tiled.squared_errors(outputs[k], pair.truth).sum() == pytest.approx(error, rel=0.01)
 
 
+def test_a_pixel_in_several_tiles_counts_once(folder):
+    contestant = enter('sr', load(folder / 'sr.pth'), 8, 'dense')
+    tiled = TiledPicture(contestant, np.zeros((130, 90, 3), np.uint8), 48, 8)
+    height, width = (2 * side for side in tiled.grid.tile_size)
+    sums = [tiled.weighted_sum(number, np.full((height, width), 3.0)) for number in range(len(tiled.grid))]
+    assert len(sums) > 4
+    assert sum(sums) == pytest.approx(3 * 260 * 180)
+
+
 def test_progress_and_reproducibility(folder, monkeypatch):
     contestant = enter('sr', load(folder / 'sr.pth'), 4, 'dense')
     pairs = Pairs(str(folder / 'gt'), None, Degradation.parse('bicubic2'))

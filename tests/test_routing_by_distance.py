@@ -10,7 +10,6 @@ import pytest
 from tiny import REPOSITORY, classpruning, dense, write_pictures
 
 from basicsr_classpruning.checkpoint import write_checkpoint
-from basicsr_classpruning.inference.contestants import TiledPicture, enter
 
 sys.path.insert(0, str(REPOSITORY / 'tools'))
 import routing_by_distance
@@ -22,16 +21,6 @@ def test_the_page_agrees_with_the_results():
     for path in routing_by_distance.RESULTS.glob('*.json'):
         command = json.loads(path.read_text(encoding='utf-8'))['command']
         assert not any(part.startswith(('/', '~', '..')) for part in command.split())
-
-
-def test_pixels_in_several_tiles_count_once():
-    contestant = enter('net', classpruning('EDSR'), 8, 'dense')
-    tiled = TiledPicture(contestant, np.zeros((130, 90, 3), np.uint8), 48, 8)
-    side = 2 * np.array(tiled.grid.tile_size)
-    everywhere = np.full((len(tiled.grid), 3, *side), 2.0)
-    sums = routing_by_distance.distances(contestant, tiled, everywhere, (260, 180, 3))
-    assert len(sums) > 4
-    assert sums.sum() == pytest.approx(4 * 3 * 260 * 180)
 
 
 def test_who_knows_more_gains_more():

@@ -60,29 +60,12 @@ def look_at(contestant: Contestant, pairs: Pairs, index: int) -> Tiles:
     outputs, _ = tiled.measure(list(range(contestant.candidates)), 1)
     errors = np.stack([tiled.squared_errors(tiles, pair.truth) for tiles in outputs.values()], axis=1)
     dearest = outputs[contestant.candidates - 1].clip(0, 1)
-    apart = [distances(contestant, tiled, tiles.clip(0, 1) - dearest, pair.truth.shape) for tiles in outputs.values()]
+    squares = [np.square(tiles.clip(0, 1) - dearest).sum(axis=1) for tiles in outputs.values()]
+    apart = [[tiled.weighted_sum(number, tile) for number, tile in enumerate(tiles)] for tiles in squares]
     scores, _ = tiled.score(1)
     reference = reference_errors(errors).sum()
     sizes = np.full(len(scores), float(tiled.pixels))
     return Tiles(errors / reference, np.stack(apart, axis=1) / reference, picture_scores(scores), sizes)
-
-
-def distances(
-    contestant: Contestant, tiled: TiledPicture, differences: np.ndarray, shape: tuple[int, ...]
-) -> np.ndarray:
-    """Sums of squares ``(T,)`` of differences ``(T, C, h, w)``; pixels count by their tile's weight in the picture."""
-    traits, (rows, cols) = contestant.traits, (tiled.grid.rows, tiled.grid.cols)
-    sums = np.zeros(len(differences))
-    for number, difference in enumerate(differences):
-        row, col = divmod(number, len(cols.starts))
-        # What was padded does not count.
-        height = shape[0] - rows.starts[row] * traits.scale
-        width = shape[1] - cols.starts[col] * traits.scale
-        square = np.square(difference[:, :height, :width]).sum(axis=0)
-        down = rows.weights(row, traits.scale, traits.margin)[: len(square)]
-        across = cols.weights(col, traits.scale, traits.margin)[: square.shape[1]]
-        sums[number] = down @ square @ across
-    return sums
 
 
 def mean_psnr(pictures: list[Tiles], classes: np.ndarray) -> float:

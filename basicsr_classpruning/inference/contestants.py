@@ -153,18 +153,34 @@ class TiledPicture:
             tiles: outputs ``(T, C, h * scale, w * scale)`` in [0, 1].
             truth: ``(H, W, C)`` uint8.
         """
-        traits, (rows, cols) = self._contestant.traits, (self.grid.rows, self.grid.cols)
+        scale = self._contestant.traits.scale
         errors = np.zeros(len(self.grid))
         for number, tile in enumerate(tiles):
-            row, col = divmod(number, len(cols.starts))
-            top, left = rows.starts[row] * traits.scale, cols.starts[col] * traits.scale
+            top, left = (scale * start for start in self._corner(number))
             part = truth[top : top + tile.shape[1], left : left + tile.shape[2]].transpose(2, 0, 1) / np.float32(255)
             height, width = part.shape[1:]  # without what was padded
             error = np.square(tile[:, :height, :width].clip(0, 1) - part).sum(axis=0)
-            down = rows.weights(row, traits.scale, traits.margin)[:height]
-            across = cols.weights(col, traits.scale, traits.margin)[:width]
-            errors[number] = down @ error @ across
+            errors[number] = self.weighted_sum(number, error)
         return errors
+
+    def weighted_sum(self, number: int, values: np.ndarray) -> float:
+        """Sum over a tile's output pixels ``(h, w)``, each counted by the tile's weight in the blended picture.
+
+        What was padded does not count, and may be left out.
+        """
+        traits = self._contestant.traits
+        row, col = divmod(number, len(self.grid.cols.starts))
+        top, left = self._corner(number)
+        height, width = ((side - start) * traits.scale for side, start in zip(self._picture.shape, (top, left)))
+        values = values[:height, :width]
+        down = self.grid.rows.weights(row, traits.scale, traits.margin)[: values.shape[0]]
+        across = self.grid.cols.weights(col, traits.scale, traits.margin)[: values.shape[1]]
+        return float(down @ values @ across)
+
+    def _corner(self, number: int) -> tuple[int, int]:
+        """First row and column of a tile in the degraded picture."""
+        row, col = divmod(number, len(self.grid.cols.starts))
+        return self.grid.rows.starts[row], self.grid.cols.starts[col]
 
     def _timed(self, run: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, float]:
         start = time.perf_counter()
