@@ -288,11 +288,15 @@ def test_no_network_is_traced_while_pictures_are_restored(restorer, monkeypatch)
     traced = []
     trace = torch.fx.Tracer.trace
     monkeypatch.setattr('torch.fx.Tracer.trace', lambda *args: traced.append(args[1]) or trace(*args))
-    type(restorer)(restorer.net)
-    assert len(traced) == (len(restorer.net.candidates) if kernels.available() else 0)  # in time
-    for index in range(len(restorer.net.candidates)):
-        restorer.engines.prepare(index, torch.rand(1, 3, 24, 24))
-    assert len(traced) == (len(restorer.net.candidates) if kernels.available() else 0)
+    candidates = restorer.net.candidates
+    routed = Restorer(restorer.net)
+    assert len(traced) == (len(candidates) if kernels.available() else 0)  # in time
+    for index in range(len(candidates)):
+        routed.engines.prepare(index, torch.rand(1, 3, 24, 24))
+    assert len(traced) == (len(candidates) if kernels.available() else 0)
+    traced.clear()
+    Restorer(restorer.net, candidate=candidates[0])
+    assert len(traced) == (1 if kernels.available() else 0)  # the others are not wanted
 
 
 def test_failures_of_the_network_are_named_as_such(tmp_path, restorer, monkeypatch):
