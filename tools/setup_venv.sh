@@ -37,7 +37,8 @@ if ! "$venv/bin/python" -c 'import cv2' 2>/dev/null; then
   version=$("$venv/bin/python" -c 'from importlib.metadata import version; print(version("opencv-python"))')
   echo "setup: no desktop libraries here, taking opencv-python-headless $version"
   $pip uninstall -y opencv-python
-  $pip install "opencv-python-headless==$version"
+  # Both have the same files: an earlier set-up's headless one lost them just now, and counts as installed.
+  $pip install --force-reinstall --no-deps "opencv-python-headless==$version"
 fi
 "$venv/bin/python" -c 'import basicsr_classpruning' || { echo 'setup: the package cannot be imported' >&2; exit 1; }
 touch "$venv/.installed"
