@@ -24,12 +24,12 @@ from tables import markdown, replace_blocks
 from tqdm import tqdm
 
 from basicsr_classpruning import load
+from basicsr_classpruning.cli.common import write_json
 from basicsr_classpruning.data.degradations import Degradation
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.inference.benchmark_pictures import Pairs
 from basicsr_classpruning.inference.contestants import Contestant, TiledPicture, enter
 from basicsr_classpruning.inference.machine import describe_machine
-from basicsr_classpruning.safe_files import write_atomically
 from basicsr_classpruning.sparsity.budget import picture_scores, reference_errors, solve_budget
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,9 +106,8 @@ def measure(model: str, gt: str, degrade: str, path: Path) -> None:
     rows = [{'budget': budget, **gains(pictures, contestant.traits.costs, budget)} for budget in BUDGETS]
     command = f'python tools/routing_by_distance.py {model} --gt {gt} --degrade {degrade} --json {path}'
     report = {'model': model, 'gt': gt, 'degrade': degrade, 'pictures': len(pairs), 'rows': rows, 'command': command}
-    content = json.dumps({**report, 'machine': describe_machine()}, indent=1) + '\n'
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: file.write(content.encode()))
+    write_json({**report, 'machine': describe_machine()}, str(path))
     print(table([report]))
 
 

@@ -156,7 +156,7 @@ class TiledPicture:
         scale = self._contestant.traits.scale
         errors = np.zeros(len(self.grid))
         for number, tile in enumerate(tiles):
-            top, left = (scale * start for start in self._corner(number))
+            top, left = (scale * start for start in self.grid.corner(number))
             part = truth[top : top + tile.shape[1], left : left + tile.shape[2]].transpose(2, 0, 1) / np.float32(255)
             height, width = part.shape[1:]  # without what was padded
             error = np.square(tile[:, :height, :width].clip(0, 1) - part).sum(axis=0)
@@ -170,17 +170,12 @@ class TiledPicture:
         """
         traits = self._contestant.traits
         row, col = divmod(number, len(self.grid.cols.starts))
-        top, left = self._corner(number)
+        top, left = self.grid.corner(number)
         height, width = ((side - start) * traits.scale for side, start in zip(self._picture.shape, (top, left)))
         values = values[:height, :width]
         down = self.grid.rows.weights(row, traits.scale, traits.margin)[: values.shape[0]]
         across = self.grid.cols.weights(col, traits.scale, traits.margin)[: values.shape[1]]
         return float(down @ values @ across)
-
-    def _corner(self, number: int) -> tuple[int, int]:
-        """First row and column of a tile in the degraded picture."""
-        row, col = divmod(number, len(self.grid.cols.starts))
-        return self.grid.rows.starts[row], self.grid.cols.starts[col]
 
     def _timed(self, run: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, float]:
         start = time.perf_counter()

@@ -85,10 +85,14 @@ class TileGrid:
         """Height and width of every tile."""
         return self.rows.tile, self.cols.tile
 
+    def corner(self, number: int) -> tuple[int, int]:
+        """First row and column of a tile in the picture."""
+        row, col = divmod(number, len(self.cols.starts))
+        return self.rows.starts[row], self.cols.starts[col]
+
     def cut(self, picture: np.ndarray, number: int) -> np.ndarray:
         """Tile of an ``(H, W, C)`` picture, ``(h, w, C)``; beyond the picture's edges it is mirrored."""
-        row, col = divmod(number, len(self.cols.starts))
-        top, left = self.rows.starts[row], self.cols.starts[col]
+        top, left = self.corner(number)
         height, width = self.tile_size
         tile = picture[top : top + height, left : left + width]
         if tile.shape[:2] != (height, width):
