@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import basicsr.test
 import basicsr.train
+import torch
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.models import build_model
 from basicsr.utils import MessageLogger
@@ -43,6 +45,8 @@ def train(argv: Sequence[str]) -> None:
         ),
     ):
         basicsr.train.train_pipeline(os.getcwd())
+    run.model = None
+    _leave_process_group()
 
 
 def test(argv: Sequence[str]) -> None:
@@ -53,6 +57,19 @@ def test(argv: Sequence[str]) -> None:
 
     with _fresh_log(), _replaced(basicsr.test, parse_options=parse):
         basicsr.test.test_pipeline(os.getcwd())
+    _leave_process_group()
+
+
+def _leave_process_group() -> None:
+    """Ends gloo's threads, which BasicSR leaves running: they can abort a process at its exit, when all is done.
+
+    Only after success: beside a process that failed, this would wait for it. Nothing may hold the model any more: a
+    DistributedDataParallel that goes last takes the group with it while it keeps Python's lock, for which the threads
+    may be waiting.
+    """
+    if torch.distributed.is_initialized():
+        gc.collect()
+        torch.distributed.destroy_process_group()
 
 
 @contextlib.contextmanager
