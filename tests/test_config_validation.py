@@ -195,6 +195,7 @@ CASES = [
     ),
     ('network_g.base.upscale', 4, 'network_g.base.upscale: 4 is not allowed; the same as scale (2)'),
     ('train.total_iter', 21, 'train.total_iter: 21 is not allowed; the sum of the stages (20), or none'),
+    ('train.sparse_batch', 2, 'train.sparse_batch: is not allowed with split turn; split none'),
     ('train.stages', {}, 'train.stages: all lengths are 0'),
     ('train.stages', ..., 'train.total_iter: is missing; '),
     ('train.pixel_opt', ..., 'train.pixel_opt: is missing; a loss'),

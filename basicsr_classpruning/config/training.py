@@ -167,6 +167,9 @@ class ClassPruningTrain(GuardedTrain):
     """How the supernet stage shares out a batch: among all candidates in turn, or not at all. Then every candidate
     restores every image, and the classifier learns beside them; a step of K candidates costs K times as much, so make
     the batch smaller."""
+    sparse_batch: Count | None = None
+    """With `split: none`: images of a batch that all candidates restore; the dearest one restores the others too. It
+    has the least to learn, so few images in a step leave it furthest behind. null: all images."""
     mask_interval: CountOrZero = 10
     """Iterations between two rankings of the weights by importance; 0 keeps the masks of the start."""
     srste_decay: NotNegative = 2e-4
@@ -200,6 +203,8 @@ class ClassPruningTrain(GuardedTrain):
         if self.total_iter not in (None, total):
             raise refuse('total_iter', f'{self.total_iter} is not allowed; the sum of the stages ({total}), or none')
         self.total_iter = total
+        if self.sparse_batch is not None and self.split != 'none':
+            raise refuse('sparse_batch', f'is not allowed with split {self.split}; split none')
         _check_losses(self)
         self.scheduler.check(total)
         return self

@@ -139,30 +139,37 @@ class ClassPruningModel(GuardedSRModel):
             self.net_g.rank_by_magnitude()
         whole = self.stage == 'supernet' and self.opt['train'].get('split', 'turn') == 'none'
         learns = whole or self.stage != 'supernet'
-        copies = len(self.net_g.candidates) if whole else 1
+        parts = self._parts() if whole else None
+        images = slice(None) if parts is None else torch.cat(parts)
         if learns and (not whole or not self.memory):  # else the outputs of the last step have been measured
             self._measure_errors()
-        self.classes = self._choose_candidates(current_iter, whole)
-        to_restore = None if self.classes is None else self.lq.repeat(copies, 1, 1, 1)
+        self.classes = self._choose_candidates(current_iter, parts)
+        to_restore = None if self.classes is None else self.lq[images]
         to_score, errors = self.memory.sample(_CLASSIFIER_BATCH) if learns else (None, None)
         with self.autocast():
             output, scores, probabilities = self.training_pass(to_restore, self.classes, to_score)
         if output is not None:
-            yield from self._restoration(output, copies)
-        if whole:
-            self._remember(self.output.detach().chunk(copies))
+            yield from self._restoration(output, images)
+        if parts is not None:
+            outputs = self.output.detach().split([len(part) for part in parts])
+            self._remember([output[: len(parts[0])] for output in outputs])
         if errors is not None:
             yield from self._classifier_terms(scores, probabilities, errors)
 
-    def _choose_candidates(self, current_iter: int, whole: bool) -> Tensor | None:
-        """Candidates of the batch's images; without a split the first for all images, then the second, and so on."""
+    def _parts(self) -> list[Tensor]:
+        """Without a split: the images of the batch that each candidate restores."""
+        batch = torch.arange(len(self.lq), device=self.device)
+        first = batch[: self.opt['train'].get('sparse_batch')]
+        return [first] * (len(self.net_g.candidates) - 1) + [batch]
+
+    def _choose_candidates(self, current_iter: int, parts: list[Tensor] | None) -> Tensor | None:
+        """Candidates of the batch's images; without a split of the first one's images, then the second's, and so on."""
         if self.stage == 'classifier':
             return None
         if self.stage == 'joint':
             return self._explore(self.net_g.classify(self.lq))
-        if whole:
-            candidates = torch.arange(len(self.net_g.candidates), device=self.device)
-            return candidates.repeat_interleave(len(self.lq))
+        if parts is not None:
+            return torch.cat([torch.full_like(part, candidate) for candidate, part in enumerate(parts)])
         return self._split_in_turn(current_iter)
 
     def _split_in_turn(self, current_iter: int) -> Tensor:
@@ -176,14 +183,14 @@ class ClassPruningModel(GuardedSRModel):
         chance = torch.rand(len(classes), device=self.device) < share
         return torch.where(chance, torch.randint_like(classes, len(self.net_g.candidates)), classes)
 
-    def _restoration(self, output: Tensor, repeats: int = 1) -> Iterator[tuple[str, Tensor]]:
-        """The terms of the batch restored, which may be there several times, one after the other."""
+    def _restoration(self, output: Tensor, images: Tensor | slice) -> Iterator[tuple[str, Tensor]]:
+        """The terms of images of the batch restored, which may be there several times."""
         self.output = output.float()
-        yield from self.restoration_terms(self.output, self.gt.repeat(repeats, 1, 1, 1))
+        yield from self.restoration_terms(self.output, self.gt[images])
         if 'distill' in self.losses:
             with torch.no_grad(), self.autocast():
                 teacher = self.net_g.run_sparse(self.lq, DENSE).float()
-            yield 'l_distill', self.losses['distill'](self.output, teacher.repeat(repeats, 1, 1, 1))
+            yield 'l_distill', self.losses['distill'](self.output, teacher[images])
 
     @torch.no_grad()
     def _measure_errors(self) -> None:

@@ -216,6 +216,8 @@ class Table:
             self.classpruning('variant_turn', 'batches of 11 dealt in turn', split='turn', stages=turn, batch=11),
             self.classpruning('variant_joint', 'the same, a third of it joint', split='turn', stages=joint, batch=11),
             self.classpruning('variant_batch2', '2 images a step', batch=2),
+            self.classpruning('variant_batch8', '8 images a step', batch=8),
+            self.classpruning('variant_dense6', '2 images a step, 6 for the dense candidate', batch=6, sparse_batch=2),
             self.classpruning('variant_distillation', 'with distillation', distill_opt=distillation),
             self.classpruning('variant_no_terms', 'without the two loss terms', budget_opt=None, class_opt=None),
         )
@@ -226,6 +228,16 @@ class Table:
                 'six candidates, 2 images a step',
                 ladder=('3:16', '4:16', '6:16', '8:16', '11:16', '16:16'),
                 batch=2,
+            ),
+        )
+        five = ('3:16', '4:16', '6:16', '10:16', '16:16')
+        others += (
+            self.classpruning(
+                'variant_ladder5',
+                'five candidates, 2 images a step, 4 for the dense one',
+                ladder=five,
+                batch=4,
+                sparse_batch=2,
             ),
         )
         patterns = (
