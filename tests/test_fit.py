@@ -59,6 +59,13 @@ def test_the_same_seed_gives_the_same_file_and_the_fit_learns(files, tmp_path):
     assert sum(one['after'] - one['before'] for one in routed) > 0
 
 
+def test_a_device_that_is_not_there_is_refused(files, tmp_path, capsys):
+    out = tmp_path / 'out.pth'
+    assert fit(files, out, '--calibration', str(files / 'pictures'), '--degrade', 'noise0-50', '--device', 'tpu7') == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("classpruning: error: device 'tpu7': ")
+    assert not out.exists()
+
+
 def test_what_has_no_classifier_to_fit_is_refused(files, tmp_path, capsys):
     write_checkpoint(tmp_path / 'dense.pth', {'params': dense('DnCNN').state_dict()}, NETWORKS['DnCNN'])
     for name, options in (

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / 'tools'))
 
 from benchmark_tables import container, instances, pages  # noqa: E402
-from benchmark_tables.options import fitted, options_file, text  # noqa: E402
+from benchmark_tables.options import options_file, text  # noqa: E402
 
 ROWS = [(table, row) for table in instances.TABLES for row in table.rows]
 IDS = [f'{table.name}-{row.name}' for table, row in ROWS]
@@ -35,7 +35,7 @@ def test_options_file_is_what_the_plan_says_and_is_valid(table, row):
 def test_all_networks_are_trained_for_the_same_steps(table):
     def steps(row):
         before = steps(table.row(row.start)) if row.start else 0
-        return before + sum(training.steps for training in row.trainings) + fitted(table, row) * table.fit
+        return before + sum(training.steps for training in row.trainings) + row.fit
 
     assert {steps(row) for row in table.rows if row.name != 'start'} == {table.first.steps + table.further.steps}
 

@@ -58,7 +58,7 @@ def make(table: Table, row: Row) -> None:
                      '--seed', str(SEEDS[0]))  # fmt: skip
     if not trained(table, row).is_file():
         classpruning('train', '-opt', options_file(table, row), '--auto_resume')
-    if fitted(table, row):
+    if fitted(row):
         classpruning('fit', trained(table, row), '--out', checkpoint(table, row), '--calibration', CALIBRATION,
                      '--degrade', table.task.degrade)  # fmt: skip
 
@@ -162,7 +162,7 @@ def main() -> None:
             for test_set in test_sets:
                 measure(table, False, test_set, args.threads)
             measure_container(table, test_sets, args.threads)
-            if table.variants:
+            if table.variants_of:
                 measure(table, True, VARIANTS_TEST_SET, args.threads)
             write()
 

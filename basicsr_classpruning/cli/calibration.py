@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from basicsr_classpruning.cli.common import check_apart, check_outputs
+from basicsr_classpruning.cli.common import add_device_argument, check_apart, check_outputs
 from basicsr_classpruning.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class _Network(Protocol):
 
 
 def add_calibration_arguments(parser: argparse.ArgumentParser, required: bool) -> None:
-    """Adds the folder of pictures, what is done to them, the seed, and the file of figures."""
+    """Adds the folder of pictures, what is done to them, the seed, the device, and the file of figures."""
     parser.add_argument(
         '--calibration', metavar='DIR', required=required, help='folder of pictures like those to be restored'
     )
@@ -37,6 +37,7 @@ def add_calibration_arguments(parser: argparse.ArgumentParser, required: bool) -
     parser.add_argument(
         '--seed', type=int, metavar='N', default=0, help='of the calibration crops and the fit (default: 0)'
     )
+    add_device_argument(parser, default='auto')
     parser.add_argument('--json', metavar='FILE', help='write the figures')
 
 

@@ -35,11 +35,16 @@ def add_run_arguments(parser: argparse.ArgumentParser, device: str) -> None:
         '--backend', default='auto', choices=('auto', 'dense', 'cpu'),
         help='dense: PyTorch; cpu: the N:M kernels; auto: the faster one, measured once for each tile size (default)',
     )  # fmt: skip
-    parser.add_argument(
-        '--device', default=device,
-        help=f'auto (a GPU if there is one), cpu, cuda, cuda:1 ... (default: {device})',
-    )  # fmt: skip
+    add_device_argument(parser, device)
     parser.add_argument('--threads', type=int, metavar='N', help='threads on the CPU (default: one for each core)')
+
+
+def add_device_argument(parser: argparse.ArgumentParser, default: str) -> None:
+    """Adds ``--device``, which ``pick_device`` reads."""
+    parser.add_argument(
+        '--device', default=default,
+        help=f'auto (a GPU if there is one), cpu, cuda, cuda:1 ... (default: {default})',
+    )  # fmt: skip
 
 
 def load_model(path: str, args: argparse.Namespace) -> Any:

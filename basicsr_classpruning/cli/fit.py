@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     from basicsr_classpruning.archs.classpruning_arch import ClassPruning
     from basicsr_classpruning.checkpoint import write_checkpoint
     from basicsr_classpruning.cli.progress import StageBar
+    from basicsr_classpruning.inference.engines import pick_device
     from basicsr_classpruning.inference.machine import describe_machine
     from basicsr_classpruning.pruning.prune import check_routing, fit_routing
 
@@ -47,9 +48,11 @@ def run(args: argparse.Namespace) -> int:
     except UsageError as error:
         raise UsageError(f'{args.checkpoint}: {error}') from None
     pictures, degradation = read_calibration(args, net, net.frozen_dense())
+    net.drop_frozen()
+    net.to(pick_device(args.device))
     with StageBar() as bar:
         routed = fit_routing(net, pictures, degradation, args.seed, bar)
-    write_checkpoint(args.out, {'params': net.state_dict()}, net.options)
+    write_checkpoint(args.out, {'params': net.cpu().state_dict()}, net.options)
     report = {
         'command': args.call,
         'inputs': 'as they are' if degradation is None else str(degradation),

@@ -146,18 +146,20 @@ def _with_data(
     dense: DenseNetwork, options: PruneOptions, args: argparse.Namespace
 ) -> tuple[ClassPruning, dict[str, Any]]:
     from basicsr_classpruning.cli.progress import StageBar
+    from basicsr_classpruning.inference.engines import pick_device
     from basicsr_classpruning.pruning.prune import prune_with_data
 
     pictures, degradation = read_calibration(args, dense, dense)
+    dense.to(pick_device(args.device))
     with StageBar() as bar:
         made = prune_with_data(dense, options, pictures, degradation, bar)
-    return made.net, {
+    return made.net.cpu(), {
         'inputs': 'as they are' if degradation is None else str(degradation),
         'inputs_found_out': not args.degrade,
         'against': "the dense network's outputs" if degradation is None else 'the clean pictures',
         'weights': [
             _weights(made.net, made.candidates),
-            _weights(made.alternative, made.alternative_candidates),
+            _weights(made.alternative.cpu(), made.alternative_candidates),
         ],
     }
 

@@ -83,7 +83,7 @@ def _layer_errors(
     patterns = [Pattern(n, m, general[0].block, general[0].share_taps) for n in measured]
     dense = net.frozen_dense()
     batches = list(crops.lq.split(8))
-    importance = torch.ones(len(crops))
+    importance = torch.ones(len(crops), device=crops.lq.device)
     if crops.gt is not None:
         with torch.no_grad():
             outputs = torch.cat([dense(batch) for batch in batches]).clamp(0, 1)

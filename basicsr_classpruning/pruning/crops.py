@@ -30,6 +30,10 @@ class Crops:
     def __len__(self) -> int:
         return len(self.lq)
 
+    def to(self, device: torch.device) -> Crops:
+        """The same on another device."""
+        return Crops(self.lq.to(device), None if self.gt is None else self.gt.to(device))
+
     def batches(self, size: int) -> Iterator[Crops]:
         """Splits into batches."""
         for start in range(0, len(self), size):

@@ -113,7 +113,11 @@ def build(dense: DenseNetwork, options: PruneOptions, classifier: dict[str, Any]
         raise UsageError(f'network_g.candidates: {", ".join(options.candidates)}: none of them is sparse')
     for _, layer in sparse_layers(net.base):
         layer.reset_candidates()
-    return net.eval()
+    return net.to(_device(dense)).eval()
+
+
+def _device(net: nn.Module) -> torch.device:
+    return next(net.parameters()).device
 
 
 def _copy(dense: DenseNetwork) -> DenseNetwork:
@@ -137,7 +141,7 @@ def prune_with_data(
     fitted are those of the kind that the options name.
 
     Args:
-        dense: the network; it becomes part of the result.
+        dense: the network; it becomes part of the result. Pictures run on its device; masks are searched on the CPU.
         options: patterns and weights.
         pictures: clean ones with a degradation, or the network's inputs without.
         degradation: what makes the network's inputs.
@@ -213,9 +217,9 @@ def check_routing(net: ClassPruning) -> None:
 @torch.no_grad()
 def _routed(net: ClassPruning, maps: ErrorMaps) -> dict[float, tuple[float, float]]:
     """PSNR at budgets, as the classifier routes and at best."""
-    errors = maps.errors.mean((2, 3)).double().numpy()
+    errors = maps.errors.mean((2, 3)).double().cpu().numpy()
     costs, one = np.array(net.reference_macs.costs), np.ones(len(errors))
-    predicted = image_scores(net.scores(maps.lq)).double().numpy()
+    predicted = image_scores(net.scores(maps.lq)).double().cpu().numpy()
     true = -errors / reference_errors(errors)[:, None].clip(1e-10)
 
     def psnr(scores: np.ndarray, budget: float) -> float:
@@ -267,7 +271,8 @@ def _cut(
 
     step = math.lcm(net.sizes.multiple, net.classifier.stride)
     side = max(side, net.sizes.padded(1)) // step * step
-    return cut_crops(pictures, degradation, scale=net.scale, count=count, side=side, seed=seed, step=step, on_crop=cut)
+    crops = cut_crops(pictures, degradation, scale=net.scale, count=count, side=side, seed=seed, step=step, on_crop=cut)
+    return crops.to(_device(net))
 
 
 def _error_crops(net: ClassPruning) -> int:

@@ -11,14 +11,19 @@ from benchmark_tables.plan import (
     OTHER,
     SUPER_RESOLUTION_X2,
     SUPER_RESOLUTION_X4,
+    Recipe,
     Table,
     Task,
     Training,
 )
 
-# The work of 600 tiles of 96 pixels (530 for EDSR), 4 candidates, forward only, in steps of 12 crops of the training's
-# size, forward and backward. For small crops (×4: 24 pixels) and short trainings that is too much.
-_FIT_NOISE, _FIT_EDSR = 150, 235
+# Fitting costs the work of 600 tiles of 96 pixels (530 for EDSR) and all candidates, forward only, here in steps of 12
+# crops of the training's size, forward and backward. For small crops (×4: 24 pixels) and short trainings that is too
+# much.
+_FOUR = Recipe()
+_FOUR_NOISE = Recipe(fit=150)
+_FOUR_EDSR = Recipe(fit=235)
+_FIVE_EDSR = Recipe(('3:16', '4:16', '6:16', '10:16', '16:16'), batch=4, sparse_batch=2, fit=294)
 # Every rival, on every test set. Narrower dense networks have about 25 and 50 % of the MACs, which go with the square
 # of the width.
 _DEPTH: dict[str, Any] = {
@@ -35,12 +40,11 @@ _EDSR: dict[str, Any] = {
     'base': {'type': 'EDSR', **_COLOUR, 'num_block': 8, 'upscale': 2},
     'first': Training(6000, 5e-4),
     'further': Training(1500, 1e-4),
-    'fit': _FIT_EDSR,
 }
 
 
 def _breadth(
-    name: str, title: str, task: Task, fit: int = 0, per_layer: tuple[str, ...] = ('8:16',), **base: Any
+    name: str, title: str, task: Task, recipe: Recipe = _FOUR, per_layer: tuple[str, ...] = ('8:16',), **base: Any
 ) -> Table:
     """Other networks, trained for a short time, with the strongest rival only."""
     return Table(
@@ -50,7 +54,7 @@ def _breadth(
         base=base,
         first=Training(4000, 5e-4),
         further=Training(1000, 1e-4),
-        fit=fit,
+        recipe=recipe,
         per_layer=per_layer,
     )
 
@@ -63,23 +67,38 @@ TABLES = (
         base={'type': 'DnCNN', **_COLOUR, 'num_conv': 17},
         first=Training(8000, 5e-4),
         further=Training(2000, 1e-4),
-        fit=_FIT_NOISE,
+        recipe=_FOUR_NOISE,
         **_DEPTH,
     ),
     Table(
         name='edsr_x2_32',
         title='EDSR ×2, 32 features, 8 blocks',
+        recipe=_FOUR_EDSR,
         **_EDSR,
         **_DEPTH,
     ),
     Table(
         name='edsr_x2_32_layers',
         title='EDSR ×2, 32 features, 8 blocks, per-layer N',
+        recipe=_FIVE_EDSR,
         **_EDSR,
         per_layer=('4:16', '6:16', '8:16'),
         test_sets=(LARGE, 'Set14'),
         repeated=('classpruning',),
-        variants=True,
+        variants_of=_FOUR_EDSR,
+    ),
+    Table(
+        name='edsr_x2_64',
+        title='EDSR ×2, 64 features, 16 blocks, per-layer N',
+        task=SUPER_RESOLUTION_X2,
+        base={'type': 'EDSR', **_COLOUR, 'num_feat': 64, 'num_block': 16, 'upscale': 2},
+        first=Training(8000, 5e-4),
+        further=Training(2000, 1e-4),
+        recipe=_FIVE_EDSR,
+        narrow=(32, 44),
+        per_layer=('4:16', '6:16', '8:16'),
+        test_sets=(LARGE, 'Set14'),
+        repeated=('dense', 'static_8_16', 'static_8_16_layers', 'classpruning'),
     ),
     _breadth(
         'msrresnet_x4_32',
@@ -115,7 +134,7 @@ TABLES = (
         'dncnn_jpeg_32',
         'DnCNN, 32 features, JPEG of quality 10 to 90',
         JPEG,
-        fit=_FIT_NOISE,
+        recipe=_FOUR_NOISE,
         type='DnCNN',
         **_COLOUR,
         num_conv=17,
@@ -124,7 +143,7 @@ TABLES = (
         'nafnet_noise_16',
         'NAFNet, width 16, colour noise of strength 0 to 50',
         NOISE,
-        fit=_FIT_NOISE,
+        recipe=_FOUR_NOISE,
         type='NAFNet',
         img_channel=3,
         width=16,

@@ -22,14 +22,14 @@ def trained(table: Table, row: Row) -> Path:
     return Path('experiments', experiment(table, row), 'models', 'net_g_latest.pth')
 
 
-def fitted(table: Table, row: Row) -> bool:
+def fitted(row: Row) -> bool:
     """Whether a row's classifier is fitted to the calibration pictures at the end, instead of the last steps."""
-    return row.routed and table.fit > 0
+    return row.fit > 0
 
 
 def checkpoint(table: Table, row: Row) -> Path:
     """The network that is measured: after training, and after fitting where the row has that."""
-    return Path('experiments', f'{experiment(table, row)}_fitted.pth') if fitted(table, row) else trained(table, row)
+    return Path('experiments', f'{experiment(table, row)}_fitted.pth') if fitted(row) else trained(table, row)
 
 
 def pruned(table: Table, row: Row) -> Path:

@@ -47,6 +47,20 @@ class Result:
         """PSNR in dB: of the luma for super-resolution, of all channels otherwise, as is usual."""
         return row['psnr_y' if self.table.task.scale > 1 else 'psnr']
 
+    def mean_psnr(self, row: dict[str, Any]) -> float:
+        """The same as a mean over the trainings, with several seeds, of the row of the plan that was measured here."""
+        return float(np.mean([self.psnr(other) for other in self.alike(row)]))
+
+    def alike(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        """The measurements that differ from this one in nothing but the seed of the training."""
+        return [
+            found
+            for training in self.table.trainings_of(row['model'])
+            for found in self.rows(training.name, row['kind'])
+            if (found['candidate'], found['budget'], found['backend'])
+            == (row['candidate'], row['budget'], row['backend'])
+        ]
+
     @property
     def dense(self) -> dict[str, Any]:
         """The dense network that was trained as long as all others, in its fastest engine."""
@@ -94,34 +108,38 @@ def _line(result: Result, label: str, row: dict[str, Any], oracle: str = '', ran
 
 
 def gains_of(result: Result) -> str:
-    """ClassPruning against every rival at the rival's MACs, between the measured budgets by interpolation."""
+    """ClassPruning against every rival at the rival's MACs: between the measured budgets by interpolation, or with one
+    candidate for all tiles, whichever is better."""
     routed = next(row for row in result.table.rows if row.routed and row.name in result.measured)
-    # One candidate for all tiles needs no classifier.
-    points = sorted((row['macs'], result.psnr(row)) for row in result.rows(routed.name, 'candidate', 'budget'))
+    routings = sorted((row['macs'], result.mean_psnr(row)) for row in result.rows(routed.name, 'budget'))
+    candidates = [(row['macs'], result.mean_psnr(row)) for row in result.rows(routed.name, 'candidate')]
     lines = []
     for row in result.table.rows:
         if row.routed or row.repeats or row.name in ('start', 'dense') or row.name not in result.measured:
             continue
         rival = result.rows(row.name, 'candidate' if row.sparse else 'dense')[0]
-        ours = float(np.interp(rival['macs'], *zip(*points)))
-        lines.append([row.label, f'{rival["macs"] / result.dense["macs"]:.1%}', f'{result.psnr(rival):.3f}',
-                      f'{ours:.3f}', f'{ours - result.psnr(rival):+.3f}'])  # fmt: skip
+        affordable = [psnr for macs, psnr in candidates if macs <= rival['macs']]
+        ours = max(float(np.interp(rival['macs'], *zip(*routings))), *affordable)
+        psnr = result.mean_psnr(rival)
+        lines.append([row.label, f'{rival["macs"] / result.dense["macs"]:.1%}', f'{psnr:.3f}', f'{ours:.3f}',
+                      f'{ours - psnr:+.3f}'])  # fmt: skip
     return markdown(['rival', 'its MACs', 'its PSNR', 'ClassPruning there', 'gain (dB)'], lines)
 
 
 def figures_of(result: Result) -> str:
-    """What the routed network reaches, in single figures."""
+    """What the routed network reaches, in single figures: means over its trainings."""
     routed = next(row for row in result.table.rows if row.routed and row.name in result.measured)
-    budgets = result.rows(routed.name, 'budget')
-    least = result.psnr(result.dense) - _EQUAL_QUALITY
+    measured, budgets = result.measured, result.rows(routed.name, 'budget')
+    least = result.mean_psnr(result.dense) - _EQUAL_QUALITY
     # Between the measured budgets by interpolation; PSNR rises with the budget.
-    points = sorted((result.psnr(row), row['saved']) for row in budgets)
+    points = sorted((result.mean_psnr(row), row['saved']) for row in budgets)
     equal = float(np.interp(least, *zip(*points))) if least <= points[-1][0] else None
     off = max(abs(row['macs'] / row['macs_dense'] / row['budget'] - 1) for row in budgets)
     classifier = max(row['macs'] / row['macs_dense'] for row in result.rows(routed.name, 'budget')) - 1
+    shares = [_oracle_share(result, row.name) for row in result.table.trainings_of(routed.name) if row.name in measured]
     lines = [
         [f'MACs saved at {_EQUAL_QUALITY} dB below dense', 'not reached' if equal is None else f'{equal:.0%}'],
-        ["share of the oracle's gain, mean of budgets 0.4 to 0.8", f'{_oracle_share(result, routed.name):.0%}'],
+        ["share of the oracle's gain, mean of budgets 0.4 to 0.8", f'{np.mean(shares):.0%}'],
         ["classifier's share of the dense MACs", f'{classifier:.2%}'],
         ['largest distance from a budget', f'{off:.2%}'],
     ]
@@ -150,12 +168,9 @@ def seeds_of(result: Result) -> str:
         if len(trainings) < 2:
             continue
         row = trainings[0]
+        kind = 'budget' if row.routed else 'candidate' if row.sparse else 'dense'
         for budget in BUDGETS if row.routed else (None,):
-            kind = 'budget' if row.routed else 'candidate' if row.sparse else 'dense'
-            found = [
-                next(item for item in result.rows(training.name, kind) if item['budget'] == budget)
-                for training in trainings
-            ]
+            found = result.alike(next(item for item in result.rows(row.name, kind) if item['budget'] == budget))
             values = [result.psnr(item) for item in found]
             label = row.label if budget is None else f'{row.label}, budget {budget:g}'
             means[label] = float(np.mean(values))

@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any
 
 CALIBRATION = 'datasets/BSDS500/train'
-LADDER = ('3:16', '6:16', '10:16', '16:16')
 LARGE = 'BSD100'
 OTHER = 'other'
 """Test set of scikit-image's pictures that are unlike the training pictures; made where it is missing."""
@@ -46,6 +45,21 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """What ClassPruning consists of in a table, and how much of the training each part gets."""
+
+    ladder: tuple[str, ...] = ('3:16', '6:16', '10:16', '16:16')
+    """The candidates."""
+    batch: int = 3
+    """Images of a step."""
+    sparse_batch: int | None = None
+    """How many of them the sparse candidates restore; None: all, as the dense one does."""
+    fit: int = 0
+    """Steps that cost what fitting the classifier to the calibration pictures costs, and take their place; 0: it learns
+    in training only."""
+
+
+@dataclass(frozen=True)
 class Row:
     """One network of a table."""
 
@@ -66,6 +80,8 @@ class Row:
     """Images of a step."""
     train: dict[str, Any] = field(default_factory=dict)
     """What its ``train`` block has besides the table's."""
+    fit: int = 0
+    """As in its recipe."""
     seed: int = SEEDS[0]
     repeats: str | None = None
     """The row of the first seed that it is another training of."""
@@ -100,9 +116,8 @@ class Table:
     """From there on."""
     narrow: tuple[int, ...] = ()
     """Features of smaller dense networks, for comparison at equal MACs."""
-    fit: int = 0
-    """Steps of a ClassPruning row that cost what fitting its classifier to the calibration pictures costs, and take
-    their place; 0: it learns in training only."""
+    recipe: Recipe = Recipe()
+    """ClassPruning's."""
     by_magnitude: tuple[str, ...] = ()
     """Static N:M rivals whose masks go by magnitude and are learnt in training."""
     calibrated: tuple[str, ...] = ('8:16',)
@@ -113,8 +128,8 @@ class Table:
     test_sets: tuple[str, ...] = ('Set14',)
     repeated: tuple[str, ...] = ()
     """Rows that are trained with every seed, from the same pruned start."""
-    variants: bool = False
-    """Whether variants of ClassPruning, and patterns, are compared."""
+    variants_of: Recipe | None = None
+    """The recipe that variants of ClassPruning change one thing of; None: neither they nor patterns are compared."""
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
@@ -134,7 +149,7 @@ class Table:
                 )
                 for row, seed in again
             ),
-            *(self._variants() if self.variants else ()),
+            *(self._variants(self.variants_of) if self.variants_of else ()),
         )
 
     def _rows_of_the_first_seed(self) -> tuple[Row, ...]:
@@ -149,7 +164,7 @@ class Table:
             *(self._static(candidate, calibrated=False) for candidate in self.by_magnitude),
             *(self._static(candidate, calibrated=True) for candidate in self.calibrated),
             *(self._static_per_layer(candidate) for candidate in self.per_layer),
-            self.classpruning('classpruning', 'ClassPruning'),
+            self.classpruning('classpruning', 'ClassPruning', self.recipe),
         )
 
     def _static(self, candidate: str, calibrated: bool) -> Row:
@@ -175,16 +190,15 @@ class Table:
         self,
         name: str,
         label: str,
-        *,
-        ladder: tuple[str, ...] = LADDER,
+        recipe: Recipe,
         network: dict[str, Any] | None = None,
-        batch: int = 3,
         **changes: Any,
     ) -> Row:
         """A ClassPruning row; ``changes`` replace values of its ``train`` block, None takes a key out."""
         train = {
-            'stages': {'supernet': self.further.steps - self.fit},
+            'stages': {'supernet': self.further.steps - recipe.fit},
             'split': 'none',
+            'sparse_batch': recipe.sparse_batch,
             'budget_opt': {'type': 'ComputeBudgetLoss', 'target': 0.6, 'loss_weight': 1.0},
             'class_opt': {'type': 'ClassificationLoss', 'loss_weight': 0.1},
         }
@@ -193,7 +207,7 @@ class Table:
         # begins twice as high as for one network: a pruned candidate has more to learn.
         rates = (2 * self.further.rate, self.further.rate, self.further.rate)
         stages = tuple(Training(*pair) for pair in zip(train['stages'].values(), rates) if pair[0])
-        whole = {**self._network(list(ladder), 'own'), **(network or {})}
+        whole = {**self._network(list(recipe.ladder), 'own'), **(network or {})}
         return Row(
             name,
             label,
@@ -202,43 +216,35 @@ class Table:
             start='start',
             calibrated=True,
             per_layer=bool(self.per_layer),
-            batch=batch,
+            batch=recipe.batch,
             train=train,
+            fit=recipe.fit,
         )
 
-    def _variants(self) -> tuple[Row, ...]:
-        """Each changes one thing of the ClassPruning row; those pruned alike share its start. Patterns are static."""
-        steps = self.further.steps - self.fit
+    def _variants(self, recipe: Recipe) -> tuple[Row, ...]:
+        """The recipe, and rows that change one thing of it; those pruned alike share a start. Patterns are static."""
+        steps = self.further.steps - recipe.fit
         joint = {'supernet': steps - steps // 3, 'classifier': 0, 'joint': steps // 3}
         turn = {'supernet': steps, 'classifier': 0, 'joint': 0}
         distillation = {'type': 'DistillationLoss', 'loss_weight': 1.0}
+        dealt = replace(recipe, batch=11)
+        two, dearest = replace(recipe, batch=2), replace(recipe, batch=6, sparse_batch=2)
+        six = replace(two, ladder=('3:16', '4:16', '6:16', '8:16', '11:16', '16:16'))
+        reference = self.classpruning('variant_ladder4', 'four candidates, 3 images a step', recipe)
         alike = (
-            self.classpruning('variant_turn', 'batches of 11 dealt in turn', split='turn', stages=turn, batch=11),
-            self.classpruning('variant_joint', 'the same, a third of it joint', split='turn', stages=joint, batch=11),
-            self.classpruning('variant_batch2', '2 images a step', batch=2),
-            self.classpruning('variant_batch8', '8 images a step', batch=8),
-            self.classpruning('variant_dense6', '2 images a step, 6 for the dense candidate', batch=6, sparse_batch=2),
-            self.classpruning('variant_distillation', 'with distillation', distill_opt=distillation),
-            self.classpruning('variant_no_terms', 'without the two loss terms', budget_opt=None, class_opt=None),
+            self.classpruning('variant_turn', 'batches of 11 dealt in turn', dealt, split='turn', stages=turn),
+            self.classpruning('variant_joint', 'the same, a third of it joint', dealt, split='turn', stages=joint),
+            self.classpruning('variant_batch2', '2 images a step', two),
+            self.classpruning('variant_batch8', '8 images a step', replace(recipe, batch=8)),
+            self.classpruning('variant_dense6', '2 images a step, 6 for the dense candidate', dearest),
+            self.classpruning('variant_distillation', 'with distillation', recipe, distill_opt=distillation),
+            self.classpruning(
+                'variant_no_terms', 'without the two loss terms', recipe, budget_opt=None, class_opt=None
+            ),
         )
         others = (
-            self.classpruning('variant_shared', 'one weight set, nested masks', network={'weights': 'shared'}),
-            self.classpruning(
-                'variant_ladder6',
-                'six candidates, 2 images a step',
-                ladder=('3:16', '4:16', '6:16', '8:16', '11:16', '16:16'),
-                batch=2,
-            ),
-        )
-        five = ('3:16', '4:16', '6:16', '10:16', '16:16')
-        others += (
-            self.classpruning(
-                'variant_ladder5',
-                'five candidates, 2 images a step, 4 for the dense one',
-                ladder=five,
-                batch=4,
-                sparse_batch=2,
-            ),
+            self.classpruning('variant_shared', 'one weight set, nested masks', recipe, {'weights': 'shared'}),
+            self.classpruning('variant_ladder6', 'six candidates, 2 images a step', six),
         )
         patterns = (
             self._pattern('pattern_m4', '2:4, block 1', '2:4'),
@@ -247,8 +253,8 @@ class Table:
             self._pattern('pattern_taps', '8:16, block 16, shared taps', '8:16', block=16, share_taps=True),
         )
         return (
-            *(replace(row, variant=True, pruned_as='classpruning') for row in alike),
-            *(replace(row, variant=True) for row in (*others, *patterns)),
+            *(replace(row, variant=True, pruned_as=reference.name) for row in alike),
+            *(replace(row, variant=True) for row in (reference, *others, *patterns)),
         )
 
     def _pattern(self, name: str, label: str, candidate: str, **pattern: Any) -> Row:
