@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from basicsr.archs import build_network
 from tiny import NETWORKS
 
@@ -17,7 +18,7 @@ from basicsr_classpruning.safe_files import load_file
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / 'tools'))
 
-from benchmark_tables import container, instances, pages  # noqa: E402
+from benchmark_tables import container, instances, pages, permutation  # noqa: E402
 from benchmark_tables.options import options_file, text  # noqa: E402
 
 ROWS = [(table, row) for table in instances.TABLES for row in table.rows]
@@ -38,6 +39,31 @@ def test_all_networks_are_trained_for_the_same_steps(table):
         return before + sum(training.steps for training in row.trainings) + row.fit
 
     assert {steps(row) for row in table.rows if row.name != 'start'} == {table.first.steps + table.further.steps}
+
+
+@pytest.mark.parametrize('share_taps', [False, True])
+def test_permuted_channels_change_nothing_but_which_of_them_share_a_block(share_taps):
+    torch.manual_seed(0)
+    net = build_network({**NETWORKS['EDSR'], 'num_feat': 32})
+    before = {key: torch.randn_like(value) * 0.1 for key, value in net.state_dict().items()}
+    after = permutation.permuted(before, 16, share_taps)
+    image = torch.rand(1, 3, 12, 9)
+    outputs = []
+    for state in (before, after):
+        net.load_state_dict(state)
+        with torch.no_grad():
+            outputs.append(net(image))
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(before['body.0.conv1.weight'], after['body.0.conv1.weight'])
+
+
+def test_alike_channels_come_to_share_a_block():
+    generator = torch.Generator().manual_seed(1)
+    kinds = torch.eye(4)[torch.randperm(16, generator=generator) % 4]
+    order = permutation.order_by_likeness(kinds + 0.01 * torch.rand(16, 4, generator=generator), 4)
+    assert sorted(order.tolist()) == list(range(16))
+    for block in kinds[order].view(4, 4, 4):
+        assert torch.equal(block, block[:1].expand_as(block))
 
 
 def test_page_agrees_with_the_results(tmp_path, monkeypatch):

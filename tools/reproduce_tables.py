@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 from benchmark_tables import container, instances, pages, zoo
-from benchmark_tables.options import checkpoint, fitted, options_file, pruned, text, trained
+from benchmark_tables.options import checkpoint, fitted, options_file, permuted, pruned, text, trained
+from benchmark_tables.permutation import permute_checkpoint
 from benchmark_tables.plan import (
     BUDGETS,
     CALIBRATION,
@@ -52,7 +53,13 @@ def make(table: Table, row: Row) -> None:
         network = row.network
         pattern = ['--block', str(network.get('block', 1)), *(['--share-taps'] if network.get('share_taps') else []),
                    *(['--per-layer'] if row.per_layer else [])]  # fmt: skip
-        classpruning('prune', checkpoint(table, table.row(row.start)), '--out', pruned(table, row),
+        start = checkpoint(table, table.row(row.start))
+        if row.permuted:
+            start = permuted(table, row)
+            permute_checkpoint(
+                checkpoint(table, table.row(row.start)), start, network['block'], '--share-taps' in pattern
+            )
+        classpruning('prune', start, '--out', pruned(table, row),
                      '--candidates', *network['candidates'], *pattern, '--weights', network['weights'],
                      '--calibration', CALIBRATION, '--degrade', table.task.degrade,
                      '--seed', str(SEEDS[0]))  # fmt: skip

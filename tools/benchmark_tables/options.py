@@ -38,6 +38,11 @@ def pruned(table: Table, row: Row) -> Path:
     return Path('experiments', f'{experiment(table, own)}_pruned.pth')
 
 
+def permuted(table: Table, row: Row) -> Path:
+    """Where a row's start lies with its channels in another order, before it is pruned."""
+    return Path('experiments', f'{experiment(table, row)}_permuted.pth')
+
+
 def options_file(table: Table, row: Row) -> Path:
     """A row's options file."""
     return FOLDER / table.name / f'{row.name}.yml'

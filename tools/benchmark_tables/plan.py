@@ -76,6 +76,8 @@ class Row:
     """Whether the start is pruned with calibration data first; otherwise by magnitude."""
     per_layer: bool = False
     """Whether pruning with data gives each layer its own N; otherwise all layers have that of the candidate."""
+    permuted: bool = False
+    """Whether the start's output channels are first put in an order in which similar ones share a block."""
     batch: int = 8
     """Images of a step."""
     train: dict[str, Any] = field(default_factory=dict)
@@ -252,9 +254,14 @@ class Table:
             self._pattern('pattern_block4', '8:16, block 4', '8:16', block=4),
             self._pattern('pattern_taps', '8:16, block 16, shared taps', '8:16', block=16, share_taps=True),
         )
+        similar = (
+            replace(row, name=f'{row.name}_permuted', label=f'{row.label}, similar channels together', permuted=True)
+            for row in patterns
+            if 'block' in row.network
+        )
         return (
             *(replace(row, variant=True, pruned_as=reference.name) for row in alike),
-            *(replace(row, variant=True) for row in (reference, *others, *patterns)),
+            *(replace(row, variant=True) for row in (reference, *others, *patterns, *similar)),
         )
 
     def _pattern(self, name: str, label: str, candidate: str, **pattern: Any) -> Row:
