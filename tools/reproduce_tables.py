@@ -79,7 +79,7 @@ def measure(table: Table, variants: bool, test_set: str, threads: int) -> None:
     result.parent.mkdir(parents=True, exist_ok=True)
     files = {str(checkpoint(table, row)): row.name for row in rows}
     candidates = dict.fromkeys(name for row in rows for name in row.network.get('candidates', ()))
-    repeats = '1' if test_set == LARGE else '3'  # the tiles of many pictures average by themselves
+    repeats = '1' if test_set == LARGE else '2'  # the tiles of many pictures average by themselves
     budgets = VARIANTS_BUDGETS if variants else BUDGETS
     classpruning('benchmark', '--models', *files, '--gt', f'datasets/{test_set}', '--degrade', table.task.degrade,
                  '--budgets', *map(str, budgets), '--candidates', *candidates, '--backend', 'auto',

@@ -25,8 +25,6 @@ from basicsr_classpruning.sparsity.budget import (
     solve_budget,
 )
 
-_KEPT_BYTES = 2**30  # of the surveys' restored tiles; what does not fit is restored a second time
-
 Progress = Callable[[str, int, int], None]
 """Is told a stage's name, what is done of it and its total."""
 
@@ -124,13 +122,8 @@ class _Survey:
     """``(T, K)``, relative to the picture's error."""
     errors: np.ndarray
     """``(T, K)``: what a tile adds to the picture's squared error, in units of the dearest candidate's but one."""
-    seconds: np.ndarray
-    """``(1, V, T)``."""
-    seconds_classifier: np.ndarray
     pixels: int
     """Of one tile."""
-    outputs: dict[int, np.ndarray]
-    """The restored tiles ``(T, C, h * scale, w * scale)`` of each candidate; empty where they were not kept."""
 
 
 class Benchmark:
@@ -172,7 +165,6 @@ class Benchmark:
                 have = '; '.join(f'{c.name} has {", ".join(c.traits.candidates)}' for c in contestants if c.candidates)
                 raise UsageError(f'--candidates {candidate}: {have}')
         self._warm: set[tuple[str, tuple[int, int]]] = set()
-        self._room = _KEPT_BYTES
 
     def run(self) -> list[Row]:
         """Measures everything. Raises UserError if a picture cannot be read."""
@@ -183,7 +175,7 @@ class Benchmark:
         for index in range(len(self._pairs)):
             for contestant in self._contestants:
                 own = [line for line in lines if line.contestant is contestant]
-                pixels_here = self._restore(contestant, own, index, surveys.get(contestant.name))
+                pixels_here = self._restore(contestant, own, index)
             pixels += pixels_here
             self._progress('restoring', index + 1, len(self._pairs))
         return [self._row(line, pixels) for line in lines]
@@ -208,19 +200,19 @@ class Benchmark:
         return pair, tiled
 
     def _survey(self, contestant: Contestant) -> list[_Survey]:
-        """Scores, errors and times of all pictures' tiles: a budget is solved over all of them together."""
+        """Scores and errors of all pictures' tiles: a budget is solved over all of them together.
+
+        Nothing is timed here: a machine may be slower by then than when the other contestants have their turn.
+        """
         surveys = []
         for index in range(len(self._pairs)):
             pair, tiled = self._open(contestant, index)
-            scores, seconds_classifier = tiled.score(self._settings.repeats)
-            outputs, seconds = tiled.measure(list(range(contestant.candidates)), 1)
+            scores, _ = tiled.score(1)
+            outputs, _ = tiled.measure(list(range(contestant.candidates)), 1)
             errors = np.stack([tiled.squared_errors(outputs[k], pair.truth) for k in outputs], axis=1)
             # PSNR counts a picture's error relative to itself; see `picture_scores`.
             errors /= max(reference_errors(errors).sum(), 1e-12)
-            self._room -= sum(tiles.nbytes for tiles in outputs.values())
-            kept = outputs if self._room >= 0 else {}
-            relative = picture_scores(scores)
-            surveys.append(_Survey(relative, errors, seconds, seconds_classifier, tiled.pixels, kept))
+            surveys.append(_Survey(picture_scores(scores), errors, tiled.pixels))
             self._progress(f'surveying {contestant.name}', index + 1, len(self._pairs))
         return surveys
 
@@ -265,30 +257,23 @@ class Benchmark:
 
     # ------------------------------------------------------------------------------------------- restoring, rows
 
-    def _restore(self, contestant: Contestant, lines: list[_Line], index: int, surveys: list[_Survey] | None) -> int:
+    def _restore(self, contestant: Contestant, lines: list[_Line], index: int) -> int:
         """Restores one picture in all ways that the lines need; returns its pixels."""
         pair, tiled = self._open(contestant, index)
         for line in lines:
             line.choices[index] = np.broadcast_to(line.choices[index], len(tiled.grid))
         needed = sorted({int(variant) for line in lines for variant in np.unique(line.choices[index])})
         repeats = self._settings.repeats
-        survey = None if surveys is None else surveys[index]
-        kept = {} if survey is None else survey.outputs
-        again = [variant for variant in needed if repeats > 1 or variant not in kept]
-        outputs, seconds = tiled.measure(again, repeats if survey is None else max(repeats - 1, 1))
-        outputs |= kept
-        kept.clear()
-        if survey is not None:
-            seconds = np.concatenate([seconds, survey.seconds])
+        outputs, seconds = tiled.measure(needed, repeats)
+        classifying = float(tiled.score(repeats)[1].sum()) if any(line.classified for line in lines) else 0.0
         # By choice: of a picture with few tiles, many lines restore the same.
         found: dict[bytes, tuple[np.ndarray, Quality]] = {}
         for line in lines:
             choice = line.choices[index]
             tiles = np.arange(len(choice))
-            samples = seconds[:, choice, tiles]
-            line.seconds += float(np.median(np.where(np.isinf(samples), samples.min(axis=0), samples), axis=0).sum())
-            if line.classified and survey is not None:
-                line.seconds += float(survey.seconds_classifier.sum())
+            line.seconds += float(np.median(seconds[:, choice, tiles], axis=0).sum())
+            if line.classified:
+                line.seconds += classifying
             key = choice.tobytes()
             if key not in found:
                 restored = tiled.blend(outputs, choice)
