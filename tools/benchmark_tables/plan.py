@@ -259,10 +259,8 @@ class Table:
             for row in patterns
             if 'block' in row.network
         )
-        return (
-            *(replace(row, variant=True, pruned_as=reference.name) for row in alike),
-            *(replace(row, variant=True) for row in (reference, *others, *patterns, *similar)),
-        )
+        alike = tuple(replace(row, pruned_as=reference.name) for row in alike)
+        return tuple(replace(row, variant=True) for row in (reference, *alike, *others, *patterns, *similar))
 
     def _pattern(self, name: str, label: str, candidate: str, **pattern: Any) -> Row:
         """A static network of another pattern, to be compared with static 8:16."""

@@ -15,16 +15,19 @@ from benchmark_tables.plan import Row, Table
 ZOO = Path('zoo')
 _RECOMMENDED_BUDGET = 0.6
 _LICENCE = 'Apache-2.0'
+_GREATEST_BYTES = 4 * 2**20  # of a network; the repository stays small
 
 
 def write() -> None:
-    """Copies the dense and the ClassPruning network of every table where both are trained, averaged weights only."""
+    """Copies the dense and the ClassPruning network of every table where both are trained and small, averaged weights
+    only.
+    """
     index_file = ZOO / 'index.json'
     entries = {entry['model']: entry for entry in json.loads(index_file.read_text())} if index_file.is_file() else {}
     ZOO.mkdir(exist_ok=True)
     for table in instances.TABLES:
         files = {name: checkpoint(table, table.row(name)) for name in ('classpruning', 'dense')}
-        if all(path.is_file() for path in files.values()):
+        if all(path.is_file() and path.stat().st_size <= _GREATEST_BYTES for path in files.values()):
             model, dense = ZOO / f'{table.name}.pth', ZOO / f'{table.name}_dense.pth'
             _copy(files['classpruning'], model)
             _copy(files['dense'], dense)
