@@ -43,7 +43,7 @@ bench: $(INSTALLED) ## measure the kernels (10 minutes on an idle machine), rewr
 	$(BIN)/python tools/benchmark_kernels.py networks --threads 2 --seconds 8 --json docs/results/kernels_networks_t2.json
 	$(BIN)/python tools/kernel_tables.py
 
-tables: $(INSTALLED) ## write all tables of the documentation from the results that are kept
+tables: $(INSTALLED) ## write all tables and plots of the documentation from the results that are kept
 	$(BIN)/python tools/reproduce_tables.py --write
 	$(BIN)/python tools/routing_by_distance.py --page
 	$(BIN)/python tools/pruning_tables.py tables

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from basicsr_classpruning.safe_files import load_file
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / 'tools'))
 
-from benchmark_tables import container, instances, pages, permutation  # noqa: E402
+from benchmark_tables import container, figure, instances, pages, permutation  # noqa: E402
 from benchmark_tables.options import options_file, text  # noqa: E402
 
 ROWS = [(table, row) for table in instances.TABLES for row in table.rows]
@@ -74,6 +75,26 @@ def test_page_agrees_with_the_results(tmp_path, monkeypatch):
     pages.write(ROOT / 'docs' / 'results' / 'tables')
     for page in (pages.PAGE, pages.README):
         assert (tmp_path / page).read_text() == (ROOT / page).read_text()
+
+
+def test_plot_agrees_with_the_results(tmp_path, monkeypatch):
+    results = tmp_path / 'docs' / 'results' / 'tables'
+    shutil.copytree(ROOT / 'docs' / 'results' / 'tables', results)
+    (tmp_path / figure.FIGURE).parent.mkdir()
+    shutil.copy(ROOT / figure.FIGURE, tmp_path / figure.FIGURE)
+    monkeypatch.chdir(tmp_path)
+    before = figure.FIGURE.read_bytes()
+    figure.write(results)
+    assert figure.FIGURE.read_bytes() == before
+
+    for path in results.glob('*.json'):
+        found = json.loads(path.read_text())
+        for row in found['rows']:
+            row['psnr_y'] += 1
+        path.write_text(json.dumps(found))
+    figure.write(results)
+    assert figure.FIGURE.read_bytes() != before
+    assert figure.drawn_from(figure.FIGURE) != figure.drawn_from(ROOT / figure.FIGURE)
 
 
 def test_a_container_of_widths_meets_budgets(tmp_path, pictures, monkeypatch):

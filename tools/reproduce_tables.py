@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_tables import container, instances, pages, zoo
+from benchmark_tables import container, figure, instances, pages, zoo
 from benchmark_tables.options import checkpoint, fitted, options_file, permuted, pruned, text, trained
 from benchmark_tables.permutation import permute_checkpoint
 from benchmark_tables.plan import (
@@ -118,13 +118,14 @@ def keep(table: Table, result: Path, report: dict[str, Any], files: dict[str, st
 
 
 def write() -> None:
-    """Writes the options file of every row, and the tables of the page."""
+    """Writes the options file of every row, the tables of the pages and the README's plot."""
     for table in instances.TABLES:
         for row in table.rows:
             path = options_file(table, row)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text(table, row), encoding='utf-8')
     pages.write(RESULTS)
+    figure.write(RESULTS)
 
 
 def show() -> None:

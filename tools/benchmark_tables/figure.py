@@ -1,0 +1,55 @@
+"""The README's plot: PSNR of one table's networks against their MACs and their measured time."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from basicsr_classpruning.inference.benchmark import Row
+from basicsr_classpruning.inference.benchmark_report import plot
+from benchmark_tables import instances
+from benchmark_tables.pages import Result
+
+FIGURE = Path('docs/figures/psnr_time.png')
+_PLOTTED = ('edsr_x2_64', 'Set14')
+_SOURCE = 'Source'
+
+
+def write(folder: Path) -> None:
+    """Draws the plot anew if what it shows has changed: other versions of Matplotlib would draw other bytes."""
+    name, test_set = _PLOTTED
+    table = next(table for table in instances.TABLES if table.name == name)
+    result = Result.read(folder, table, test_set)
+    assert result is not None
+    rows, title = rows_of(result), f'{table.title}, {test_set}'
+    digest = hashlib.sha256(repr((title, rows)).encode()).hexdigest()
+    if drawn_from(FIGURE) == digest:
+        return
+    information = PngInfo()
+    information.add_text(_SOURCE, digest)
+    FIGURE.parent.mkdir(parents=True, exist_ok=True)
+    with Image.open(io.BytesIO(plot(rows, title))) as picture:
+        picture.save(FIGURE, pnginfo=information)
+
+
+def drawn_from(figure: Path) -> str | None:
+    """A hash of what a plot shows, as it is kept in the file."""
+    if not figure.is_file():
+        return None
+    with Image.open(figure) as picture:
+        return picture.info.get(_SOURCE)
+
+
+def rows_of(result: Result) -> list[Row]:
+    """The first seed of every row with the PSNR of the table, but for SR-STE rows: they would flatten it."""
+    by_magnitude = {f'static_{candidate.replace(":", "_")}' for candidate in result.table.by_magnitude}
+    labels = {row.name: row.label for row in result.table.rows if row.repeats is None and row.name not in by_magnitude}
+    return [
+        Row(**{**row, 'model': labels[row['model']], 'psnr': result.psnr(row)})
+        for row in result.content['rows']
+        if row['model'] in labels
+    ]
