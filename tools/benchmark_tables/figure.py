@@ -24,7 +24,8 @@ def write(folder: Path) -> None:
     name, test_set = _PLOTTED
     table = next(table for table in instances.TABLES if table.name == name)
     result = Result.read(folder, table, test_set)
-    assert result is not None
+    if result is None:
+        return
     rows, title = rows_of(result), f'{table.title}, {test_set}'
     digest = hashlib.sha256(repr((title, rows)).encode()).hexdigest()
     if drawn_from(FIGURE) == digest:

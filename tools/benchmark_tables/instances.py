@@ -44,7 +44,13 @@ _EDSR: dict[str, Any] = {
 
 
 def _breadth(
-    name: str, title: str, task: Task, recipe: Recipe = _FOUR, per_layer: tuple[str, ...] = ('8:16',), **base: Any
+    name: str,
+    title: str,
+    task: Task,
+    recipe: Recipe = _FOUR,
+    per_layer: tuple[str, ...] = ('8:16',),
+    timed_apart: bool = False,
+    **base: Any,
 ) -> Table:
     """Other networks, trained for a short time, with the strongest rival only."""
     return Table(
@@ -56,6 +62,7 @@ def _breadth(
         further=Training(1000, 1e-4),
         recipe=recipe,
         per_layer=per_layer,
+        timed_apart=timed_apart,
     )
 
 
@@ -74,6 +81,7 @@ TABLES = (
         name='edsr_x2_32',
         title='EDSR ×2, 32 features, 8 blocks',
         recipe=_FOUR_EDSR,
+        timed_apart=True,
         **_EDSR,
         **_DEPTH,
     ),
@@ -105,6 +113,7 @@ TABLES = (
         'MSRResNet ×4, 32 features, 8 blocks',
         SUPER_RESOLUTION_X4,
         per_layer=(),  # trained before there was per-layer N
+        timed_apart=True,
         type='MSRResNet',
         **_COLOUR,
         num_block=8,
@@ -114,6 +123,7 @@ TABLES = (
         'srvgg_x4_32',
         'SRVGGNetCompact ×4, 32 features, 8 layers',
         SUPER_RESOLUTION_X4,
+        timed_apart=True,
         type='SRVGGNetCompact',
         **_COLOUR,
         num_conv=8,

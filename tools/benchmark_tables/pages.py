@@ -114,22 +114,32 @@ def _line(
 
 
 def gains_of(result: Result) -> str:
-    """ClassPruning against every rival at the rival's MACs: between the measured budgets by interpolation, or with one
-    candidate for all tiles, whichever is better."""
+    """ClassPruning against every rival at the rival's MACs, and at its time."""
     routed = next(row for row in result.table.rows if row.routed and row.name in result.measured)
-    routings = sorted((row['macs'], result.mean_psnr(row)) for row in result.rows(routed.name, 'budget'))
-    candidates = [(row['macs'], result.mean_psnr(row)) for row in result.rows(routed.name, 'candidate')]
     lines = []
     for row in result.table.rows:
         if row.routed or row.repeats or row.name in ('start', 'dense') or row.name not in result.measured:
             continue
         rival = result.rows(row.name, 'candidate' if row.sparse else 'dense')[0]
-        affordable = [psnr for macs, psnr in candidates if macs <= rival['macs']]
-        ours = max(float(np.interp(rival['macs'], *zip(*routings))), *affordable)
         psnr = result.mean_psnr(rival)
-        lines.append([row.label, f'{rival["macs"] / result.dense["macs"]:.1%}', f'{psnr:.3f}', f'{ours:.3f}',
-                      f'{ours - psnr:+.3f}'])  # fmt: skip
-    return markdown(['rival', 'its MACs', 'its PSNR', 'ClassPruning there', 'gain (dB)'], lines)
+        ours, as_fast = (_psnr_at(result, routed.name, cost, rival[cost]) for cost in ('macs', 'seconds'))
+        assert ours is not None
+        line = [row.label, f'{rival["macs"] / result.dense["macs"]:.1%}', f'{psnr:.3f}', f'{ours:.3f}']
+        line += [f'{ours - psnr:+.3f}', f'{rival["seconds"] / result.dense["seconds"]:.2f}']
+        lines.append([*line, '' if as_fast is None else f'{as_fast - psnr:+.3f}'])
+    header = ['rival', 'its MACs', 'its PSNR', 'ClassPruning there', 'gain (dB)', 'its time', 'gain at its time (dB)']
+    shown = len(header) - 2 if result.table.timed_apart else len(header)
+    return markdown(header[:shown], [line[:shown] for line in lines])
+
+
+def _psnr_at(result: Result, name: str, cost: str, value: float) -> float | None:
+    """PSNR at a cost: between the measured budgets by interpolation, or with one candidate for all tiles, whichever is
+    better; None where nothing is as cheap."""
+    routings = sorted((row[cost], result.mean_psnr(row)) for row in result.rows(name, 'budget'))
+    found = [result.mean_psnr(row) for row in result.rows(name, 'candidate') if row[cost] <= value]
+    if routings[0][0] <= value:
+        found.append(float(np.interp(value, *zip(*routings))))
+    return max(found, default=None)
 
 
 def figures_of(result: Result) -> str:

@@ -130,6 +130,9 @@ class Table:
     test_sets: tuple[str, ...] = ('Set14',)
     repeated: tuple[str, ...] = ()
     """Rows that are trained with every seed, from the same pruned start."""
+    timed_apart: bool = False
+    """Whether the kept results are of a time when ClassPruning's candidates were timed before the other networks had
+    their turn: what a busy machine makes of that is no comparison."""
     variants_of: Recipe | None = None
     """The recipe that variants of ClassPruning change one thing of; None: neither they nor patterns are compared."""
 
