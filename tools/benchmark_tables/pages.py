@@ -218,7 +218,8 @@ def headline(results: list[Result]) -> str:
         best = [max(map(result.mean_psnr, rows), default=None) for rows in (magnitude, calibrated, *routed)]
         distances = ['' if psnr is None else f'{psnr - dense:+.3f}' for psnr in best]
         time = budgets[_TIMED_BUDGET]['seconds'] / result.dense['seconds']
-        lines.append([result.table.title, f'{dense:.3f}', *distances, saved_at_equal_quality(result), f'{time:.2f}'])
+        shown = '' if result.table.timed_apart else f'{time:.2f}'
+        lines.append([result.table.title, f'{dense:.3f}', *distances, saved_at_equal_quality(result), shown])
     budgets_named = [f'budget {budget:g}' for budget in _HEADLINE_BUDGETS]
     header = ['network', 'dense', 'static 2:4, SR-STE', 'static 8:16, calibrated', *budgets_named]
     return markdown([*header, f'MACs saved at {_EQUAL_QUALITY} dB', f'time at {_TIMED_BUDGET:g}'], lines)
