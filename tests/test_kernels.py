@@ -46,7 +46,8 @@ def assert_close(found: torch.Tensor, wanted: torch.Tensor) -> None:
     assert found.shape == wanted.shape
     scale = wanted.abs().max().item() if wanted.numel() else 1.0
     worst = (found - wanted).abs().max().item() if wanted.numel() else 0.0
-    assert worst <= TOLERANCE * max(scale, 1e-3), f'{worst} of {scale}'
+    # Where a sum cancels, its rounding is that of the numbers summed, which are about 1.
+    assert worst <= TOLERANCE * max(scale, 0.1), f'{worst} of {scale}'
 
 
 @st.composite
@@ -70,6 +71,8 @@ def convolutions(draw) -> tuple[nn.Conv2d, torch.Tensor]:
         bias=draw(st.booleans()),
     )
     layer.weight.data = random_sparse(tuple(layer.weight.shape), pattern, generator)
+    if layer.bias is not None:
+        layer.bias.data.normal_(generator=generator)
     smallest = [(k - 1) * d + 1 for k, d in zip(kernel, layer.dilation)]
     height, width = (least + draw(st.integers(0, 40)) for least in smallest)
     x = torch.randn((draw(st.integers(1, 2)), layer.in_channels, height, width), generator=generator)
@@ -91,6 +94,7 @@ def test_linear_equals_torch(isa_name, pattern, groups, out, tokens):
     generator = torch.Generator().manual_seed(tokens)
     layer = nn.Linear(pattern.m * groups, pattern.block * out).requires_grad_(False)
     layer.weight.data = random_sparse(tuple(layer.weight.shape), pattern, generator)
+    layer.bias.data.normal_(generator=generator)
     x = torch.randn((1, tokens, layer.in_features), generator=generator)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(native.ISA_VARIABLE, isa_name)
