@@ -14,6 +14,12 @@ environment.prepare()
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """A test that fails fails every time."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope='session')
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of four small colour pictures, from flat to noisy."""
