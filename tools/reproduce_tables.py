@@ -35,6 +35,7 @@ from benchmark_tables.plan import (
 )
 from commands import classpruning
 
+from basicsr_classpruning import load
 from basicsr_classpruning.data.demo import make_other_pictures
 from basicsr_classpruning.inference.benchmark import to_json
 from basicsr_classpruning.inference.machine import describe_machine
@@ -80,7 +81,9 @@ def measure(table: Table, variants: bool, test_set: str, threads: int) -> None:
     files = {str(checkpoint(table, row)): row.name for row in rows}
     candidates = dict.fromkeys(name for row in rows for name in row.network.get('candidates', ()))
     repeats = '1' if test_set == LARGE else '2'  # the tiles of many pictures average by themselves
-    budgets = VARIANTS_BUDGETS if variants else BUDGETS
+    # In some networks much stays dense, and low budgets cannot be met.
+    least = max((load(checkpoint(table, row)).reference_macs.costs[0] for row in rows if row.routed), default=0.0)
+    budgets = [budget for budget in (VARIANTS_BUDGETS if variants else BUDGETS) if budget >= least]
     classpruning('benchmark', '--models', *files, '--gt', f'datasets/{test_set}', '--degrade', table.task.degrade,
                  '--budgets', *map(str, budgets), '--candidates', *candidates, '--backend', 'auto',
                  '--repeats', repeats, '--threads', str(threads), '--json', result)  # fmt: skip
