@@ -48,8 +48,8 @@ def drawn_from(figure: Path) -> str | None:
 
 def rows_of(result: Result) -> list[Row]:
     """The first seed of every row with the PSNR of the table, but for SR-STE rows: they would flatten it."""
-    by_magnitude = {f'static_{candidate.replace(":", "_")}' for candidate in result.table.by_magnitude}
-    labels = {row.name: row.label for row in result.table.rows if row.repeats is None and row.name not in by_magnitude}
+    planned = (row for row in result.table.rows if row.repeats is None and (row.calibrated or not row.sparse))
+    labels = {row.name: row.label for row in planned}
     return [
         Row(**{**row, 'model': labels[row['model']], 'psnr': result.psnr(row)})
         for row in result.content['rows']

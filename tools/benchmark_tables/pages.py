@@ -12,7 +12,7 @@ from tables import markdown, write_blocks
 
 from benchmark_tables import instances
 from benchmark_tables.container import NAME as CONTAINER
-from benchmark_tables.plan import BUDGETS, LARGE, VARIANTS_BUDGETS, VARIANTS_TEST_SET, Table
+from benchmark_tables.plan import BUDGETS, LARGE, VARIANTS_BUDGETS, VARIANTS_TEST_SET, Row, Table
 
 PAGE = Path('docs/benchmarks.md')
 README = Path('README.md')
@@ -61,6 +61,11 @@ class Result:
             if (found['candidate'], found['budget'], found['backend'])
             == (row['candidate'], row['budget'], row['backend'])
         ]
+
+    @property
+    def routed(self) -> Row:
+        """The first ClassPruning row that was measured."""
+        return next(row for row in self.table.rows if row.routed and row.name in self.measured)
 
     @property
     def dense(self) -> dict[str, Any]:
@@ -115,14 +120,13 @@ def _line(
 
 def gains_of(result: Result) -> str:
     """ClassPruning against every rival at the rival's MACs, and at its time."""
-    routed = next(row for row in result.table.rows if row.routed and row.name in result.measured)
     lines = []
     for row in result.table.rows:
         if row.routed or row.repeats or row.name in ('start', 'dense') or row.name not in result.measured:
             continue
         rival = result.rows(row.name, 'candidate' if row.sparse else 'dense')[0]
         psnr = result.mean_psnr(rival)
-        ours, as_fast = (_psnr_at(result, routed.name, cost, rival[cost]) for cost in ('macs', 'seconds'))
+        ours, as_fast = (_psnr_at(result, cost, rival[cost]) for cost in ('macs', 'seconds'))
         assert ours is not None
         line = [row.label, f'{rival["macs"] / result.dense["macs"]:.1%}', f'{psnr:.3f}', f'{ours:.3f}']
         line += [f'{ours - psnr:+.3f}', f'{rival["seconds"] / result.dense["seconds"]:.2f}']
@@ -132,9 +136,10 @@ def gains_of(result: Result) -> str:
     return markdown(header[:shown], [line[:shown] for line in lines])
 
 
-def _psnr_at(result: Result, name: str, cost: str, value: float) -> float | None:
+def _psnr_at(result: Result, cost: str, value: float) -> float | None:
     """PSNR at a cost: between the measured budgets by interpolation, or with one candidate for all tiles, whichever is
     better; None where nothing is as cheap."""
+    name = result.routed.name
     routings = sorted((row[cost], result.mean_psnr(row)) for row in result.rows(name, 'budget'))
     found = [result.mean_psnr(row) for row in result.rows(name, 'candidate') if row[cost] <= value]
     if routings[0][0] <= value:
@@ -144,15 +149,15 @@ def _psnr_at(result: Result, name: str, cost: str, value: float) -> float | None
 
 def figures_of(result: Result) -> str:
     """What the routed network reaches, in single figures: means over its trainings."""
-    routed = next(row for row in result.table.rows if row.routed and row.name in result.measured)
-    measured, budgets = result.measured, result.rows(routed.name, 'budget')
+    routed, measured = result.routed.name, result.measured
+    budgets = result.rows(routed, 'budget')
     off = max(abs(row['macs'] / row['macs_dense'] / row['budget'] - 1) for row in budgets)
-    candidates = {row['candidate']: row['macs'] for row in result.rows(routed.name, 'candidate')}
+    candidates = {row['candidate']: row['macs'] for row in result.rows(routed, 'candidate')}
     # Exact where one candidate restores all tiles, as it does at budget 1 nearly everywhere.
-    alike = max(budgets, key=lambda row: max(row['class_share'].values()))
-    routed_macs = sum(share * candidates[name] for name, share in alike['class_share'].items())
-    classifier = (alike['macs'] - routed_macs) / alike['macs_dense']
-    shares = [_oracle_share(result, row.name) for row in result.table.trainings_of(routed.name) if row.name in measured]
+    uniform = max(budgets, key=lambda row: max(row['class_share'].values()))
+    restoring = sum(share * candidates[name] for name, share in uniform['class_share'].items())
+    classifier = (uniform['macs'] - restoring) / uniform['macs_dense']
+    shares = [_oracle_share(result, row.name) for row in result.table.trainings_of(routed) if row.name in measured]
     lines = [
         [f'MACs saved at {_EQUAL_QUALITY} dB below dense', saved_at_equal_quality(result)],
         ["share of the oracle's gain, mean of budgets 0.4 to 0.8", f'{np.mean(shares):.0%}'],
@@ -164,10 +169,9 @@ def figures_of(result: Result) -> str:
 
 def saved_at_equal_quality(result: Result) -> str:
     """MACs that ClassPruning saves where it is a little below the dense network."""
-    routed = next(row for row in result.table.rows if row.routed and row.name in result.measured)
     least = result.mean_psnr(result.dense) - _EQUAL_QUALITY
     # Between the measured budgets by interpolation; PSNR rises with the budget.
-    points = sorted((result.mean_psnr(row), row['saved']) for row in result.rows(routed.name, 'budget'))
+    points = sorted((result.mean_psnr(row), row['saved']) for row in result.rows(result.routed.name, 'budget'))
     return f'{np.interp(least, *zip(*points)):.0%}' if least <= points[-1][0] else 'not reached'
 
 
