@@ -40,4 +40,6 @@ def test_a_harness_that_loses_something_fails(tmp_path):
     )
     done = run_python('-c', script, timeout=600)
     assert done.returncode == 1, done.stdout + done.stderr[-3000:]
-    assert json.loads((tmp_path / 'disk.json').read_text())['lost'] > 0
+    result = tmp_path / 'disk.json'
+    assert result.is_file(), done.stdout + done.stderr[-3000:]
+    assert json.loads(result.read_text())['lost'] > 0
