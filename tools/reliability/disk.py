@@ -77,11 +77,30 @@ def small_disk(folder: Path, size: int) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(['umount', '-l', str(folder)], check=True)
+        _unmount(folder)
+
+
+@contextlib.contextmanager
+def read_only(folder: Path, aside: Path) -> Iterator[None]:
+    """Makes a folder read-only at once, by way of a new folder ``aside``: a mount through which somebody is writing
+    could not be made read-only."""
+    aside.mkdir()
+    _mount('--bind', folder, aside)
+    _mount('-o', 'remount,bind,ro', aside)
+    _mount('--bind', aside, folder)
+    try:
+        yield
+    finally:
+        _unmount(folder)
+        _unmount(aside)
 
 
 def _mount(*arguments: object) -> None:
     subprocess.run(['mount', *map(str, arguments)], check=True)
+
+
+def _unmount(folder: Path) -> None:
+    subprocess.run(['umount', '-l', str(folder)], check=True)
 
 
 class Trials:
@@ -135,18 +154,16 @@ class Trials:
             child = self._start(folder)
             part = folder / EXPERIMENT / name
             self._wait_for(folder, saved)
-            _mount('--bind', part, part)
-            _mount('-o', 'remount,bind,ro', part)
-            self._judge(f'training, {name}/ becomes read-only', child.wait(), folder)
-            subprocess.run(['umount', '-l', str(part)], check=True)
+            with read_only(part, aside=self._folder()):
+                self._judge(f'training, {name}/ becomes read-only', child.wait(), folder, unremovable=True)
         folder, kept = self._folder(), self._folder()
         with small_disk(kept, 2**26):
             folder.mkdir()
             _mount('--bind', kept, folder)
             child = self._start(folder)
             self._wait_for(folder, saved)
-            subprocess.run(['umount', '-l', str(folder)], check=True)
-            self._judge('training, the mount vanishes', child.wait(), kept, vanished=True)
+            _unmount(folder)
+            self._judge('training, the mount vanishes', child.wait(), kept, unremovable=True)
         folder = self._folder()
         with small_disk(folder, 65536):
             (folder / 'pruned.pth').write_bytes(b'old')
@@ -167,7 +184,7 @@ class Trials:
         outcome = child.wait()
         (folder / EXPERIMENT).parent.mkdir(exist_ok=True)
         (folder / 'gone').rename(folder / EXPERIMENT)
-        self._judge('training, its folder vanishes', outcome, folder, vanished=True)
+        self._judge('training, its folder vanishes', outcome, folder, unremovable=True)
         folder = self._folder()
         child = self._start(folder)
         self._wait_for(folder, saved)
@@ -181,9 +198,10 @@ class Trials:
         while not wanted.exists() and time.monotonic() < end:
             time.sleep(0.001)
 
-    def _judge(self, what: str, outcome: Outcome, folder: Path, vanished: bool = False) -> None:
+    def _judge(self, what: str, outcome: Outcome, folder: Path, unremovable: bool = False) -> None:
         """The run must have stopped with one line and status 1, and all that was saved must be as it was. From a disk
-        that has vanished, nobody can remove an unfinished file; the next ``--auto_resume`` does."""
+        that has vanished or has become read-only, nobody can remove an unfinished file; the next ``--auto_resume``
+        does."""
         complaint = outcome.complaint
         lines = outcome.output.strip().splitlines()
         if not complaint and outcome.status != 1:
@@ -191,7 +209,7 @@ class Trials:
         elif not complaint and lines[-1] != outcome.error:
             complaint = f'the error is not the last line: {lines[-1]}'
         complaint = complaint or self._damage(folder / EXPERIMENT)
-        if not complaint and not vanished and list((folder / EXPERIMENT).rglob('.*.tmp')):
+        if not complaint and not unremovable and list((folder / EXPERIMENT).rglob('.*.tmp')):
             complaint = 'an unfinished file is left'
         self.result.row(what).add(complaint and f'{what}: {complaint}')
 
