@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import resource
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from reliability.material import EXPERIMENT, checkpoints, damage_of, training, w
 from tiny import same
 
 from basicsr_classpruning.cli import main
-from basicsr_classpruning.safe_files import load_file
+from basicsr_classpruning.safe_files import UNFINISHED, load_file
 
 STAGES = (20, 10, 10)
 SAVE_EVERY = 2
@@ -78,21 +79,6 @@ def small_disk(folder: Path, size: int) -> Iterator[None]:
         yield
     finally:
         _unmount(folder)
-
-
-@contextlib.contextmanager
-def read_only(folder: Path, aside: Path) -> Iterator[None]:
-    """Makes a folder read-only at once, by way of a new folder ``aside``: a mount through which somebody is writing
-    could not be made read-only."""
-    aside.mkdir()
-    _mount('--bind', folder, aside)
-    _mount('-o', 'remount,bind,ro', aside)
-    _mount('--bind', aside, folder)
-    try:
-        yield
-    finally:
-        _unmount(folder)
-        _unmount(aside)
 
 
 def _mount(*arguments: object) -> None:
@@ -154,8 +140,11 @@ class Trials:
             child = self._start(folder)
             part = folder / EXPERIMENT / name
             self._wait_for(folder, saved)
-            with read_only(part, aside=self._folder()):
-                self._judge(f'training, {name}/ becomes read-only', child.wait(), folder, unremovable=True)
+            with _held(child, part):
+                _mount('--bind', part, part)
+                _mount('-o', 'remount,bind,ro', part)
+            self._judge(f'training, {name}/ becomes read-only', child.wait(), folder)
+            _unmount(part)
         folder, kept = self._folder(), self._folder()
         with small_disk(kept, 2**26):
             folder.mkdir()
@@ -163,7 +152,7 @@ class Trials:
             child = self._start(folder)
             self._wait_for(folder, saved)
             _unmount(folder)
-            self._judge('training, the mount vanishes', child.wait(), kept, unremovable=True)
+            self._judge('training, the mount vanishes', child.wait(), kept, vanished=True)
         folder = self._folder()
         with small_disk(folder, 65536):
             (folder / 'pruned.pth').write_bytes(b'old')
@@ -184,7 +173,7 @@ class Trials:
         outcome = child.wait()
         (folder / EXPERIMENT).parent.mkdir(exist_ok=True)
         (folder / 'gone').rename(folder / EXPERIMENT)
-        self._judge('training, its folder vanishes', outcome, folder, unremovable=True)
+        self._judge('training, its folder vanishes', outcome, folder, vanished=True)
         folder = self._folder()
         child = self._start(folder)
         self._wait_for(folder, saved)
@@ -198,10 +187,9 @@ class Trials:
         while not wanted.exists() and time.monotonic() < end:
             time.sleep(0.001)
 
-    def _judge(self, what: str, outcome: Outcome, folder: Path, unremovable: bool = False) -> None:
+    def _judge(self, what: str, outcome: Outcome, folder: Path, vanished: bool = False) -> None:
         """The run must have stopped with one line and status 1, and all that was saved must be as it was. From a disk
-        that has vanished or has become read-only, nobody can remove an unfinished file; the next ``--auto_resume``
-        does."""
+        that has vanished, nobody can remove an unfinished file; the next ``--auto_resume`` does."""
         complaint = outcome.complaint
         lines = outcome.output.strip().splitlines()
         if not complaint and outcome.status != 1:
@@ -209,7 +197,7 @@ class Trials:
         elif not complaint and lines[-1] != outcome.error:
             complaint = f'the error is not the last line: {lines[-1]}'
         complaint = complaint or self._damage(folder / EXPERIMENT)
-        if not complaint and not unremovable and list((folder / EXPERIMENT).rglob('.*.tmp')):
+        if not complaint and not vanished and list((folder / EXPERIMENT).rglob(f'.*{UNFINISHED}')):
             complaint = 'an unfinished file is left'
         self.result.row(what).add(complaint and f'{what}: {complaint}')
 
@@ -234,6 +222,23 @@ class Trials:
         if not complaint and {path: path.read_bytes() for path in folder.iterdir()} != before:
             complaint = 'files have changed'
         self.result.row(what).add(complaint and f'{what}: {complaint}')
+
+
+@contextlib.contextmanager
+def _held(child: Child, folder: Path) -> Iterator[None]:
+    """Holds a training still while it has no unfinished file in a folder. A mount with a file that is being written
+    cannot become read-only, and where it has, nobody could remove that file."""
+    while True:
+        os.kill(child.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        if not list(folder.glob(f'.*{UNFINISHED}')):
+            break
+        os.kill(child.pid, signal.SIGCONT)
+        time.sleep(0.001)
+    try:
+        yield
+    finally:
+        os.kill(child.pid, signal.SIGCONT)
 
 
 def _fill(folder: Path) -> Path:
