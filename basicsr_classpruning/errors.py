@@ -1,5 +1,7 @@
 """Errors that are shown to the user as one line, without a traceback."""
 
+from __future__ import annotations
+
 
 class UserError(Exception):
     """Work that failed for a reason the user can act on (a file, a picture, a full disk): exit status 1.
@@ -16,6 +18,16 @@ class UserError(Exception):
 
 
 class UsageError(UserError):
-    """A wrong call: an option, key or value that is not allowed. Exit status 2."""
+    """A wrong call: an option, key or value that is not allowed. Exit status 2.
+
+    Args:
+        message: what is wrong with the key's value, and what is allowed; without a key the whole message.
+        key: name of the argument or option that is wrong, as Python or an options file calls it: ``output``,
+            ``network_g.candidates``. The command line shows its own name for it.
+    """
 
     status = 2
+
+    def __init__(self, message: str, key: str | None = None) -> None:
+        super().__init__(message if key is None else f'{key} {message}')
+        self.key, self.text = key, message

@@ -41,7 +41,7 @@ def network(candidates: list[str], **options) -> ClassPruning:
 @torch.no_grad()
 def moved(net: ClassPruning, patterns: dict[str, Pattern], crops: Crops) -> torch.Tensor:
     """Mean squared change of each output when layers are pruned, one after the other as in a candidate."""
-    twin = copy.deepcopy(net.frozen_dense())
+    twin = copy.deepcopy(net.dense.net)
     (pruned,) = prune_second_order(twin, [patterns], [crops.lq])
     before = twin(crops.lq).clamp(0, 1)
     for name, layer in pruned.items():
@@ -57,7 +57,7 @@ def test_an_error_is_what_the_output_shows_when_that_layer_alone_is_pruned(crops
     importance = torch.linspace(1, 2, len(crops))
     told = []
     found = errors_of_single_layers(
-        net.frozen_dense(), dict.fromkeys(names, patterns), [crops.lq], importance, progress=lambda *at: told.append(at)
+        net.dense.net, dict.fromkeys(names, patterns), [crops.lq], importance, progress=lambda *at: told.append(at)
     )
     assert told == [(done + 1, len(names)) for done in range(len(names))]
     assert [*found] == names
@@ -99,7 +99,7 @@ def test_where_no_layer_matters_the_macs_are_kept_all_the_same(crops):
     net = network(['1:4', '2:4'])
     with torch.no_grad():
         net.base.conv_last.bias.fill_(9)  # every output is clipped
-    net.drop_frozen()
+    net.forget_subnetworks()
     layers = allocate_layers(net, crops)
     costs = network(['1:4', '2:4'], layers=layers).reference_macs.costs
     assert all(ours <= theirs for ours, theirs in zip(costs, net.reference_macs.costs))

@@ -13,12 +13,13 @@ from basicsr.metrics import calculate_psnr, calculate_ssim
 
 from basicsr_classpruning import load
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
+from basicsr_classpruning.archs.forms import as_routed
+from basicsr_classpruning.benchmark.models import TiledPicture, make_model
+from basicsr_classpruning.benchmark.pairs import Pairs
+from basicsr_classpruning.benchmark.run import Benchmark, Settings
 from basicsr_classpruning.cli import parse
 from basicsr_classpruning.data.degradations import Degradation
 from basicsr_classpruning.errors import UsageError, UserError
-from basicsr_classpruning.inference.benchmark import Benchmark, Settings
-from basicsr_classpruning.inference.benchmark_pictures import Pairs
-from basicsr_classpruning.inference.contestants import TiledPicture, enter
 from basicsr_classpruning.inference.images import Encoding, Picture, read_picture
 from basicsr_classpruning.inference.restorer import Restorer
 from basicsr_classpruning.inference.writing import write_picture
@@ -49,7 +50,7 @@ def folder(tmp_path_factory):
         net = ClassPruning(base=base, candidates=['1:4', '2:4', '4:4'])
         net.rank_by_magnitude()
         save_file({'params': net.state_dict(), 'network_g': net.options}, root / f'{name}.pth')
-    save_file({'params': load(root / 'sr.pth').frozen_dense().state_dict(), 'network_g': BASE}, root / 'dense.pth')
+    save_file({'params': load(root / 'sr.pth').dense.net.state_dict(), 'network_g': BASE}, root / 'dense.pth')
     return root
 
 
@@ -89,8 +90,8 @@ def test_rows_of_networks_candidates_and_budgets(folder, tmp_path, capsys):
         assert by_kind['random', budget]['class_share'] == by_kind['budget', budget]['class_share']
     dense = rows[-1]
     net = load(folder / 'sr.pth')
-    assert dense['params'] == sum(parameter.numel() for parameter in net.frozen_dense().parameters())
-    pruned = net.frozen('2:4').parameters()
+    assert dense['params'] == sum(parameter.numel() for parameter in net.dense.net.parameters())
+    pruned = net.subnetwork('2:4').net.parameters()
     assert rows[0]['params'] == sum(int(p.count_nonzero()) if p.dim() > 1 else p.numel() for p in pruned)
     stored = [parameter for name, parameter in net.named_parameters() if '.weights.' not in name]
     own = sum(int(parameter.count_nonzero()) for name, parameter in net.named_parameters() if '.weights.' in name)
@@ -174,9 +175,9 @@ def test_engines_are_run_or_named(folder, tmp_path, capsys):
 
 def test_tiles_errors_add_up_to_the_pictures(folder):
     """What the oracle minimises is the error of the blended picture."""
-    contestant = enter('sr', load(folder / 'sr.pth'), 4, 'dense')
+    model = make_model('sr', as_routed(load(folder / 'sr.pth')), 4, 'dense')
     pair = Pairs(str(folder / 'gt'), None, Degradation.parse('bicubic2')).pair(0, 3, 2)
-    tiled = TiledPicture(contestant, pair.degraded, 40, 4)
+    tiled = TiledPicture(model, pair.degraded, 40, 4)
     outputs, seconds = tiled.measure([0, 1, 2], 2)
     assert seconds.shape == (2, 3, len(tiled.grid))
     assert np.isfinite(seconds).all()
@@ -187,8 +188,8 @@ def test_tiles_errors_add_up_to_the_pictures(folder):
 
 
 def test_a_pixel_in_several_tiles_counts_once(folder):
-    contestant = enter('sr', load(folder / 'sr.pth'), 8, 'dense')
-    tiled = TiledPicture(contestant, np.zeros((130, 90, 3), np.uint8), 48, 8)
+    model = make_model('sr', as_routed(load(folder / 'sr.pth')), 8, 'dense')
+    tiled = TiledPicture(model, np.zeros((130, 90, 3), np.uint8), 48, 8)
     height, width = (2 * side for side in tiled.grid.tile_size)
     sums = [tiled.weighted_sum(number, np.full((height, width), 3.0)) for number in range(len(tiled.grid))]
     assert len(sums) > 4
@@ -196,7 +197,7 @@ def test_a_pixel_in_several_tiles_counts_once(folder):
 
 
 def test_only_what_is_run_in_turn_with_the_other_networks_is_timed(folder, monkeypatch):
-    contestant = enter('sr', load(folder / 'sr.pth'), 4, 'dense')
+    model = make_model('sr', as_routed(load(folder / 'sr.pth')), 4, 'dense')
     pairs = Pairs(str(folder / 'gt'), None, Degradation.parse('bicubic2'))
     settings = Settings(tile=24, overlap=4, budgets=(0.7,), backend='dense', repeats=1)
     surveyed = []
@@ -204,21 +205,19 @@ def test_only_what_is_run_in_turn_with_the_other_networks_is_timed(folder, monke
     monkeypatch.setattr(
         TiledPicture, '_timed', lambda self, run, x: (timed(self, run, x)[0], 1.0 if len(surveyed) >= 3 else 1e9)
     )
-    rows = Benchmark([contestant], pairs, settings, lambda stage, *_: surveyed.append(stage)).run()
+    rows = Benchmark([model], pairs, settings, lambda stage, *_: surveyed.append(stage)).run()
     (routed,) = [row for row in rows if row.kind == 'budget']
-    tiles = sum(
-        len(TiledPicture(contestant, pairs.pair(index, 3, 2).degraded, 24, 4).grid) for index in range(len(pairs))
-    )
+    tiles = sum(len(TiledPicture(model, pairs.pair(index, 3, 2).degraded, 24, 4).grid) for index in range(len(pairs)))
     assert routed.seconds == 2 * tiles  # one for the tile, one for the classifier
 
 
 def test_progress_and_reproducibility(folder):
-    contestant = enter('sr', load(folder / 'sr.pth'), 4, 'dense')
+    model = make_model('sr', as_routed(load(folder / 'sr.pth')), 4, 'dense')
     pairs = Pairs(str(folder / 'gt'), None, Degradation.parse('bicubic2'))
     settings = Settings(tile=24, overlap=4, budgets=(0.7,), backend='dense', repeats=1)
     told = []
-    first = Benchmark([contestant], pairs, settings, lambda *args: told.append(args)).run()
-    second = Benchmark([contestant], pairs, settings, lambda *args: None).run()
+    first = Benchmark([model], pairs, settings, lambda *args: told.append(args)).run()
+    second = Benchmark([model], pairs, settings, lambda *args: None).run()
     assert told == [(stage, i, 3) for stage in ('surveying sr', 'restoring') for i in (1, 2, 3)]
     assert [(row.psnr, row.ssim, row.macs) for row in first] == [(row.psnr, row.ssim, row.macs) for row in second]
 

@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from basicsr_classpruning.errors import UsageError
-from basicsr_classpruning.sparsity.budget import picture_scores, random_allocation, solve_budget
+from basicsr_classpruning.routing.budget import deal_by_chance, solve_budget
+from basicsr_classpruning.routing.errors import errors_in_image
 
 COSTS = {2: np.array([0.3, 1.01]), 3: np.array([0.26, 0.51, 1.01]), 4: np.array([0.26, 0.4, 0.7, 1.01])}
 
@@ -36,7 +37,7 @@ def test_against_brute_force(seed, classes, tiles, share):
     rng = np.random.default_rng(seed)
     scores, costs, sizes = rising_scores(tiles, classes, rng), COSTS[classes], np.ones(tiles)
     budget = costs[0] + share * (costs[-1] - costs[0])
-    found = solve_budget(scores, costs, sizes, budget)
+    found = solve_budget(-scores, costs, sizes, budget)
     every = [np.array(c) for c in itertools.product(range(classes), repeat=tiles)]
     averages = np.array([average_cost(c, costs, sizes) for c in every])
     totals = np.array([total(scores, c) for c in every])
@@ -59,7 +60,7 @@ def test_few_tiles_meet_the_budget_where_they_can():
     for _ in range(200):
         scores, costs, sizes = rising_scores(9, 3, rng), COSTS[3], np.ones(9)
         budget = rng.uniform(0.35, 0.9)
-        spent = average_cost(solve_budget(scores, costs, sizes, budget), costs, sizes)
+        spent = average_cost(solve_budget(-scores, costs, sizes, budget), costs, sizes)
         sums = {round(float(costs[list(c)].mean()), 6) for c in itertools.combinations_with_replacement(range(3), 9)}
         reachable = min(abs(value - budget) for value in sums if value <= 1.01 * budget)
         misses += abs(spent - budget) > max(reachable, 0.01 * budget) + 1e-6
@@ -77,7 +78,7 @@ def test_hull_solution_is_exact_where_the_budget_falls_on_a_step():
         budget = 0.25 + 0.25 * 6 / 5
         every = [np.array(c) for c in itertools.product(range(4), repeat=5)]
         best = max(total(scores, c) for c in every if average_cost(c, costs, sizes) <= budget + 1e-9)
-        assert total(scores, solve_budget(scores, costs, sizes, budget)) == pytest.approx(best)
+        assert total(scores, solve_budget(-scores, costs, sizes, budget)) == pytest.approx(best)
 
 
 @pytest.mark.parametrize('budget', np.linspace(0.27, 0.95, 9))
@@ -86,63 +87,63 @@ def test_budget_is_met_to_one_percent(tiles, budget):
     rng = np.random.default_rng(tiles)
     scores, costs = rising_scores(tiles, 4, rng), COSTS[4]
     for sizes in (np.ones(tiles), rng.uniform(0.5, 2, tiles)):
-        spent = average_cost(solve_budget(scores, costs, sizes, budget), costs, sizes)
+        spent = average_cost(solve_budget(-scores, costs, sizes, budget), costs, sizes)
         assert spent == pytest.approx(budget, rel=0.01)
 
 
 def test_more_budget_never_lowers_the_total():
     rng = np.random.default_rng(0)
     scores, costs, sizes = rising_scores(400, 4, rng), COSTS[4], np.ones(400)
-    totals = [total(scores, solve_budget(scores, costs, sizes, b)) for b in np.linspace(0.26, 1.01, 60)]
+    totals = [total(scores, solve_budget(-scores, costs, sizes, b)) for b in np.linspace(0.26, 1.01, 60)]
     assert (np.diff(totals) >= -1e-9).all()
 
 
 def test_a_budget_is_spent_even_against_the_scores():
     scores = np.tile([0.0, -1.0, -2.0], (50, 1))
-    classes = solve_budget(scores, COSTS[3], np.ones(50), 0.8)
+    classes = solve_budget(-scores, COSTS[3], np.ones(50), 0.8)
     assert average_cost(classes, COSTS[3], np.ones(50)) == pytest.approx(0.8, rel=0.01)
 
 
 def test_ends_of_the_range():
     scores, sizes = np.zeros((4, 3)), np.ones(4)
-    assert (solve_budget(scores, COSTS[3], sizes, 0.26) == 0).all()
-    assert (solve_budget(scores, COSTS[3], sizes, 0.258) == 0).all()  # within 1 %
-    assert (solve_budget(scores, COSTS[3], sizes, 1.0) == 2).all()  # the classifier's own MACs come on top
+    assert (solve_budget(-scores, COSTS[3], sizes, 0.26) == 0).all()
+    assert (solve_budget(-scores, COSTS[3], sizes, 0.258) == 0).all()  # within 1 %
+    assert (solve_budget(-scores, COSTS[3], sizes, 1.0) == 2).all()  # the classifier's own MACs come on top
     for budget in (0.2, 1.1, float('nan'), -1.0):
         with pytest.raises(UsageError, match=r'allowed is 0\.26 to 1\.01'):
-            solve_budget(scores, COSTS[3], sizes, budget)
+            solve_budget(-scores, COSTS[3], sizes, budget)
 
 
 def test_equal_scores_are_solved_deterministically():
     scores = np.zeros((40, 3))
-    first = solve_budget(scores, COSTS[3], np.ones(40), 0.6)
-    assert (first == solve_budget(scores.copy(), COSTS[3], np.ones(40), 0.6)).all()
+    first = solve_budget(-scores, COSTS[3], np.ones(40), 0.6)
+    assert (first == solve_budget(-scores, COSTS[3], np.ones(40), 0.6)).all()
 
 
-def test_random_allocation_keeps_the_shares():
+def test_deal_by_chance_keeps_the_shares():
     classes = np.repeat([0, 1, 2], [10, 20, 30])
-    dealt = random_allocation(classes, np.random.default_rng(0))
+    dealt = deal_by_chance(classes, np.random.default_rng(0))
     assert sorted(dealt) == sorted(classes)
     assert (dealt != classes).any()
-    assert (dealt == random_allocation(classes, np.random.default_rng(0))).all()
+    assert (dealt == deal_by_chance(classes, np.random.default_rng(0))).all()
 
 
-def test_scores_of_a_picture_are_relative_to_its_own_error():
-    scores = -np.array([[3.0, 2.0, 1.0], [5.0, 5.0, 3.0]])
-    wanted = -np.array([[2.0, 1.0, 0.0], [2.0, 2.0, 0.0]]) / 3.5
-    np.testing.assert_allclose(picture_scores(scores), wanted)
-    np.testing.assert_allclose(picture_scores(1e-4 * scores), wanted)
+def test_errors_in_an_image_are_relative_to_its_own_error():
+    errors = np.array([[3.0, 2.0, 1.0], [5.0, 5.0, 3.0]])
+    wanted = np.array([[2.0, 1.0, 0.0], [2.0, 2.0, 0.0]]) / 3.5
+    np.testing.assert_allclose(errors_in_image(errors), wanted)
+    np.testing.assert_allclose(errors_in_image(1e-4 * errors), wanted)
 
 
-def test_relative_scores_raise_the_mean_psnr_where_absolute_ones_do_not():
+def test_relative_errors_raise_the_mean_psnr_where_absolute_ones_do_not():
     # A noisy picture, whose error hardly grows in proportion, and a clean one, whose error doubles.
     errors = [np.array([[110.0, 100.0]]), np.array([[2.0, 1.0]])]
     costs, sizes = np.array([0.25, 1.0]), np.ones(2)
 
-    def mean_psnr(scores):
-        classes = solve_budget(scores, costs, sizes, 0.625)
+    def mean_psnr(weighed):
+        classes = solve_budget(weighed, costs, sizes, 0.625)
         return np.mean([-10 * np.log10(error[0, k]) for error, k in zip(errors, classes)])
 
-    absolute = mean_psnr(-np.concatenate(errors))
-    relative = mean_psnr(np.concatenate([picture_scores(-error) for error in errors]))
+    absolute = mean_psnr(np.concatenate(errors))
+    relative = mean_psnr(np.concatenate([errors_in_image(error) for error in errors]))
     assert relative > absolute + 1

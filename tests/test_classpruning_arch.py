@@ -13,9 +13,9 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from tiny import NETWORKS, classpruning, dense, network_g, scale_of
 from torch import nn
 
-from basicsr_classpruning.archs.classpruning_arch import image_scores
 from basicsr_classpruning.archs.ecbsr_fold import fold_ecbsr
 from basicsr_classpruning.errors import UsageError, UserError
+from basicsr_classpruning.routing.errors import relative_errors
 from basicsr_classpruning.sparsity import sparse_layers
 from basicsr_classpruning.sparsity.masks import satisfies
 
@@ -68,7 +68,7 @@ def test_a_dense_checkpoint_loads_and_the_dense_candidate_is_the_plain_network(n
             torch.testing.assert_close(net.restore_with(x, '4:4'), original, atol=1e-5, rtol=1e-4)
             original = fold_ecbsr(plain)(x)
     assert torch.equal(net.restore_with(x, '4:4'), original)
-    assert torch.equal(net.frozen_dense()(x), original)
+    assert torch.equal(net.dense.net(x), original)
     assert not torch.equal(net.restore_with(x, '1:4'), original)
 
 
@@ -76,7 +76,7 @@ def test_a_dense_checkpoint_loads_and_the_dense_candidate_is_the_plain_network(n
 def test_frozen_candidates_obey_their_patterns(name):
     net = classpruning(name)
     for candidate in net.candidates:
-        layers = dict(net.frozen(candidate).named_modules())
+        layers = dict(net.subnetwork(candidate).net.named_modules())
         for layer, pattern in net.patterns(candidate).items():
             assert type(layers[layer]) in (nn.Conv2d, nn.Linear)
             assert satisfies(layers[layer].weight, pattern)
@@ -104,7 +104,7 @@ def test_saving_and_loading(name, tmp_path):
     x = torch.rand(3, 3, 12, 12)
     for candidate in net.candidates:
         assert torch.equal(again.eval().restore_with(x, candidate), net.restore_with(x, candidate))
-    assert torch.equal(again.scores(x), net.scores(x))
+    assert torch.equal(again.predicted_errors(x), net.predicted_errors(x))
 
 
 # ------------------------------------------------------------------------ routing
@@ -144,7 +144,7 @@ def test_a_budget_decides_over_the_batch():
         net.budget = budget
         assert float(costs[net.classify(x)].mean()) == pytest.approx(budget, abs=0.02)
     net.budget = None
-    assert torch.equal(net.classify(x), net.probabilities(image_scores(net.scores(x))).argmax(1))
+    assert torch.equal(net.classify(x), net.probabilities(relative_errors(net.predicted_errors(x))).argmax(1))
 
 
 def test_the_price_moves_images_to_cheaper_candidates():
@@ -164,7 +164,7 @@ def test_candidates_need_not_hold_the_dense_one():
     net = classpruning('EDSR', candidates=['1:4', '2:4'])
     x = torch.rand(2, 3, 8, 8)
     assert net.costs().max() < 1
-    assert not torch.equal(net.frozen_dense()(x), net.restore_with(x, '2:4'))
+    assert not torch.equal(net.dense.net(x), net.restore_with(x, '2:4'))
     assert net(x).shape == (2, 3, 16, 16)
 
 
@@ -201,7 +201,7 @@ def test_training_and_eval_agree(edsr):
 
 def test_candidates_are_made_once():
     net = classpruning('EDSR')
-    assert net.frozen('1:4') is net.frozen(0)
+    assert net.subnetwork('1:4').net is net.subnetwork(0).net
 
 
 def changes() -> dict:
@@ -239,7 +239,7 @@ def test_candidates_are_made_anew_when_weights_change(change):
     stale = net.restore_with(x, '1:4')
     changes()[change](net)
     fresh = net.restore_with(x, '1:4')
-    net.drop_frozen()
+    net.forget_subnetworks()
     assert torch.equal(fresh, net.restore_with(x, '1:4'))
     assert not torch.equal(fresh, stale)
 
@@ -254,7 +254,7 @@ def test_eight_threads_make_each_candidate_once_and_restore_the_same():
     def restore() -> None:
         start.wait()
         outputs.append(net(x))
-        candidates.append(net.frozen('1:4'))
+        candidates.append(net.subnetwork('1:4').net)
 
     threads = [threading.Thread(target=restore) for _ in range(8)]
     for thread in threads:
@@ -268,20 +268,20 @@ def test_eight_threads_make_each_candidate_once_and_restore_the_same():
 
 @pytest.mark.parametrize('duplicate', [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
 def test_copies_are_whole_and_independent(edsr, duplicate):
-    edsr.frozen(0)
+    assert edsr.subnetwork(0).net is not None
     twin = duplicate(edsr)
     x = torch.rand(2, 3, 8, 8)
     assert torch.equal(twin(x), edsr(x))
     assert twin.reference_macs == edsr.reference_macs
     with torch.no_grad():
         twin.base.conv_last.weight.zero_()
-    twin.drop_frozen()
+    twin.forget_subnetworks()
     assert not torch.equal(twin(x), edsr(x))
 
 
 def test_the_state_dict_holds_no_frozen_copy(edsr):
     before = list(edsr.state_dict())
-    edsr.frozen(0)
+    assert edsr.subnetwork(0).net is not None
     assert list(edsr.state_dict()) == before
     assert all(key.startswith(('base.', 'classifier.', 'log_price')) for key in before)
 
@@ -319,7 +319,7 @@ def test_own_weights():
     with torch.no_grad():
         for _, layer in sparse_layers(net.base):
             layer.weights[1].mul_(0.5)
-    net.drop_frozen()
+    net.forget_subnetworks()
     assert not torch.equal(net.restore_with(x, '2:4'), shared.restore_with(x, '2:4'))
     with torch.no_grad():
         assert torch.equal(net.restore_with(x, '4:4'), plain(x))
@@ -361,14 +361,14 @@ def test_a_network_of_the_users_own(two_layers):
         ({'base': {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': -1}}, 'EDSR cannot be built'),
         ({'base': {'type': 'EDSR', 'upscale': 2}}, 'EDSR cannot be built'),
         ({'candidates': []}, 'at least one pattern'),
-        ({'candidates': ['2-4']}, "'2-4' is not a pattern"),
-        ({'candidates': ['5:4']}, 'N must be between 1 and M'),
+        ({'candidates': ['2-4']}, "'2-4' is not allowed"),
+        ({'candidates': ['5:4']}, 'N:M with 1 <= N <= M'),
         ({'candidates': ['1:4', '2:8']}, 'same M'),
-        ({'candidates': ['2:4', '1:4']}, 'cheapest to dearest'),
+        ({'candidates': ['2:4', '1:4']}, 'sparsest first'),
         ({'candidates': ['2:4', '2:4']}, 'each once'),
         ({'candidates': ['1:32', '32:32']}, 'no layer of EDSR can be pruned to 1:32, 32:32: '),
         ({'weights': 'both'}, 'weights: .both. is not allowed'),
-        ({'layers': {'body': ['1:4']}}, r'layers.body: 3 patterns are needed'),
+        ({'layers': {'body': ['1:4']}}, r'layers.body .*one N:4 for each of the 3 candidates'),
         ({'classifier': {'type': 'NoSuchClassifier'}}, "classifier.type: 'NoSuchClassifier'"),
     ],
 )

@@ -83,7 +83,7 @@ def called(capsys, *argv: str) -> tuple[int, str, list[str]]:
         (['train', '-opt', '{unknown_network}'], 2, "'EDSSR'"),
         (['train', '-opt', '{unknown_loss}'], 2, "'L3Loss'"),
         (['train', '-opt', '{no_pattern}'], 2, "'2-4'"),
-        (['train', '-opt', '{wrong_order}'], 2, 'cheapest first'),
+        (['train', '-opt', '{wrong_order}'], 2, 'sparsest first'),
         (['train', '-opt', '{no_checkpoint}'], 2, '{folder}/none.pth: no such file'),
         (['test', '-opt', '{train}'], 2, '{train}'),
     ],

@@ -69,10 +69,10 @@ def test_basicsrs_own_class_computes_the_candidate_from_the_file(models, tmp_pat
     assert density == Pattern.parse(candidate).density
 
 
-def test_without_a_candidate_the_dearest_is_taken_and_named(models, tmp_path, capsys):
+def test_without_a_candidate_the_densest_is_taken_and_named(models, tmp_path, capsys):
     net, model = models('EDSR')
     export('--model', model, '--to', 'basicsr', '--out', tmp_path / 'static.pth')
-    assert '4:4 (the dearest of 1:4, 2:4, 4:4' in capsys.readouterr().out
+    assert '4:4 (the densest of 1:4, 2:4, 4:4' in capsys.readouterr().out
     loaded = basicsr_classpruning.load(tmp_path / 'static.pth')
     x = images(3)
     with torch.no_grad():
@@ -172,7 +172,7 @@ def test_ecbsr_is_unfolded_into_basicsrs_own_branches(tmp_path, with_idt):
         wanted = net.restore_with(x, '1:4')
         torch.testing.assert_close(plain.eval()(x), wanted, rtol=0, atol=1e-5)
         torch.testing.assert_close(plain.train()(x), wanted, rtol=0, atol=1e-5)
-    frozen = net.frozen('1:4').backbone[1].conv.weight
+    frozen = net.subnetwork('1:4').net.backbone[1].conv.weight
     merged = plain.backbone[1].rep_params()[0]
     assert torch.equal(merged == 0, frozen == 0)
 
@@ -190,7 +190,7 @@ def test_compact_files_are_small_and_exact(tmp_path, candidate, share):
     export(*common, tmp_path / 'compact.safetensors', '--compact')
     sizes = [(tmp_path / f'{name}.safetensors').stat().st_size for name in ('compact', 'dense')]
     assert sizes[0] <= share * sizes[1]
-    wanted = net.frozen(candidate).state_dict()
+    wanted = net.subnetwork(candidate).net.state_dict()
     for name in ('compact', 'dense'):
         checkpoint = read_checkpoint(tmp_path / f'{name}.safetensors')
         assert checkpoint.network_g == net.options['base']
@@ -291,10 +291,10 @@ class Sorts(torch.nn.Module):
 )
 def test_a_graph_that_does_something_else_is_refused_in_one_line(net, message):
     pytest.importorskip('onnxruntime')
-    from basicsr_classpruning.archs.sizes import Sizes
+    from basicsr_classpruning.sizes import SizeRequirements
 
     with pytest.raises(UserError, match=message) as caught:
-        onnx_export.convert(net, 3, Sizes(1, 1))
+        onnx_export.convert(net, 3, SizeRequirements(1, 1))
     assert '\n' not in str(caught.value)
 
 
@@ -350,5 +350,5 @@ def test_a_dense_network_has_no_candidates(tmp_path):
         {'params': ARCH_REGISTRY.get('DnCNN')(**NETWORKS['DnCNN']).state_dict()},
         {'type': 'DnCNN', **NETWORKS['DnCNN']},
     )
-    with pytest.raises(UsageError, match='--candidate 2:4: this network is dense'):
+    with pytest.raises(UsageError, match='candidate 2:4: the network is dense'):
         export('--model', tmp_path / 'dense.pth', '--to', 'basicsr', '--candidate', '2:4', '--out', tmp_path / 'x.pth')

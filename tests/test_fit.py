@@ -62,7 +62,7 @@ def test_the_same_seed_gives_the_same_file_and_the_fit_learns(files, tmp_path):
 def test_a_device_that_is_not_there_is_refused(files, tmp_path, capsys):
     out = tmp_path / 'out.pth'
     assert fit(files, out, '--calibration', str(files / 'pictures'), '--degrade', 'noise0-50', '--device', 'tpu7') == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("classpruning: error: device 'tpu7': ")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("classpruning: error: --device 'tpu7': ")
     assert not out.exists()
 
 
@@ -77,7 +77,7 @@ def test_what_has_no_classifier_to_fit_is_refused(files, tmp_path, capsys):
     for name, message in (
         ('dense', 'a dense network has no classifier; prune it first'),
         ('single', 'one candidate, 2:4: there is nothing to choose'),
-        ('edge', 'its classifier, EdgeDifficulty, learns nothing; prune with --calibration'),
+        ('edge', 'its classifier, EdgeDifficulty, learns nothing; prune with calibration pictures'),
     ):
         out = tmp_path / 'out.pth'
         assert fit(tmp_path, out, '--calibration', str(files / 'pictures'), checkpoint=f'{name}.pth') == 2

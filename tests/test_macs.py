@@ -67,12 +67,12 @@ def weighted_macs(net: nn.Module, channels: int) -> dict[str, tuple[int, int]]:
 def test_totals_of_all_networks(name):
     net = classpruning(name)
     macs = net.macs(HEIGHT, WIDTH)
-    assert macs.dense == mmengine_total(net.frozen_dense(), 3)
+    assert macs.dense == mmengine_total(net.dense.net, 3)
     assert macs.classifier == mmengine_total(net.classifier, 3)
-    layers = weighted_macs(net.frozen_dense(), 3)
+    layers = weighted_macs(net.dense.net, 3)
     rest = macs.dense - sum(full for _, full in layers.values())  # attention's products, normalisation, resizing
     for k, candidate in enumerate(net.candidates):
-        left = weighted_macs(net.frozen(candidate), 3)
+        left = weighted_macs(net.subnetwork(candidate).net, 3)
         assert macs.candidates[k] == rest + sum(nonzero for nonzero, _ in left.values())
     for layer in macs.layers:
         assert layer.dense == layers[layer.name][1]
@@ -87,7 +87,7 @@ def test_attention_products_are_counted_and_not_pruned():
     macs = net.macs(16, 16)
     tokens, window, width, blocks = 16 * 16, 16, 16, 2
     products = blocks * 2 * tokens * window * width  # q·kᵀ and attention·v in windows of 4×4 tokens
-    attention = count_by_module(net.frozen_dense(), macs.size)['layers.0.residual_group.blocks.0.attn']
+    attention = count_by_module(net.dense.net, macs.size)['layers.0.residual_group.blocks.0.attn']
     inside = sum(layer.dense for layer in macs.layers if '.blocks.0.attn.' in layer.name)
     assert attention - inside == products // blocks
     assert macs.candidates[0] - sum(layer.candidates[0] for layer in macs.layers) >= products
@@ -130,7 +130,7 @@ def test_block_and_shared_taps_save_as_much():
 
 
 def test_counting_leaves_no_trace(caplog):
-    net = classpruning('RCAN').frozen_dense().train()
+    net = classpruning('RCAN').dense.net.train()
     caplog.clear()  # BasicSR says that it built the network
     logging.disable(logging.INFO)
     try:

@@ -96,11 +96,11 @@ def test_the_classifier_learns_which_images_are_hard():
     strength = torch.rand(64, generator=generator)
     images = 0.5 + 0.2 * strength[:, None, None, None] * torch.randn(64, 3, 32, 32, generator=generator)
     excess = strength.square()[:, None, None, None] * torch.tensor([0.02, 0.005, 0.0])[:, None, None]
-    fit_classifier(net, ErrorMaps(images, excess.expand(-1, -1, 4, 4) + 0.001), steps=150, seed=0)
+    fit_classifier(net.router, ErrorMaps(images, excess.expand(-1, -1, 4, 4) + 0.001), steps=150, seed=0)
     net.eval()
-    scores = net.scores(images)
+    errors = net.predicted_errors(images)
     hard, easy = strength > 0.7, strength < 0.3
-    assert scores[hard, 0].max() < scores[easy, 0].min()
+    assert errors[hard, 0].min() > errors[easy, 0].max()
     set_price(net, images, 0.6)
     costs = net.costs()[net.classify(images)]
     assert costs.mean() <= 0.6
@@ -137,8 +137,8 @@ def test_what_a_network_undoes_is_found_out(tmp_path):
     ('arguments', 'message'),
     [
         (('--candidates', '2:3'), 'no layer of DnCNN can be pruned to 2:3'),
-        (('--candidates', 'foo'), "--candidates 'foo' is not a pattern"),
-        (('--candidates', '2:4', '1:4'), '--candidates 2:4, 1:4 must go from cheapest to dearest'),
+        (('--candidates', 'foo'), "--candidates 'foo' is not allowed; N:M with 1 <= N <= M <= 32"),
+        (('--candidates', '2:4', '1:4'), "--candidates ['2:4', '1:4'] is not allowed; sparsest first and each once"),
         (('--candidates', '4:4'), '--candidates 4:4: none of them is sparse'),
         (('--block', '0'), '--block 0 of pattern 1:4: must be at least 1'),
         (('--skip', '('), "--skip '(' is no regular expression"),

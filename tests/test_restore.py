@@ -270,7 +270,7 @@ def test_dense_checkpoints_are_restored_too(tmp_path, model):
     from basicsr_classpruning import load
 
     put(tmp_path / 'a.png')
-    save_file({'params': load(model).frozen_dense().state_dict()}, tmp_path / 'dense.pth')
+    save_file({'params': load(model).dense.net.state_dict()}, tmp_path / 'dense.pth')
     (tmp_path / 'arch.yml').write_text('network_g:\n' + ''.join(f'  {key}: {value}\n' for key, value in BASE.items()))
     options = ('--arch', tmp_path / 'arch.yml', '--json', tmp_path / 'x.json', '--class-map')
     output = tmp_path / 'out'
@@ -288,14 +288,14 @@ def test_no_network_is_traced_while_pictures_are_restored(restorer, monkeypatch)
     traced = []
     trace = torch.fx.Tracer.trace
     monkeypatch.setattr('torch.fx.Tracer.trace', lambda *args: traced.append(args[1]) or trace(*args))
-    candidates = restorer.net.candidates
-    routed = Restorer(restorer.net)
+    candidates = restorer.network.candidates
+    routed = Restorer(restorer.network)
     assert len(traced) == (len(candidates) if kernels.available() else 0)  # in time
     for index in range(len(candidates)):
         routed.engines.prepare(index, torch.rand(1, 3, 24, 24))
     assert len(traced) == (len(candidates) if kernels.available() else 0)
     traced.clear()
-    Restorer(restorer.net, candidate=candidates[0])
+    Restorer(restorer.network, candidate=candidates[0])
     assert len(traced) == (1 if kernels.available() else 0)  # the others are not wanted
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.archs.dense import DenseNetwork
 from basicsr_classpruning.errors import UsageError, UserError
-from basicsr_classpruning.inference.networks import inspect_network, reach
+from basicsr_classpruning.inference.receptive_field import receptive_field_radius
 from basicsr_classpruning.inference.restorer import Restorer
 from basicsr_classpruning.inference.workers import Workers
 
@@ -57,7 +57,7 @@ def whole(net, picture, candidate):
 @pytest.mark.parametrize('backend', ['dense', 'cpu'])
 def test_tiled_equals_untiled_where_the_overlap_covers_the_receptive_field(net, candidate, backend):
     picture = photo(dtype=np.float32)
-    radius = reach(net.frozen_dense(), 3, 2, 1, limit=15)
+    radius = receptive_field_radius(net.dense, limit=15)
     assert radius is not None
     restorer = Restorer(net, tile=56, overlap=2 * radius + 1, candidate=candidate, backend=backend, device='cpu')
     tiled, stats = restorer.restore(picture)
@@ -79,13 +79,15 @@ def test_a_small_overlap_differs_but_leaves_no_step(net):
 
 @pytest.mark.parametrize('convs', [1, 3])
 @pytest.mark.parametrize('stride', [1, 2])
-def test_reach_is_the_radius_of_the_receptive_field(convs, stride):
+def test_it_is_the_radius_of_the_receptive_field(convs, stride):
     layers = [nn.Conv2d(3, 3, 3, padding=1) for _ in range(convs)]
     if stride == 2:
         layers = [nn.PixelUnshuffle(2), nn.Conv2d(12, 12, 3, padding=1), nn.PixelShuffle(2), *layers]
-    radius = reach(nn.Sequential(*layers), 3, 1, stride, limit=12)
+    network = DenseNetwork(nn.Sequential(*layers), 3, {}).dense
+    assert network.sizes.multiple == stride
+    radius = receptive_field_radius(network, limit=12)
     assert radius == {(1, 1): 1, (3, 1): 3, (1, 2): 4, (3, 2): 6}[convs, stride]
-    assert reach(nn.Sequential(*layers), 3, 1, stride, limit=convs - 1) is None
+    assert receptive_field_radius(network, limit=convs - 1) is None
 
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 70), (3, 5), (97, 1)])
@@ -111,8 +113,8 @@ class MirrorNet(nn.Module):
 
 def test_networks_with_wishes_about_sizes():
     net = MirrorNet().eval()
-    traits = inspect_network(DenseNetwork(net, 3, {}), overlap=16)
-    assert (traits.sizes.multiple, traits.sizes.padded(1), traits.margin) == (4, 4, 4)
+    restorer = Restorer(DenseNetwork(net, 3, {}), overlap=16, device='cpu')
+    assert (restorer.info.sizes.multiple, restorer.info.sizes.padded(1), restorer.margin) == (4, 4, 4)
     for size in ((1, 1), (2, 9), (101, 66)):
         picture = photo(*size, dtype=np.float32)
         restored, _ = Restorer(net, tile=48, overlap=16, device='cpu').restore(picture)
@@ -283,6 +285,6 @@ def test_wrong_calls(net):
 def test_values_that_are_no_numbers_are_refused():
     net = pruned_net()
     net.base.conv_last.bias.data[0] = float('nan')
-    net.drop_frozen()
+    net.forget_subnetworks()
     with pytest.raises(UserError, match='NaN'):
         Restorer(net, candidate='4:4', backend='dense', device='cpu').restore(photo(20, 20))

@@ -30,7 +30,7 @@ def test_who_knows_more_gains_more():
         distances = np.sort(rng.random((20, 3)), axis=1)[:, ::-1]
         errors = 1 + distances + 0.2 * rng.standard_normal((20, 3))
         errors /= errors[:, -2].sum()
-        return routing_by_distance.Tiles(errors, distances, -distances - rng.random((20, 3)), np.ones(20))
+        return routing_by_distance.Tiles(errors, distances, distances + rng.random((20, 3)), np.ones(20))
 
     found = routing_by_distance.gains([picture() for _ in range(20)], np.array([0.3, 0.6, 1.0]), 0.6)
     assert found['oracle'] > found['distances'] > found['classifier'] > 0

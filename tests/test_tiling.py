@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from basicsr_classpruning.archs.sizes import Sizes
 from basicsr_classpruning.errors import UsageError
 from basicsr_classpruning.inference.tiling import Blender, batches, mirrored, plan_tiles
+from basicsr_classpruning.sizes import SizeRequirements
 
 sides = st.integers(1, 400)
 
@@ -23,7 +23,7 @@ sides = st.integers(1, 400)
 )
 @settings(max_examples=200, deadline=None)
 def test_grid_covers_the_picture(height, width, tile, overlap, multiple):
-    rule = Sizes(1, multiple)
+    rule = SizeRequirements(1, multiple)
     if tile < multiple + -(-overlap // multiple) * multiple:
         with pytest.raises(UsageError, match=f'tile {tile}'):
             plan_tiles(height, width, tile, overlap, rule)
@@ -81,7 +81,7 @@ def test_cut_and_blend_give_the_picture_back(height, width, scale, multiple):
     """With a network that only enlarges, blending is exact."""
     rng = np.random.default_rng(height)
     picture = rng.random((height, width, 2), np.float32)
-    grid = plan_tiles(height, width, 48, 8, Sizes(1, multiple))
+    grid = plan_tiles(height, width, 48, 8, SizeRequirements(1, multiple))
     blender = Blender(grid, scale, 2, margin=None)
     columns = len(grid.cols.starts)
     bands = []

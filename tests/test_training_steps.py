@@ -67,13 +67,13 @@ def test_without_a_split_every_candidate_and_the_classifier_learn_from_every_ima
     data, net = batch(images=2), model.net_g
     with torch.no_grad():
         outputs = [net.restore_with(data['lq'], candidate) for candidate in range(3)]
-        scores = net.score_map(data['lq'])  # one part for each image of 8×8 pixels
+        predicted = net.error_map(data['lq'])  # one part for each image of 8×8 pixels
         squares = [(output.clamp(0, 1) - data['gt']).square().mean((1, 2, 3)) for output in outputs]
         errors = torch.stack(squares, dim=1)[:, :, None, None]
         expected = {
             'l_pix': sum((output - data['gt']).abs().mean() for output in outputs) / 3,
             'l_distill': sum((output - outputs[-1]).abs().mean() for output in outputs) / 3,
-            'l_difficulty': model.losses['difficulty'](scores, errors),
+            'l_difficulty': model.losses['difficulty'](predicted, errors),
         }
     assert step(model, 1, data) == {'base', 'classifier', 'log_price'}
     assert model.classes.tolist() == [0, 0, 1, 1, 2, 2]
@@ -168,7 +168,7 @@ def test_a_dense_checkpoint_starts_a_training(tmp_path, pictures):
     save_file({'params': plain.state_dict()}, tmp_path / 'dense.pth')
     options = {**training_options(pictures), 'path': {'pretrain_network_g': str(tmp_path / 'dense.pth')}}
     model = model_of(tmp_path, options)
-    assert same(dict(model.net_g.eval().frozen_dense().state_dict()), dict(plain.state_dict()))
+    assert same(dict(model.net_g.eval().dense.net.state_dict()), dict(plain.state_dict()))
 
 
 # ------------------------------------------------------------------- bad numbers

@@ -18,12 +18,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from basicsr_classpruning import load
+from basicsr_classpruning.benchmark.metrics import compare
 from basicsr_classpruning.data.degradations import Degradation, as_uint8, picture_rng
 from basicsr_classpruning.data.demo import make_demo_data
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.inference import Restorer
 from basicsr_classpruning.inference.class_map import candidate_colours, tint_tiles
-from basicsr_classpruning.inference.metrics import compare
 
 FIGURE = Path(__file__).resolve().parents[1] / 'docs' / 'figures' / 'class_map.jpg'
 WIDTH = 400  # pixels of each of the three pictures
@@ -33,13 +33,13 @@ GAP = 8
 
 def class_map_figure(restorer: Restorer, truth: np.ndarray, degradation: Degradation) -> Image.Image:
     """Input, class map and output side by side, each with a caption; ``truth`` is ``(H, W, 3)`` uint8 RGB."""
-    scale = restorer.traits.scale
+    scale = restorer.info.scale
     truth = truth[: len(truth) // scale * scale, : truth.shape[1] // scale * scale]
     degraded = as_uint8(degradation.degrade(truth, picture_rng('photograph', 0)))
     restored, stats = restorer.restore(degraded)
     grid = restorer.start(degraded).grid
     enlarged = cv2.resize(degraded, truth.shape[1::-1], interpolation=cv2.INTER_CUBIC)
-    colours = candidate_colours(len(restorer.traits.candidates))
+    colours = candidate_colours(len(restorer.info.candidates))
     panels = (
         (enlarged, f'input: {compare(enlarged, truth, scale).psnr:.2f} dB'),
         (tint_tiles(degraded, grid, stats.class_map.ravel(), colours, scale), ''),
@@ -53,7 +53,7 @@ def class_map_figure(restorer: Restorer, truth: np.ndarray, degradation: Degrada
         figure.paste(Image.fromarray(cv2.resize(pixels, (WIDTH, height), interpolation=cv2.INTER_AREA)), (left, 0))
         draw.text((left + 2, height + 6), caption, fill='black', font_size=14)
     left = WIDTH + GAP + 2
-    for name, colour in zip(restorer.traits.candidates, colours.astype(int)):
+    for name, colour in zip(restorer.info.candidates, colours.astype(int)):
         if not stats.class_share[name]:
             continue
         draw.rectangle((left, height + 7, left + 14, height + 21), fill=tuple(colour.tolist()))
@@ -80,7 +80,7 @@ def main() -> None:
             raise UserError(f"--photograph {args.photograph}: is none of the demo's")
         truth = cv2.imread(str(path))[:, :, ::-1]
         restorer = Restorer(load(args.checkpoint), tile=64, budget=args.budget)
-        if restorer.traits.channels == 1:
+        if restorer.info.channels == 1:
             raise UserError(f'{args.checkpoint}: restores grey pictures; the figures show colours')
         figure = class_map_figure(restorer, np.ascontiguousarray(truth), Degradation.parse(args.degrade))
         figure.save(FIGURE, quality=90, subsampling=0)

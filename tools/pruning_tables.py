@@ -122,8 +122,8 @@ def write_degraded(source: str, target: str, degrade: str) -> None:
     import cv2
     import numpy as np
 
+    from basicsr_classpruning.benchmark.pairs import Pairs
     from basicsr_classpruning.data.degradations import Degradation
-    from basicsr_classpruning.inference.benchmark_pictures import Pairs
 
     degradation = Degradation.parse(degrade)
     pairs = Pairs(source, None, degradation)

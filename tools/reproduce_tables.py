@@ -36,9 +36,9 @@ from benchmark_tables.plan import (
 from commands import classpruning
 
 from basicsr_classpruning import load
+from basicsr_classpruning.benchmark.run import to_json
 from basicsr_classpruning.data.demo import make_other_pictures
-from basicsr_classpruning.inference.benchmark import to_json
-from basicsr_classpruning.inference.machine import describe_machine
+from basicsr_classpruning.machine import describe_machine
 from basicsr_classpruning.safe_files import write_atomically
 
 RESULTS = Path('docs/results/tables')

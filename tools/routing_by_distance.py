@@ -24,13 +24,15 @@ from tables import markdown, replace_blocks
 from tqdm import tqdm
 
 from basicsr_classpruning import load
+from basicsr_classpruning.archs.forms import as_routed
+from basicsr_classpruning.benchmark.models import BenchmarkModel, TiledPicture, make_model
+from basicsr_classpruning.benchmark.pairs import Pairs
 from basicsr_classpruning.cli.common import write_json
 from basicsr_classpruning.data.degradations import Degradation
 from basicsr_classpruning.errors import UserError
-from basicsr_classpruning.inference.benchmark_pictures import Pairs
-from basicsr_classpruning.inference.contestants import Contestant, TiledPicture, enter
-from basicsr_classpruning.inference.machine import describe_machine
-from basicsr_classpruning.sparsity.budget import picture_scores, reference_errors, solve_budget
+from basicsr_classpruning.machine import describe_machine
+from basicsr_classpruning.routing.budget import solve_budget
+from basicsr_classpruning.routing.errors import errors_in_image, reference_errors
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / 'docs' / 'benchmarks.md'
@@ -41,31 +43,31 @@ TILE, OVERLAP = 96, 8
 
 @dataclass(frozen=True)
 class Tiles:
-    """One picture's tiles, all relative to the error of the dearest candidate but one in the picture."""
+    """One picture's tiles, all relative to the error of the reference candidate in the picture."""
 
     errors: np.ndarray
     """``(T, K)``, adding up to the picture's squared error."""
     distances: np.ndarray
-    """``(T, K)``: squared, from the dearest candidate's output."""
-    scores: np.ndarray
-    """``(T, K)``, the classifier's."""
+    """``(T, K)``: squared, from the densest candidate's output."""
+    predicted: np.ndarray
+    """Errors ``(T, K)``, the classifier's."""
     sizes: np.ndarray
     """``(T,)`` input pixels."""
 
 
-def look_at(contestant: Contestant, pairs: Pairs, index: int) -> Tiles:
+def look_at(model: BenchmarkModel, pairs: Pairs, index: int) -> Tiles:
     """Restores a picture's tiles with every candidate."""
-    pair = pairs.pair(index, contestant.traits.channels, contestant.traits.scale)
-    tiled = TiledPicture(contestant, pair.degraded, TILE, OVERLAP)
-    outputs, _ = tiled.measure(list(range(contestant.candidates)), 1)
+    pair = pairs.pair(index, model.info.channels, model.info.scale)
+    tiled = TiledPicture(model, pair.degraded, TILE, OVERLAP)
+    outputs, _ = tiled.measure(list(range(model.candidates)), 1)
     errors = np.stack([tiled.squared_errors(tiles, pair.truth) for tiles in outputs.values()], axis=1)
-    dearest = outputs[contestant.candidates - 1].clip(0, 1)
+    dearest = outputs[model.candidates - 1].clip(0, 1)
     squares = [np.square(tiles.clip(0, 1) - dearest).sum(axis=1) for tiles in outputs.values()]
     apart = [[tiled.weighted_sum(number, tile) for number, tile in enumerate(tiles)] for tiles in squares]
-    scores, _ = tiled.score(1)
+    predicted, _ = tiled.predict(1)
     reference = reference_errors(errors).sum()
-    sizes = np.full(len(scores), float(tiled.pixels))
-    return Tiles(errors / reference, np.stack(apart, axis=1) / reference, picture_scores(scores), sizes)
+    sizes = np.full(len(errors), float(tiled.pixels))
+    return Tiles(errors / reference, np.stack(apart, axis=1) / reference, errors_in_image(predicted), sizes)
 
 
 def mean_psnr(pictures: list[Tiles], classes: np.ndarray) -> float:
@@ -81,31 +83,38 @@ def mean_psnr(pictures: list[Tiles], classes: np.ndarray) -> float:
 def gains(pictures: list[Tiles], costs: np.ndarray, budget: float) -> dict[str, float]:
     """What each kind of routing gains over a random mix of fixed candidates of the same cost, in dB."""
     sizes = np.concatenate([tiles.sizes for tiles in pictures])
-    merits = {
+    weighed = {
         # A tile's share of its picture; pictures count alike, whatever their size.
-        'classifier': np.concatenate([tiles.scores / len(tiles.scores) for tiles in pictures]),
-        'distances': -np.concatenate([tiles.distances for tiles in pictures]),
-        'oracle': -np.concatenate([tiles.errors for tiles in pictures]),
+        'classifier': np.concatenate([tiles.predicted / len(tiles.predicted) for tiles in pictures]),
+        'distances': np.concatenate([tiles.distances for tiles in pictures]),
+        'oracle': np.concatenate([tiles.errors for tiles in pictures]),
     }
     fixed = [mean_psnr(pictures, np.full(len(sizes), candidate)) for candidate in range(len(costs))]
     found = {}
-    for name, merit in merits.items():
-        classes = solve_budget(merit, costs, sizes, budget)
+    for name, errors in weighed.items():
+        classes = solve_budget(errors, costs, sizes, budget)
         cost = (sizes * costs[classes]).sum() / sizes.sum()
         found[name] = mean_psnr(pictures, classes) - float(np.interp(cost, costs, fixed))
     return found
 
 
-def measure(model: str, gt: str, degrade: str, path: Path) -> None:
+def measure(checkpoint: str, gt: str, degrade: str, path: Path) -> None:
     """Measures one network on the pictures of a folder, and keeps the result."""
-    contestant = enter(Path(model).stem, load(model).eval(), OVERLAP, 'auto')
-    if contestant.candidates < 2:
-        raise UserError(f'{model}: there is nothing to choose')
+    model = make_model(Path(checkpoint).stem, as_routed(load(checkpoint)), OVERLAP, 'auto')
+    if model.candidates < 2:
+        raise UserError(f'{checkpoint}: there is nothing to choose')
     pairs = Pairs(gt, None, Degradation.parse(degrade))
-    pictures = [look_at(contestant, pairs, index) for index in tqdm(range(len(pairs)))]
-    rows = [{'budget': budget, **gains(pictures, contestant.traits.costs, budget)} for budget in BUDGETS]
-    command = f'python tools/routing_by_distance.py {model} --gt {gt} --degrade {degrade} --json {path}'
-    report = {'model': model, 'gt': gt, 'degrade': degrade, 'pictures': len(pairs), 'rows': rows, 'command': command}
+    pictures = [look_at(model, pairs, index) for index in tqdm(range(len(pairs)))]
+    rows = [{'budget': budget, **gains(pictures, model.info.costs, budget)} for budget in BUDGETS]
+    command = f'python tools/routing_by_distance.py {checkpoint} --gt {gt} --degrade {degrade} --json {path}'
+    report = {
+        'model': checkpoint,
+        'gt': gt,
+        'degrade': degrade,
+        'pictures': len(pairs),
+        'rows': rows,
+        'command': command,
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json({**report, 'machine': describe_machine()}, str(path))
     print(table([report]))

@@ -2,51 +2,49 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from basicsr_classpruning.archs.base_network import build_base, input_channels, load_fitting
 from basicsr_classpruning.archs.ecbsr_fold import fold_ecbsr_state_dict
-from basicsr_classpruning.archs.sizes import Sizes, probe_sizes, run_padded
 from basicsr_classpruning.errors import UsageError, UserError
+from basicsr_classpruning.once import Once
+from basicsr_classpruning.routing.ladder import Candidate, Ladder, LadderError, SparseCandidate
+from basicsr_classpruning.routing.network import REFERENCE_SIDE, RoutedNetwork, Subnetwork
+from basicsr_classpruning.routing.price import FIRST_LOG_PRICE, probabilities
+from basicsr_classpruning.routing.router import Router
+from basicsr_classpruning.sizes import SizeRequirements, probe_sizes, run_padded
 from basicsr_classpruning.sparsity import (
     DENSE,
     NetworkMacs,
     Pattern,
     choose_layers,
+    count_by_module,
     freeze,
     network_macs,
     sparse_layers,
     sparsify,
 )
-from basicsr_classpruning.sparsity.budget import LEAST_ERROR, reference_errors, solve_budget
-
-# Until it is learnt, all MACs of the dense network are worth about 1 dB.
-FIRST_LOG_PRICE = -1.4
-# Difference in MACs, as a fraction of the dense ones, that makes one candidate e times as probable as another.
-_SOFTNESS = 0.1
-_REFERENCE_SIZE = 64  # side of the images for which costs are counted; their ratios hardly depend on it
 
 
 @ARCH_REGISTRY.register()
 class ClassPruning(nn.Module):
     """One base network, its sparse subnetworks, and the classifier that picks one of them for each image.
 
-    In eval mode every image of a batch is routed by itself. Candidates are plain copies of the base network, made
+    In eval mode every image of a batch is routed by itself. Subnetworks are plain copies of the base network, made
     once and kept until the weights change, so several threads may restore at the same time.
 
     Args:
         base: options of the base network, any entry of ``ARCH_REGISTRY`` for single images.
-        candidates: patterns ``'N:M'`` with one M, from cheapest to dearest.
+        candidates: the ladder: patterns ``'N:M'`` with one M, from the sparsest to the densest.
         block: output channels that share a mask.
         share_taps: whether all kernel taps of an output channel (block) share it too.
         skip: regular expressions; layers whose name one of them matches stay dense.
@@ -83,179 +81,178 @@ class ClassPruning(nn.Module):
             'weights': weights,
             'layers': {key: list(value) for key, value in (layers or {}).items()},
         }
-        self.candidates = tuple(candidates)
-        _check_expressions(skip, 'network_g.skip')
-        _check_expressions(layers or {}, 'network_g.layers')
-        patterns = _parse_ladder(candidates, block, share_taps, 'network_g.candidates')
-        layer_patterns = {
-            expression: _parse_ladder(ladder, block, share_taps, f'network_g.layers.{expression}')
-            for expression, ladder in (layers or {}).items()
-        }
-        for expression, ladder in layer_patterns.items():
-            if len(ladder) != len(patterns):
-                raise UsageError(f'network_g.layers.{expression}: {len(patterns)} patterns are needed, one a candidate')
+        _check_expressions(skip)
+        try:
+            self.ladder = Ladder.parse(candidates, block, share_taps, layers)
+        except LadderError as error:
+            raise UsageError(error.text, key=f'network_g.{error.place}') from None
+        self._once = Once()
         self.base = build_base(base) if base_net is None else base_net
         self.num_in_ch = input_channels(self.base, base)
-        self.choices = tuple(choose_layers(self.base, patterns, skip, layer_patterns))
+        self.choices = tuple(choose_layers(self.base, self.ladder.patterns, skip, self.ladder.layers))
         if not any(choice.patterns for choice in self.choices):
             reasons = '; '.join(sorted({choice.reason for choice in self.choices})) or 'it has no such layers'
             raise UsageError(
                 f'network_g: no layer of {base.get("type")} can be pruned to {", ".join(candidates)}: {reasons}'
             )
         self.selection = sparsify(self.base, self.choices, weights == 'own')
+        self.others = nn.ModuleDict(
+            {
+                candidate.name: candidate.build(self.num_in_ch, self.sizes)
+                for candidate in self.ladder
+                if not isinstance(candidate, SparseCandidate)
+            }
+        )
+        """Candidates that are no subnetworks of the base network, by name."""
         name = classifier.pop('type')
         if name not in ARCH_REGISTRY:
             raise UsageError(f'network_g.classifier.type: {name!r} is not in ARCH_REGISTRY')
         self.classifier = ARCH_REGISTRY.get(name)(num_in_ch=self.num_in_ch, num_classes=len(candidates), **classifier)
-        # What the dense network's MACs cost, as a share of the picture's error: the router maximises score − price ·
-        # cost.
         self.log_price = nn.Parameter(torch.tensor(FIRST_LOG_PRICE))
         self.budget: float | None = None
-        self._reset_caches()
 
-    # ---------------------------------------------------------------- caches
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """The ladder as it is written, from the sparsest candidate to the densest."""
+        return self.ladder.names
 
-    def _reset_caches(self) -> None:
-        self._frozen: dict[int, nn.Module] = {}
-        self._sizes: Sizes | None = None
-        self._reference: NetworkMacs | None = None
-        self._lock = threading.RLock()
+    # ---------------------------------------------------------- subnetworks
 
-    def drop_frozen(self) -> None:
-        """Forgets the candidate networks; to be called when weights were changed in place in eval mode."""
-        with self._lock:
-            self._frozen = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        for name in ('_frozen', '_lock'):
-            del state[name]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._frozen = {}
-        self._lock = threading.RLock()
+    def forget_subnetworks(self) -> None:
+        """Lets the subnetworks be made anew; to be called when weights were changed in place in eval mode."""
+        routed = self._once.known('routed')
+        for subnetwork in (*routed.subnetworks, routed.dense) if routed else ():
+            subnetwork.forget()
 
     def train(self, mode: bool = True) -> ClassPruning:
-        self.drop_frozen()
+        self.forget_subnetworks()
         return super().train(mode)
 
     def _apply(self, *args: Any, **kwargs: Any) -> ClassPruning:
-        self.drop_frozen()
+        self.forget_subnetworks()
         return super()._apply(*args, **kwargs)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.drop_frozen()  # here, because loading a module that holds this one comes by too
+        self.forget_subnetworks()  # here, because loading a module that holds this one comes by too
         super()._load_from_state_dict(*args, **kwargs)
 
-    # ------------------------------------------------------------ candidates
+    def routed(self) -> RoutedNetwork:
+        """This network as inference sees it. It follows the weights."""
+        return replace(self._once.get('routed', self._make_routed), router=self.router, budget=self.budget)
 
-    def candidate_index(self, candidate: str | int) -> int:
-        """Index of a candidate given as ``'2:4'`` or as its index. Raises UsageError for others."""
-        if isinstance(candidate, str) and candidate in self.candidates:
-            return self.candidates.index(candidate)
-        if isinstance(candidate, int) and 0 <= candidate < len(self.candidates):
-            return candidate
-        raise UsageError(f'candidate {candidate!r} is not one of this network: {", ".join(self.candidates)}')
+    def _make_routed(self) -> RoutedNetwork:
+        names = self.candidates
+        return RoutedNetwork(
+            module=self,
+            subnetworks=tuple(
+                self._make_subnetwork(name, partial(self._plain, candidate), self.patterns(candidate))
+                for name, candidate in zip(names, self.ladder)
+            ),
+            dense=self._make_subnetwork('dense', partial(freeze, self.base, DENSE), {}),
+            router=self.router,
+            count_macs=lambda: self.reference_macs,
+        )
 
-    def frozen(self, candidate: str | int) -> nn.Module:
-        """The base network as one candidate: plain layers with zeros in place, eval mode. Kept until weights change."""
-        return self._frozen_at(self.candidate_index(candidate))
+    def _make_subnetwork(self, name: str, make: Any, patterns: dict[str, Pattern]) -> Subnetwork:
+        return Subnetwork(name, make, patterns, self.options['base'], self.num_in_ch, self.sizes)
 
-    def frozen_dense(self) -> nn.Module:
+    def _plain(self, candidate: Candidate) -> nn.Module:
+        if isinstance(candidate, SparseCandidate):
+            return freeze(self.base, self.ladder.sparse.index(candidate))
+        return deepcopy(self.others[candidate.name]).eval().requires_grad_(False)
+
+    def subnetwork(self, candidate: Candidate | str | int) -> Subnetwork:
+        """One candidate as a plain network."""
+        return self.routed().subnetworks[self.ladder.index(candidate)]
+
+    @property
+    def dense(self) -> Subnetwork:
         """The unpruned base network, whether or not it is a candidate."""
-        return self._frozen_at(DENSE)
+        return self.routed().dense
 
-    def _frozen_at(self, index: int) -> nn.Module:
-        with self._lock:
-            if index not in self._frozen:
-                self._frozen[index] = freeze(self.base, index)
-            return self._frozen[index]
-
-    def patterns(self, candidate: str | int) -> dict[str, Pattern]:
+    def patterns(self, candidate: Candidate | str | int) -> dict[str, Pattern]:
         """Pattern of each layer that is sparse in a candidate, by the layer's name in the base network."""
-        index = self.candidate_index(candidate)
+        chosen = self.ladder.candidates[self.ladder.index(candidate)]
+        if not isinstance(chosen, SparseCandidate):
+            return {}
+        slot = self.ladder.sparse.index(chosen)
         return {
-            choice.name: choice.patterns[index]
+            choice.name: choice.patterns[slot]
             for choice in self.choices
-            if choice.patterns and not choice.patterns[index].is_dense
+            if choice.patterns and not choice.patterns[slot].is_dense
         }
 
-    def macs(self, height: int, width: int) -> NetworkMacs:
-        """MACs of one image of the given size, counted; padding that the base network needs is included."""
-        size = (self.num_in_ch, self.sizes.padded(height), self.sizes.padded(width))
-        return network_macs(self.frozen_dense(), self.classifier, self.choices, len(self.candidates), size)
+    def restore_with(self, x: Tensor, candidate: Candidate | str | int) -> Tensor:
+        """Restores images ``(B, C, H, W)`` with one candidate."""
+        return self.subnetwork(candidate).restore(x)
+
+    # ----------------------------------------------------------------- sizes
 
     @property
-    def reference_macs(self) -> NetworkMacs:
-        """MACs of a 64×64 image, counted once; those of other sizes are in proportion to the pixels."""
-        with self._lock:
-            if self._reference is None:
-                self._reference = self.macs(_REFERENCE_SIZE, _REFERENCE_SIZE)
-            return self._reference
-
-    @property
-    def sizes(self) -> Sizes:
+    def sizes(self) -> SizeRequirements:
         """Which image sizes the base network takes, and its scale; found once."""
-        with self._lock:
-            if self._sizes is None:
-                self._sizes = probe_sizes(self.frozen_dense(), self.num_in_ch)
-            return self._sizes
+        return self._once.get('sizes', lambda: probe_sizes(freeze(self.base, DENSE), self.num_in_ch))
 
     @property
     def scale(self) -> int:
         """Output size over input size: 1 for denoising, 4 for ×4 super-resolution."""
         return self.sizes.scale
 
-    # --------------------------------------------------------------- routing
+    def macs(self, height: int, width: int) -> NetworkMacs:
+        """MACs of one image of the given size, counted; padding that the base network needs is included."""
+        size = (self.num_in_ch, self.sizes.padded(height), self.sizes.padded(width))
+        sparse = network_macs(self.dense.net, self.classifier, self.choices, len(self.ladder.sparse), size)
+        if not self.others:
+            return sparse
+        counted = {name: count_by_module(net, size)[''] for name, net in self.others.items()}
+        layers = tuple(replace(layer, candidates=self._in_ladder(layer.candidates, {})) for layer in sparse.layers)
+        return replace(sparse, candidates=self._in_ladder(sparse.candidates, counted), layers=layers)
 
-    def scores(self, x: Tensor) -> Tensor:
-        """Minus the error predicted for each candidate, ``(B, K)``, below 0, of images ``(B, C, H, W)`` in [0, 1]."""
-        return self.classifier(x)
+    def _in_ladder(self, sparse: Sequence[int], others: Mapping[str, int]) -> tuple[int, ...]:
+        """MACs of all candidates, from those of the sparse ones and of the others, which run no layer (0)."""
+        own = iter(sparse)
+        return tuple(others.get(name, 0) if name in self.others else next(own) for name in self.candidates)
 
-    def score_map(self, x: Tensor) -> Tensor:
-        """Scores of the parts of images, ``(B, K, h, w)``, whose means are the scores.
-
-        A classifier that knows no parts gives those of whole images, ``(B, K, 1, 1)``.
-        """
-        if hasattr(self.classifier, 'score_map'):
-            return self.classifier.score_map(x)
-        return self.scores(x)[:, :, None, None]
+    @property
+    def reference_macs(self) -> NetworkMacs:
+        """MACs of a 64×64 image, counted once; those of other sizes are in proportion to the pixels."""
+        return self._once.get('macs', lambda: self.macs(REFERENCE_SIDE, REFERENCE_SIDE))
 
     def costs(self) -> Tensor:
         """Each candidate's MACs, the classifier's included, as a fraction of the dense ones: ``(K,)``."""
         return torch.tensor(self.reference_macs.costs, device=self.log_price.device)
 
-    def probabilities(self, scores: Tensor) -> Tensor:
-        """Class probabilities ``(B, K)`` at the learnt price, differentiable in scores and price.
+    # --------------------------------------------------------------- routing
 
-        Args:
-            scores: relative ones, see ``image_scores``.
-        """
-        return torch.softmax((scores / self.log_price.exp() - self.costs()) / _SOFTNESS, dim=1)
+    @property
+    def router(self) -> Router:
+        """The classifier and the price, as they are now."""
+        return Router(self.classifier, self.log_price)
 
-    def route(self, scores: Tensor) -> Tensor:
+    def predicted_errors(self, x: Tensor) -> Tensor:
+        """The error predicted for each candidate, ``(B, K)``, above 0, of images ``(B, C, H, W)`` in [0, 1]."""
+        return self.router.predicted_errors(x)
+
+    def error_map(self, x: Tensor) -> Tensor:
+        """Predicted errors of the parts of images, ``(B, K, h, w)``; see ``Router.error_map``."""
+        return self.router.error_map(x)
+
+    def probabilities(self, errors: Tensor) -> Tensor:
+        """Class probabilities ``(B, K)`` at the learnt price, differentiable in the relative errors and the price."""
+        return probabilities(errors, self.costs(), self.log_price)
+
+    def route(self, errors: Tensor) -> Tensor:
         """Difficulty classes ``(B,)``: of the best trade at the learnt price, or, where ``budget`` is set, of the best
         total whose average MACs meet it.
 
         Args:
-            scores: relative ones, ``(B, K)``; see ``image_scores`` for images, ``picture_scores`` for tiles of one.
+            errors: relative ones, ``(B, K)``; see ``routing.errors``.
         """
-        if self.budget is not None:
-            costs = np.array(self.reference_macs.costs)
-            classes = solve_budget(scores.detach().double().cpu().numpy(), costs, np.ones(len(scores)), self.budget)
-            return torch.from_numpy(classes).to(scores.device)
-        return self.probabilities(scores).argmax(dim=1)
+        return self.router.route(errors, self.reference_macs.costs, self.budget)
 
-    @torch.no_grad()
     def classify(self, x: Tensor) -> Tensor:
         """Difficulty classes ``(B,)`` of images ``(B, C, H, W)`` in [0, 1]."""
-        return self.route(image_scores(self.scores(x)))
-
-    def restore_with(self, x: Tensor, candidate: str | int) -> Tensor:
-        """Restores images ``(B, C, H, W)`` with one candidate."""
-        return run_padded(self.frozen(candidate), x, self.sizes)
+        return self.router.classify(x, self.reference_macs.costs, self.budget)
 
     def forward(self, x: Tensor, classes: Tensor | None = None) -> Tensor:
         """Restores each image with a candidate of its own.
@@ -278,14 +275,17 @@ class ClassPruning(nn.Module):
         order = torch.cat(members)
         return outputs[torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))]
 
-    def run_sparse(self, x: Tensor, candidate: int) -> Tensor:
+    def run_sparse(self, x: Tensor, candidate: Candidate | str | int | None) -> Tensor:
         """Restores images with the weights as they are now, differentiable. Not safe in several threads.
 
         Args:
             x: images ``(B, C, H, W)`` in [0, 1].
-            candidate: index of a candidate, or ``sparsity.DENSE``.
+            candidate: one of the ladder, or None for the dense base network.
         """
-        self.selection.candidate = candidate
+        chosen = None if candidate is None else self.ladder.candidates[self.ladder.index(candidate)]
+        if chosen is not None and not isinstance(chosen, SparseCandidate):
+            return run_padded(self.others[chosen.name], x, self.sizes)
+        self.selection.candidate = DENSE if chosen is None else self.ladder.sparse.index(chosen)
         try:
             return run_padded(self.base, x, self.sizes)
         finally:
@@ -298,7 +298,7 @@ class ClassPruning(nn.Module):
         """Renews the nested masks of shared weights from the weights as they are now."""
         for _, layer in sparse_layers(self.base):
             layer.rank_by_magnitude()
-        self.drop_frozen()
+        self.forget_subnetworks()
 
     @torch.no_grad()
     def load_params(self, params: Mapping[str, Tensor]) -> None:
@@ -320,15 +320,7 @@ class ClassPruning(nn.Module):
         load_fitting(self.base, {**params, **candidates_only})
         for _, layer in sparse_layers(self.base):
             layer.reset_candidates()
-        self.drop_frozen()
-
-
-def image_scores(scores: Tensor) -> Tensor:
-    """Scores ``(B, K)`` of images relative to what the dearest candidate but one is predicted to leave in each.
-
-    At most 0: minus the share of it that the others add to the dearest one's. See ``sparsity.budget.picture_scores``.
-    """
-    return (scores - scores[:, -1:]) / reference_errors(-scores)[:, None].clamp(min=LEAST_ERROR)
+        self.forget_subnetworks()
 
 
 def _is_candidate_key(base: nn.Module, key: str) -> bool:
@@ -338,25 +330,10 @@ def _is_candidate_key(base: nn.Module, key: str) -> bool:
     )
 
 
-def _check_expressions(expressions: Iterable[str], key: str) -> None:
-    """Raises UsageError naming the option where one is no regular expression."""
+def _check_expressions(expressions: Iterable[str]) -> None:
+    """Raises UsageError where a layer to be skipped is named by something that is no regular expression."""
     for expression in expressions:
         try:
             re.compile(expression)
         except (re.error, TypeError) as error:
-            raise UsageError(f'{key}: {expression!r} is no regular expression: {error}') from None
-
-
-def _parse_ladder(candidates: Sequence[str], block: int, share_taps: bool, key: str) -> list[Pattern]:
-    """Parses patterns of one M, cheapest first; raises UsageError naming the option."""
-    try:
-        patterns = [Pattern.parse(text, block, share_taps) for text in candidates]
-    except ValueError as error:
-        raise UsageError(f'{key}: {error}') from None
-    if not patterns:
-        raise UsageError(f'{key}: at least one pattern such as "2:4" is needed')
-    if len({pattern.m for pattern in patterns}) > 1:
-        raise UsageError(f'{key}: {", ".join(candidates)} must all have the same M')
-    if key == 'network_g.candidates' and any(a.n >= b.n for a, b in itertools.pairwise(patterns)):
-        raise UsageError(f'{key}: {", ".join(candidates)} must go from cheapest to dearest, each once')
-    return patterns
+            raise UsageError(f'{expression!r} is no regular expression: {error}', key='network_g.skip') from None

@@ -1,4 +1,4 @@
-"""A dense restoration network with what restoring pictures needs to know of it."""
+"""A dense restoration network with what restoring images needs to know of it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from basicsr_classpruning.archs.sizes import Sizes, probe_sizes, run_padded
-from basicsr_classpruning.sparsity import count_by_module
+from basicsr_classpruning.routing.network import REFERENCE_SIDE, RoutedNetwork, Subnetwork
+from basicsr_classpruning.sizes import SizeRequirements, probe_sizes, run_padded
+from basicsr_classpruning.sparsity import NetworkMacs, count_by_module
 
 
 class DenseNetwork(nn.Module):
@@ -20,8 +21,6 @@ class DenseNetwork(nn.Module):
         options: what rebuilds it, as in ``network_g``.
     """
 
-    reference_size = 64
-
     def __init__(self, net: nn.Module, num_in_ch: int, options: dict[str, Any]) -> None:
         super().__init__()
         self.net = net
@@ -29,7 +28,7 @@ class DenseNetwork(nn.Module):
         self.options = options
 
     @cached_property
-    def sizes(self) -> Sizes:
+    def sizes(self) -> SizeRequirements:
         """Which image sizes the network takes, and its scale."""
         return probe_sizes(self.net, self.num_in_ch)
 
@@ -38,15 +37,21 @@ class DenseNetwork(nn.Module):
         """Output size over input size."""
         return self.sizes.scale
 
-    def macs(self, height: int, width: int) -> int:
-        """MACs of one image of the given size, counted."""
+    def macs(self, height: int, width: int) -> NetworkMacs:
+        """MACs of one image of the given size, counted; padding that the network needs is included."""
         size = (self.num_in_ch, self.sizes.padded(height), self.sizes.padded(width))
-        return count_by_module(self.net, size)['']
+        dense = count_by_module(self.net, size)['']
+        return NetworkMacs(size, dense, candidates=(dense,), classifier=0, layers=())
 
-    @cached_property
-    def reference_macs(self) -> int:
-        """MACs of a 64×64 image; those of other sizes are in proportion to the pixels."""
-        return self.macs(self.reference_size, self.reference_size)
+    @property
+    def dense(self) -> Subnetwork:
+        """The network as a subnetwork, its only one."""
+        return Subnetwork('dense', self.net.eval, {}, self.options, self.num_in_ch, self.sizes)
+
+    def routed(self) -> RoutedNetwork:
+        """This network as inference sees it: a ladder of one."""
+        dense = self.dense
+        return RoutedNetwork(self, (dense,), dense, None, lambda: self.macs(REFERENCE_SIDE, REFERENCE_SIDE))
 
     def forward(self, x: Tensor) -> Tensor:
         """Restores images ``(B, C, H, W)`` of any size."""

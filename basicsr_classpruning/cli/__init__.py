@@ -47,25 +47,49 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Reads a call; ``call`` of the result is how to write it again. Raises UsageError."""
-    args = build_parser().parse_args(argv)
+    """Reads a call; ``call`` of the result is how to write it again, ``flags`` what its arguments are called there.
+
+    Raises UsageError.
+    """
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    args.flags = _flags_of(parser, args.command)
     args.call = shlex.join(['classpruning', *argv])
     return args
+
+
+def _flags_of(parser: argparse.ArgumentParser, command: str) -> dict[str, str]:
+    """What the options of a sub-command are called on the command line, by their names in Python."""
+    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return {
+        action.dest: action.option_strings[-1] for action in commands.choices[command]._actions if action.option_strings
+    }
+
+
+def _in_words_of(flags: dict[str, str], error: UserError) -> str:
+    """An error's line, in which the name of a wrong argument is the one that the user has written."""
+    if isinstance(error, UsageError) and error.key is not None:
+        flag = flags.get(error.key.removeprefix('network_g.').partition('[')[0])
+        if flag is not None:
+            return f'{flag} {error.text}'
+    return str(error)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0 done, 1 work that failed, 2 a wrong call, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else list(argv)
     cv2.utils.logging.setLogLevel(0)  # silent: damaged pictures are reported by this program
+    flags: dict[str, str] = {}
     try:
         if argv and argv[0] in _PIPELINES:
             from basicsr_classpruning.cli import train
 
             return int(getattr(train, argv[0])(argv[1:]))
         args = parse(argv)
+        flags = args.flags
         return int(args.func(args) or 0)
     except UserError as error:
-        print(f'classpruning: error: {error}', file=sys.stderr)
+        print(f'classpruning: error: {_in_words_of(flags, error)}', file=sys.stderr)
         return error.status
     except KeyboardInterrupt:
         print('classpruning: interrupted', file=sys.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from basicsr_classpruning.cli.common import (
     add_model_arguments,
@@ -15,6 +15,10 @@ from basicsr_classpruning.cli.common import (
 )
 from basicsr_classpruning.errors import UsageError
 from basicsr_classpruning.tables import format_table
+
+if TYPE_CHECKING:
+    from basicsr_classpruning.routing import RoutedNetwork
+    from basicsr_classpruning.sparsity import NetworkMacs
 
 
 def add_parser(subparsers: Any) -> None:
@@ -36,14 +40,17 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the sub-command."""
+    from basicsr_classpruning.archs.forms import as_routed
+
     check_outputs(args, 'json')
     size = parse_size(args.size)
     net = load_model(args.model, args) if args.model else _build(args)
     if size[0] != net.num_in_ch:
         raise UsageError(f'--size {args.size}: this network takes {net.num_in_ch} channel(s)')
-    report = _dense_report(net, size) if not hasattr(net, 'candidates') else _report(net, size)
+    network = as_routed(net)
+    report = _report(network, net.macs(*size[1:]))
     if args.backend == 'cpu':
-        report['kernels'] = _kernels(net)
+        report['kernels'] = _kernels(network)
     print(_text(report))
     write_json(report, args.json)
     return 0
@@ -63,39 +70,32 @@ def _build(args: argparse.Namespace) -> Any:
     return DenseNetwork(net, input_channels(net, options), options).eval()
 
 
-def _report(net: Any, size: tuple[int, int, int]) -> dict[str, Any]:
-    macs = net.macs(*size[1:])
+def _report(network: RoutedNetwork, macs: NetworkMacs) -> dict[str, Any]:
+    from basicsr_classpruning.routing.network import count_parameters
+
+    candidates = macs.candidates if network.candidates else ()
     return {
-        'network': net.options['base'].get('type'),
+        'network': network.dense.options.get('type'),
         'size': list(macs.size),
-        'candidates': list(net.candidates),
+        'candidates': list(network.candidates),
         'macs_dense': macs.dense,
-        'macs': list(macs.candidates),
+        'macs': list(candidates),
         'macs_classifier': macs.classifier,
-        'saved': [1 - (value + macs.classifier) / macs.dense for value in macs.candidates],
-        'params': sum(parameter.numel() for parameter in net.frozen_dense().parameters()),
-        'params_classifier': sum(parameter.numel() for parameter in net.classifier.parameters()),
+        'saved': [1 - (value + macs.classifier) / macs.dense for value in candidates],
+        'params': count_parameters(network.dense.net),
+        'params_classifier': count_parameters(network.router.classifier) if network.router else 0,
         'layers': [{**asdict(layer), 'pruned': layer.pruned} for layer in macs.layers],
     }
 
 
-def _dense_report(net: Any, size: tuple[int, int, int]) -> dict[str, Any]:
-    macs = net.macs(*size[1:])
-    params = sum(parameter.numel() for parameter in net.parameters())
-    return {
-        'network': net.options.get('type'), 'size': list(size), 'candidates': [], 'macs_dense': macs, 'macs': [],
-        'macs_classifier': 0, 'saved': [], 'params': params, 'params_classifier': 0, 'layers': [],
-    }  # fmt: skip
-
-
-def _kernels(net: Any) -> dict[str, list[dict[str, Any]]]:
+def _kernels(network: RoutedNetwork) -> dict[str, list[dict[str, Any]]]:
     """What the CPU kernels do with each layer of each sparse candidate."""
     from basicsr_classpruning import kernels
 
     return {
-        candidate: [asdict(layer) for layer in kernels.plan(net.frozen(candidate), net.patterns(candidate))]
-        for candidate in getattr(net, 'candidates', ())
-        if net.patterns(candidate)
+        subnetwork.name: [asdict(layer) for layer in kernels.plan(subnetwork.net, subnetwork.patterns)]
+        for subnetwork in network.subnetworks
+        if subnetwork.patterns
     }
 
 

@@ -18,9 +18,9 @@ from basicsr_classpruning.errors import UsageError
 from basicsr_classpruning.tables import format_table
 
 if TYPE_CHECKING:
-    from basicsr_classpruning.inference.benchmark import Row, Settings
-    from basicsr_classpruning.inference.benchmark_page import Exhibit
-    from basicsr_classpruning.inference.contestants import Contestant
+    from basicsr_classpruning.benchmark.models import BenchmarkModel
+    from basicsr_classpruning.benchmark.page import SampleImage
+    from basicsr_classpruning.benchmark.run import Row, Settings
 
 
 def add_parser(subparsers: Any) -> None:
@@ -65,13 +65,13 @@ def run(args: argparse.Namespace) -> int:
     """Runs the sub-command."""
     import torch
 
+    from basicsr_classpruning.benchmark.page import Gallery
+    from basicsr_classpruning.benchmark.pairs import Pairs
+    from basicsr_classpruning.benchmark.report import to_cells
+    from basicsr_classpruning.benchmark.run import Benchmark, Settings, to_json
     from basicsr_classpruning.cli.progress import StageBar
     from basicsr_classpruning.data.degradations import Degradation
-    from basicsr_classpruning.inference.benchmark import Benchmark, Settings, to_json
-    from basicsr_classpruning.inference.benchmark_page import Gallery
-    from basicsr_classpruning.inference.benchmark_pictures import Pairs
-    from basicsr_classpruning.inference.benchmark_report import to_cells
-    from basicsr_classpruning.inference.machine import describe_machine
+    from basicsr_classpruning.machine import describe_machine
 
     check_outputs(args, 'json', 'csv', 'markdown', 'plot')
     for name in ('threads', 'repeats'):
@@ -89,11 +89,11 @@ def run(args: argparse.Namespace) -> int:
         threads=torch.get_num_threads(),
         repeats=args.repeats,
     )
-    contestants = _enter_all(args, settings)
+    models = _load_models(args, settings)
     gallery = Gallery()
     with StageBar() as bar:
-        rows = Benchmark(contestants, pairs, settings, bar, gallery.add if args.report else None).run()
-    missing = {name: reason for contestant in contestants for name, reason in contestant.missing.items()}
+        rows = Benchmark(models, pairs, settings, bar, gallery.add if args.report else None).run()
+    missing = {name: reason for model in models for name, reason in model.missing.items()}
     for name, reason in missing.items():
         print(f'missing: {name}: {reason}', file=sys.stderr)
     print(format_table(to_cells(rows)))
@@ -113,29 +113,29 @@ def run(args: argparse.Namespace) -> int:
         'device': args.device,
     }
     write_json({'rows': [to_json(row) for row in rows], **report}, args.json)
-    _write_reports(args, rows, gallery.exhibits, report)
+    _write_reports(args, rows, gallery.samples, report)
     return 0
 
 
-def _enter_all(args: argparse.Namespace, settings: Settings) -> list[Contestant]:
-    from basicsr_classpruning.archs.dense import DenseNetwork
-    from basicsr_classpruning.inference.contestants import add_engines, enter
-    from basicsr_classpruning.inference.engines import pick_device
+def _load_models(args: argparse.Namespace, settings: Settings) -> list[BenchmarkModel]:
+    from basicsr_classpruning.archs.forms import as_routed
+    from basicsr_classpruning.benchmark.models import add_engines, make_model
+    from basicsr_classpruning.devices import pick_device
     from basicsr_classpruning.inference.tiling import check_tile
 
     if args.engines and args.device != 'cpu':
         raise UsageError('--engines: they run on the CPU; leave --device out')
     device = pick_device(args.device)
-    contestants = []
+    models = []
     for name, path in zip(_names(args.models), args.models):
         net = load_model(path, args).to(device)
-        contestants.append(enter(name, net, settings.overlap, settings.backend))
-        check_tile(settings.tile, settings.overlap, contestants[-1].traits.sizes)
+        models.append(make_model(name, as_routed(net), settings.overlap, settings.backend))
+        check_tile(settings.tile, settings.overlap, models[-1].info.sizes)
     if args.engines:
-        dense = [contestant for contestant in contestants if isinstance(contestant.net, DenseNetwork)]
-        for contestant in dense or contestants:
-            add_engines(contestant, settings.threads)
-    return contestants
+        dense = [model for model in models if not model.candidates]
+        for model in dense or models:
+            add_engines(model, settings.threads)
+    return models
 
 
 def _names(paths: list[str]) -> list[str]:
@@ -146,9 +146,11 @@ def _names(paths: list[str]) -> list[str]:
     return short if len(set(short)) == len(short) else paths
 
 
-def _write_reports(args: argparse.Namespace, rows: list[Row], exhibits: list[Exhibit], report: dict[str, Any]) -> None:
-    from basicsr_classpruning.inference.benchmark_page import to_html
-    from basicsr_classpruning.inference.benchmark_report import plot, to_csv, to_markdown
+def _write_reports(
+    args: argparse.Namespace, rows: list[Row], samples: list[SampleImage], report: dict[str, Any]
+) -> None:
+    from basicsr_classpruning.benchmark.page import to_html
+    from basicsr_classpruning.benchmark.report import plot, to_csv, to_markdown
 
     title = f'{_folder_name(args.gt)}, {args.degrade or _folder_name(args.lq)}'
     if args.csv:
@@ -158,7 +160,7 @@ def _write_reports(args: argparse.Namespace, rows: list[Row], exhibits: list[Exh
     if args.plot:
         _write(args.plot, plot(rows, title))
     if args.report:
-        _write(args.report, to_html(rows, exhibits, title, report).encode())
+        _write(args.report, to_html(rows, samples, title, report).encode())
 
 
 def _folder_name(path: str) -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from basicsr_classpruning.cli.common import add_model_arguments, check_apart, load_model
 from basicsr_classpruning.errors import UsageError
+
+if TYPE_CHECKING:
+    from basicsr_classpruning.routing import RoutedNetwork, Router, Subnetwork
 
 
 def add_parser(subparsers: Any) -> None:
@@ -20,7 +23,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument('--model', metavar='FILE', required=True, help='a ClassPruning or dense checkpoint')
     parser.add_argument('--to', choices=['basicsr', 'safetensors', 'onnx'], required=True, help='what to write')
-    parser.add_argument('--candidate', metavar='N:M', help='candidate to export (default: the dearest; onnx: all)')
+    parser.add_argument('--candidate', metavar='N:M', help='candidate to export (default: the densest; onnx: all)')
     parser.add_argument('--out', metavar='FILE', required=True, help='file to write; a folder for all candidates')
     parser.add_argument(
         '--compact', action='store_true', help='safetensors: store non-zeros only; classpruning reads such files'
@@ -31,19 +34,18 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the sub-command."""
-    from basicsr_classpruning.export import take_candidate
+    from basicsr_classpruning.archs.forms import as_routed
 
     _check_call(args)
-    network = load_model(args.model, args)
-    candidates = getattr(network, 'candidates', ())
-    if args.to == 'onnx' and candidates and args.candidate is None:
-        print(_export_all(network, args.out))
+    network = as_routed(load_model(args.model, args))
+    if args.to == 'onnx' and network.router is not None and args.candidate is None:
+        print(_export_all(network, network.router, args.out))
         return 0
-    static = take_candidate(network, args.candidate)
-    how = _export_one(static, args)
-    what = f'{static.options.get("architecture", static.options.get("type"))}, {static.name}'
-    if candidates and args.candidate is None:
-        what += f' (the dearest of {", ".join(candidates)}; --candidate names another)'
+    chosen = network.subnetwork(args.candidate)
+    how = _export_one(chosen, args)
+    what = f'{chosen.options.get("architecture", chosen.options.get("type"))}, {chosen.name}'
+    if network.candidates and args.candidate is None:
+        what += f' (the densest of {", ".join(network.candidates)}; --candidate names another)'
     print(f'{args.out}: {what}, {_megabytes(args.out)}{how}')
     return 0
 
@@ -61,38 +63,38 @@ def _check_call(args: argparse.Namespace) -> None:
         raise UsageError(f'--out {args.out}: {wanted}')
 
 
-def _export_one(static: Any, args: argparse.Namespace) -> str:
+def _export_one(chosen: Subnetwork, args: argparse.Namespace) -> str:
     """Writes one network; returns what the summary says of it besides its size."""
     from basicsr_classpruning import export
 
     if os.path.isdir(args.out):
         raise UsageError(f'--out {args.out}: a folder; name a file')
     if args.to == 'basicsr':
-        export.export_basicsr(static, args.out)
+        export.export_basicsr(chosen, args.out)
         return ''
     if args.to == 'safetensors':
         write = export.export_compact_safetensors if args.compact else export.export_safetensors
-        write(static, args.out)
-        dense = sum(value.nbytes for value in static.state_dict().values())
+        write(chosen, args.out)
+        dense = sum(value.nbytes for value in export.plain_state_dict(chosen).values())
         return f', {os.path.getsize(args.out) / dense:.3f} of the dense weights' if args.compact else ''
-    graph = export.export_onnx(static, args.out)
+    graph = export.export_onnx(chosen, args.out)
     tried = ' and '.join('×'.join(map(str, shape)) for shape in graph.tried)
     lines = [f'\nONNX Runtime gives the same output to {graph.difference:.1e} (tried {tried})']
     if not graph.any_batch:
         lines.append('it takes one image at a time')
-    if static.sizes.multiple > 1:
-        lines.append(f'height and width must be multiples of {static.sizes.multiple}')
+    if chosen.sizes.multiple > 1:
+        lines.append(f'height and width must be multiples of {chosen.sizes.multiple}')
     return '; '.join(lines)
 
 
-def _export_all(network: Any, folder: str) -> str:
+def _export_all(network: RoutedNetwork, router: Router, folder: str) -> str:
     """Writes the classifier and all candidates; returns the summary."""
     from basicsr_classpruning.export import export_onnx_folder
 
     if folder.endswith('.onnx'):
         names = ', '.join(network.candidates)
         raise UsageError(f'--out {folder}: all candidates go into a folder; for one file add --candidate: {names}')
-    manifest = export_onnx_folder(network, folder)
+    manifest = export_onnx_folder(network, router, folder)
     entries = (manifest['classifier'], *manifest['candidates'])
     worst = max(entry['difference'] for entry in entries)
     files = ', '.join(f'{entry["file"]} ({_megabytes(os.path.join(folder, entry["file"]))})' for entry in entries)

@@ -31,24 +31,22 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the sub-command."""
-    from basicsr_classpruning.archs.classpruning_arch import ClassPruning
+    from basicsr_classpruning.archs.forms import as_classpruning
     from basicsr_classpruning.checkpoint import write_checkpoint
     from basicsr_classpruning.cli.progress import StageBar
-    from basicsr_classpruning.inference.engines import pick_device
-    from basicsr_classpruning.inference.machine import describe_machine
+    from basicsr_classpruning.devices import pick_device
+    from basicsr_classpruning.machine import describe_machine
     from basicsr_classpruning.pruning.prune import check_routing, fit_routing
 
     check_call(args)
     start = time.perf_counter()
     net = load_model(args.checkpoint, args)
-    if not isinstance(net, ClassPruning):
-        raise UsageError(f'{args.checkpoint}: a dense network has no classifier; prune it first')
     try:
+        net = as_classpruning(net)
         check_routing(net)
     except UsageError as error:
         raise UsageError(f'{args.checkpoint}: {error}') from None
-    pictures, degradation = read_calibration(args, net, net.frozen_dense())
-    net.drop_frozen()
+    pictures, degradation = read_calibration(args, net, net.dense.net)
     net.to(pick_device(args.device))
     with StageBar() as bar:
         routed = fit_routing(net, pictures, degradation, args.seed, bar)

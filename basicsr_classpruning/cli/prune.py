@@ -19,14 +19,6 @@ if TYPE_CHECKING:
     from basicsr_classpruning.archs.dense import DenseNetwork
     from basicsr_classpruning.pruning.prune import CandidateReport, PruneOptions
 
-# What an options file calls the arguments of this command.
-_ARGUMENTS = {
-    'network_g.candidates: block': '--block',
-    'network_g.candidates: ': '--candidates ',
-    'network_g.skip: ': '--skip ',
-    'network_g: ': '',
-}
-
 
 def add_parser(subparsers: Any) -> None:
     """Adds the sub-command."""
@@ -69,8 +61,9 @@ def run(args: argparse.Namespace) -> int:
     """Runs the sub-command."""
     import torch
 
+    from basicsr_classpruning.archs.forms import as_dense
     from basicsr_classpruning.checkpoint import write_checkpoint
-    from basicsr_classpruning.inference.machine import describe_machine
+    from basicsr_classpruning.machine import describe_machine
     from basicsr_classpruning.pruning.prune import PruneOptions
 
     check_call(args)
@@ -78,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) and not args.calibration:
             raise UsageError(f'--{name.replace("_", "-")}: needs --calibration')
     start = time.perf_counter()
-    dense = _as_dense(load_model(args.checkpoint, args))
+    dense = as_dense(load_model(args.checkpoint, args))
     options = PruneOptions(
         tuple(args.candidates),
         args.block,
@@ -88,10 +81,7 @@ def run(args: argparse.Namespace) -> int:
         args.seed,
         args.per_layer,
     )
-    try:
-        net, figures = _with_data(dense, options, args) if args.calibration else _without_data(dense, options)
-    except UsageError as error:
-        raise UsageError(_in_arguments(str(error))) from None
+    net, figures = _with_data(dense, options, args) if args.calibration else _without_data(dense, options)
     write_checkpoint(args.out, {'params': net.state_dict()}, net.options)
     base = net.options['base']
     report = {
@@ -118,22 +108,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _as_dense(net: Any) -> DenseNetwork:
-    """A ClassPruning network is pruned anew from its dense weights."""
-    from basicsr_classpruning.archs.dense import DenseNetwork
-
-    if isinstance(net, DenseNetwork):
-        return net
-    return DenseNetwork(net.frozen_dense(), net.num_in_ch, net.options['base'])
-
-
-def _in_arguments(message: str) -> str:
-    for key, argument in _ARGUMENTS.items():
-        if message.startswith(key):
-            return argument + message.removeprefix(key)
-    return message
-
-
 def _without_data(dense: DenseNetwork, options: PruneOptions) -> tuple[ClassPruning, dict[str, Any]]:
     from basicsr_classpruning.pruning.prune import prune_by_magnitude
 
@@ -146,7 +120,7 @@ def _with_data(
     dense: DenseNetwork, options: PruneOptions, args: argparse.Namespace
 ) -> tuple[ClassPruning, dict[str, Any]]:
     from basicsr_classpruning.cli.progress import StageBar
-    from basicsr_classpruning.inference.engines import pick_device
+    from basicsr_classpruning.devices import pick_device
     from basicsr_classpruning.pruning.prune import prune_with_data
 
     pictures, degradation = read_calibration(args, dense, dense)

@@ -127,14 +127,14 @@ def _report(
         'threads': restorer.workers.count,
         'tile': args.tile,
         'overlap': args.overlap,
-        'scale': restorer.traits.scale,
+        'scale': restorer.info.scale,
         'pictures': len(done),
         'average_macs': average,
         'macs_dense': dense,
         'saved': 1 - average / dense if average is not None and dense else None,
         'class_share': {
             name: sum(stats.class_share[name] * stats.tiles for _, stats in done) / tiles
-            for name in (restorer.traits.candidates if tiles else ())
+            for name in (restorer.info.candidates if tiles else ())
         },
         'skipped': skipped,
         'failed': [{'picture': result.job.name, 'error': result.error} for result in results if result.error],

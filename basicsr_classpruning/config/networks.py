@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import MinLen
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from basicsr_classpruning.archs.support import refusal
 from basicsr_classpruning.config.fields import Allowed, Count, Regex, Registered, Section, refuse
-from basicsr_classpruning.sparsity.pattern import MAX_M, Pattern
+from basicsr_classpruning.routing.ladder import Ladder, LadderError
 
 CandidateName = Annotated[str, Allowed("a candidate N:M, e.g. '8:16'")]
-_LADDER = Allowed("a list of candidates N:M, cheapest first, e.g. ['4:16', '8:16', '16:16']")
+_LADDER = Allowed("a list of candidates N:M, sparsest first, e.g. ['4:16', '8:16', '16:16']")
 
 
 class PlainNetwork(Registered):
@@ -39,7 +39,7 @@ class ClassPruningNetwork(Section):
     base: PlainNetwork
     """The base network: any entry of BasicSR's architecture registry that restores single images."""
     candidates: Annotated[list[CandidateName], MinLen(1), _LADDER]
-    """The sparse subnetworks, from cheapest to dearest, all of one M, e.g. `['4:16', '8:16', '16:16']`: of every M
+    """The sparse subnetworks, from sparsest to densest, all of one M, e.g. `['4:16', '8:16', '16:16']`: of every M
     consecutive input channels at most N weights are kept. `M:M` is the dense one; it need not be listed."""
     block: Count = 1
     """Consecutive output channels that share a mask; 1 is the paper's fine-grained pattern, more is faster and a
@@ -56,40 +56,13 @@ class ClassPruningNetwork(Section):
     """Per-layer patterns: for layers whose name matches the regular expression, one `N:M` for each candidate. null: as
     in the checkpoint that training starts from, if it was pruned with `--per-layer`; else `candidates` everywhere."""
 
-    @field_validator('candidates')
-    @classmethod
-    def _cheapest_first(cls, candidates: list[str]) -> list[str]:
-        patterns = [_pattern(text, f'[{i}]') for i, text in enumerate(candidates)]
-        in_order = sorted(set(patterns), key=lambda pattern: pattern.n)
-        if len({pattern.m for pattern in patterns}) > 1:
-            raise refuse('', f'{candidates} is not allowed; all candidates have the same M')
-        if patterns != in_order:
-            raise refuse('', f'{candidates} is not allowed; cheapest first and each once: {[*map(str, in_order)]}')
-        return candidates
-
     @model_validator(mode='after')
     def _agree(self) -> ClassPruningNetwork:
         reason = refusal(self.base.type)
         if reason is not None:
             raise refuse('base.type', f'{self.base.type!r} is not allowed: {reason}')
-        for regex, texts in (self.layers or {}).items():
-            _check_ladder(f'layers.{regex}', texts, len(self.candidates), Pattern.parse(self.candidates[0]).m)
+        try:
+            Ladder.parse(self.candidates, self.block, self.share_taps, self.layers)
+        except LadderError as error:
+            raise refuse(error.place, error.text) from None
         return self
-
-
-def _check_ladder(key: str, texts: list[str], length: int, m: int) -> None:
-    """A layer's own patterns: one for each candidate, of the candidates' M, never cheaper than the one before."""
-    patterns = [_pattern(text, f'{key}[{i}]') for i, text in enumerate(texts)]
-    kept = [pattern.n for pattern in patterns]
-    if len(patterns) != length:
-        raise refuse(key, f'{texts} is not allowed; one N:{m} for each of the {length} candidates')
-    if any(pattern.m != m for pattern in patterns) or kept != sorted(kept):
-        raise refuse(key, f'{texts} is not allowed; N:{m}, cheapest first')
-
-
-def _pattern(text: Any, key: str) -> Pattern:
-    try:
-        return Pattern.parse(text)
-    except ValueError:
-        wanted = f"N:M with 1 <= N <= M <= {MAX_M}, for example '8:16'"
-        raise refuse(key, f'{text!r} is not allowed; {wanted}') from None

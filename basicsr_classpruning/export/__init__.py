@@ -4,14 +4,13 @@ from basicsr_classpruning.export.basicsr import export_basicsr
 from basicsr_classpruning.export.onnx import export_onnx
 from basicsr_classpruning.export.onnx_folder import export_onnx_folder
 from basicsr_classpruning.export.safetensors import export_compact_safetensors, export_safetensors
-from basicsr_classpruning.export.static import StaticNetwork, take_candidate
+from basicsr_classpruning.export.weights import plain_state_dict
 
 __all__ = [
-    'StaticNetwork',
     'export_basicsr',
     'export_compact_safetensors',
     'export_onnx',
     'export_onnx_folder',
     'export_safetensors',
-    'take_candidate',
+    'plain_state_dict',
 ]

@@ -13,10 +13,10 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
-from basicsr_classpruning.archs.sizes import Sizes
 from basicsr_classpruning.errors import UserError
-from basicsr_classpruning.export.static import StaticNetwork
+from basicsr_classpruning.routing.network import Subnetwork
 from basicsr_classpruning.safe_files import write_atomically
+from basicsr_classpruning.sizes import SizeRequirements
 
 INPUT, OUTPUT = 'input', 'output'
 """Names of a graph's input ``(B, C, H, W)`` and output."""
@@ -47,18 +47,18 @@ def require_onnx() -> None:
         raise UserError(f'ONNX needs {" and ".join(missing)}: pip install basicsr-classpruning[engines]')
 
 
-def export_onnx(static: StaticNetwork, path: str | os.PathLike[str]) -> Graph:
+def export_onnx(network: Subnetwork, path: str | os.PathLike[str]) -> Graph:
     """Writes one network as an ONNX file, whole or not at all, and returns what was written.
 
     Raises UserError where the network cannot be converted, its graph does something else, a package is missing, or
     the file cannot be written.
     """
-    graph = convert(static.net, static.channels, static.sizes)
+    graph = convert(network.net, network.channels, network.sizes)
     write_atomically(path, lambda file: file.write(graph.content))
     return graph
 
 
-def convert(net: nn.Module, channels: int, sizes: Sizes) -> Graph:
+def convert(net: nn.Module, channels: int, sizes: SizeRequirements) -> Graph:
     """Converts a network and compares the graph with it in ONNX Runtime.
 
     The exporter that traces is used, since it converts every network of BasicSR's in a second or two; the newer one

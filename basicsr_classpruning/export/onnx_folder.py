@@ -11,23 +11,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from basicsr_classpruning.archs.classpruning_arch import ClassPruning
+import torch
+
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.export.onnx import INPUT, OUTPUT, Graph, convert, require_onnx
-from basicsr_classpruning.export.static import take_candidate
+from basicsr_classpruning.routing.network import RoutedNetwork
+from basicsr_classpruning.routing.router import Router
 from basicsr_classpruning.safe_files import write_atomically
 
 MANIFEST = 'manifest.json'
 
 
-def export_onnx_folder(network: ClassPruning, folder: str | os.PathLike[str]) -> dict[str, Any]:
+def export_onnx_folder(network: RoutedNetwork, router: Router, folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Writes ``classifier.onnx``, one file for each candidate, and ``manifest.json``; the folder appears whole or not.
 
     A program classifies an image (or a tile) as the candidate with the greatest ``score - price * cost``, and restores
     it with that candidate's file.
 
     Args:
-        network: in eval mode.
+        network: with candidates.
+        router: the network's.
         folder: does not exist yet, or is empty.
 
     Returns:
@@ -39,24 +42,25 @@ def export_onnx_folder(network: ClassPruning, folder: str | os.PathLike[str]) ->
     """
     require_onnx()
     with _whole_folder(Path(folder)) as unfinished:
-        classifier = convert(network.classifier, network.num_in_ch, network.sizes)
+        classifier = convert(router.classifier, network.channels, network.sizes)
         scoring = _write(unfinished / 'classifier.onnx', classifier)
         restoring = []
-        for name, cost in zip(network.candidates, network.costs().tolist()):
-            static = take_candidate(network, name)
-            graph = convert(static.net, static.channels, static.sizes)
-            entry = _write(unfinished / f'candidate_{name.replace(":", "_")}.onnx', graph)
-            restoring.append({'candidate': name, 'cost': cost, **entry})
+        for subnetwork, cost in zip(network.subnetworks, network.count_macs().costs):
+            graph = convert(subnetwork.net, subnetwork.channels, subnetwork.sizes)
+            entry = _write(unfinished / f'candidate_{subnetwork.name.replace(":", "_")}.onnx', graph)
+            # Single precision, in which the router weighs costs.
+            restoring.append({'candidate': subnetwork.name, 'cost': torch.tensor(cost).item(), **entry})
+        options = network.dense.options
         manifest = {
             'format': 'classpruning-onnx',
             'version': 1,
-            'network': static.options.get('architecture', static.options.get('type')),
-            'input': {'name': INPUT, 'channels': network.num_in_ch, 'range': [0, 1]},
+            'network': options.get('architecture', options.get('type')),
+            'input': {'name': INPUT, 'channels': network.channels, 'range': [0, 1]},
             'output': {'name': OUTPUT},
-            'scale': network.scale,
+            'scale': network.sizes.scale,
             'sides': {'multiple': network.sizes.multiple, 'minimum': network.sizes.minimum},
             'rule': 'candidate with the greatest score - price * cost',
-            'price': float(network.log_price.detach().exp()),
+            'price': float(router.log_price.detach().exp()),
             'classifier': scoring,
             'candidates': restoring,
         }

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 
 from basicsr_classpruning.checkpoint import write_compact_safetensors, write_safetensors
-from basicsr_classpruning.export.static import StaticNetwork
+from basicsr_classpruning.export.weights import plain_state_dict
+from basicsr_classpruning.routing.network import Subnetwork
 
 
-def export_safetensors(static: StaticNetwork, path: str | os.PathLike[str]) -> None:
+def export_safetensors(network: Subnetwork, path: str | os.PathLike[str]) -> None:
     """Writes the weights under the base network's own keys. Raises UserError where the file cannot be written."""
-    write_safetensors(path, static.state_dict(), static.options)
+    write_safetensors(path, plain_state_dict(network), network.options)
 
 
-def export_compact_safetensors(static: StaticNetwork, path: str | os.PathLike[str]) -> None:
+def export_compact_safetensors(network: Subnetwork, path: str | os.PathLike[str]) -> None:
     """Writes values and bit masks, which ``read_checkpoint`` makes the same weights of; a 1:4 candidate takes less than
     0.30 and a 2:4 candidate less than 0.57 of the dense size. Raises UserError where the file cannot be written.
     """
-    write_compact_safetensors(path, static.state_dict(), static.options)
+    write_compact_safetensors(path, plain_state_dict(network), network.options)

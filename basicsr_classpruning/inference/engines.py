@@ -1,27 +1,45 @@
-"""What runs a candidate network: PyTorch as it is, or the sparse CPU kernels, or the faster of the two."""
+"""What runs a subnetwork: PyTorch as it is, the sparse CPU kernels, or the faster of the two."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from basicsr_classpruning import kernels
-from basicsr_classpruning.archs.classpruning_arch import ClassPruning
-from basicsr_classpruning.archs.dense import DenseNetwork
+from basicsr_classpruning.devices import device_of
 from basicsr_classpruning.errors import UsageError
-from basicsr_classpruning.inference.networks import device_of
+from basicsr_classpruning.routing.network import RoutedNetwork, Subnetwork
 
 Engine = Callable[[Tensor], Tensor]
 """Restores a batch ``(B, C, H, W)`` in [0, 1] of any one size, without gradients."""
 
-BACKENDS = ('auto', 'dense', 'cpu')
+EngineMaker = Callable[[Subnetwork], Engine]
+
+_MAKERS: dict[str, EngineMaker] = {}
 
 
-def dense_engine(module: nn.Module) -> Engine:
+def register_engine(name: str) -> Callable[[EngineMaker], EngineMaker]:
+    """Makes an engine known as a backend of that name. It is given a subnetwork, on whatever device its weights are,
+    and raises UsageError where it cannot run it."""
+
+    def register(make: EngineMaker) -> EngineMaker:
+        _MAKERS[name] = make
+        return make
+
+    return register
+
+
+def backends() -> tuple[str, ...]:
+    """What can be asked for: ``auto`` and the names of the engines."""
+    return ('auto', *_MAKERS)
+
+
+@register_engine('dense')
+def dense_engine(subnetwork: Subnetwork) -> Engine:
     """PyTorch's own convolutions, channels-last: the fastest layout of oneDNN and cuDNN."""
-    module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = subnetwork.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
     def run(x: Tensor) -> Tensor:
@@ -30,12 +48,12 @@ def dense_engine(module: nn.Module) -> Engine:
     return run
 
 
-def kernel_engine(net: ClassPruning | DenseNetwork, index: int) -> Engine:
-    """The N:M kernels of this package, for a candidate or a dense network."""
-    if isinstance(net, ClassPruning):
-        module = kernels.accelerate(net.frozen(index), net.patterns(index))
-    else:
-        module = kernels.accelerate(net.net, {})
+@register_engine('cpu')
+def kernel_engine(subnetwork: Subnetwork) -> Engine:
+    """The N:M kernels of this package."""
+    if device_of(subnetwork.net).type != 'cpu':
+        raise UsageError('cpu: the network is not on the CPU (give --device cpu)', key='backend')
+    module = kernels.accelerate(subnetwork.net, subnetwork.patterns)
 
     @torch.inference_mode()
     def run(x: Tensor) -> Tensor:
@@ -59,34 +77,32 @@ class FasterEngine:
 
 
 class Engines:
-    """The engines of one network's candidates. Safe to use from several threads.
+    """The engines of one network's subnetworks. Safe to use from several threads.
 
     All are made at once: tracing a network changes how modules are called in the whole process (torch.fx), so none may
     be traced while another thread computes.
 
     Args:
-        net: in eval mode, on the device that is to restore.
-        backend: ``dense`` (PyTorch), ``cpu`` (the sparse kernels) or ``auto`` (the faster one where both run).
-        only: the one candidate that is wanted, by its index; by default all are.
+        network: on the device that is to restore.
+        backend: the name of an engine, ``dense`` (PyTorch) or ``cpu`` (the sparse kernels) among them, or ``auto`` (the
+            faster of these two where both run).
+        only: place of the one candidate that is wanted; by default all are.
 
     Raises:
-        UsageError: unknown backend, or kernels for a network that is not on the CPU.
+        UsageError: unknown backend, or one that cannot run this network.
     """
 
-    def __init__(self, net: ClassPruning | DenseNetwork, backend: str, only: int | None = None) -> None:
-        if backend not in BACKENDS:
-            raise UsageError(f'backend {backend!r}: allowed are {", ".join(BACKENDS)}')
-        on_cpu = device_of(net).type == 'cpu'
-        if backend == 'cpu' and not on_cpu:
-            raise UsageError('backend cpu: the network is not on the CPU (give --device cpu)')
-        if backend == 'auto' and not (on_cpu and kernels.available()):
+    def __init__(self, network: RoutedNetwork, backend: str, only: int | None = None) -> None:
+        if backend not in backends():
+            raise UsageError(f'{backend!r}: allowed are {", ".join(backends())}', key='backend')
+        if backend == 'auto' and not (device_of(network.module).type == 'cpu' and kernels.available()):
             backend = 'dense'
-        self._net, self._backend = net, backend
-        everything = range(len(net.candidates) if isinstance(net, ClassPruning) else 1)
-        self._made = {index: self._make(index) for index in (everything if only is None else (only,))}
+        make = _faster_engine if backend == 'auto' else _MAKERS[backend]
+        wanted = range(len(network.subnetworks)) if only is None else (only,)
+        self._made = {index: make(network.subnetworks[index]) for index in wanted}
 
     def __getitem__(self, index: int) -> Engine:
-        """The engine of a candidate, by its index; a dense network has only index 0."""
+        """The engine of a subnetwork, by its place."""
         return self._made[index]
 
     def prepare(self, index: int, x: Tensor) -> None:
@@ -95,21 +111,6 @@ class Engines:
         if isinstance(engine, FasterEngine):
             engine.measure(x)
 
-    def _make(self, index: int) -> Engine:
-        module = self._net.frozen(index) if isinstance(self._net, ClassPruning) else self._net.net
-        if self._backend == 'dense':
-            return dense_engine(module)
-        sparse = kernel_engine(self._net, index)
-        return sparse if self._backend == 'cpu' else FasterEngine(dense_engine(module), sparse)
 
-
-def pick_device(name: str) -> torch.device:
-    """The device named, or for ``auto`` a GPU if there is one. Raises UsageError if it cannot be used."""
-    if name == 'auto':
-        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f'device {name!r}: {str(error).splitlines()[0]}') from None
-    return device
+def _faster_engine(subnetwork: Subnetwork) -> Engine:
+    return FasterEngine(dense_engine(subnetwork), kernel_engine(subnetwork))

@@ -65,17 +65,18 @@ def find_jobs(source: str | os.PathLike, output: str | os.PathLike, class_maps: 
     """
     source, output = Path(source), Path(output)
     if output.exists() and not output.is_dir():
-        raise UsageError(f'--output {output}: is not a folder')
+        raise UsageError(f'{output}: is not a folder', key='output')
     if source.is_dir():
         if output.resolve() == source.resolve():
-            raise UsageError(f'--output {output}: is the input folder; results would replace the originals')
+            raise UsageError(f'{output}: is the input folder; results would replace the originals', key='output')
         pictures = _pictures_below(source, output.resolve())
         if not pictures:
             raise UsageError(f'{source}: no pictures in it (looked for {", ".join(SUFFIXES)})')
         names = [picture.relative_to(source) for picture in pictures]
     elif source.exists():
         if output.resolve() == source.resolve().parent:
-            raise UsageError(f'--output {output}: is the folder of the input; the result would replace the original')
+            text = f'{output}: is the folder of the input; the result would replace the original'
+            raise UsageError(text, key='output')
         pictures, names = [source], [Path(source.name)]
     else:
         raise UsageError(f'{source}: no such file or folder')
@@ -153,13 +154,13 @@ def _failed(job: FileJob, error: Exception) -> UserError:
 def restore_file(restorer: Restorer, job: FileJob, max_pixels: int, progress: Progress) -> RestoreStats:
     """Restores one picture file; its results appear whole or not at all. Raises UserError."""
     picture = read_picture(job.source, max_pixels)
-    scale = restorer.traits.scale
+    scale = restorer.info.scale
     height, width = picture.pixels.shape[:2]
     check_writable(picture.encoding, height * scale, width * scale, job.target)
     _make_folder(job.target.parent)
     restoration = restorer.start(picture.pixels)
     if job.class_map is not None:
-        labels = restorer.traits.candidates or ('dense',)
+        labels = restorer.info.candidates or ('dense',)
         write_picture(job.class_map, draw_class_map(picture, restoration.grid, restoration.classes, labels))
 
     def rows() -> Iterator[np.ndarray]:

@@ -10,13 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from basicsr_classpruning.archs.classpruning_arch import ClassPruning
+from basicsr_classpruning.archs.forms import as_routed
+from basicsr_classpruning.devices import device_of, pick_device
 from basicsr_classpruning.errors import UsageError, UserError
-from basicsr_classpruning.inference.engines import Engines, pick_device
-from basicsr_classpruning.inference.networks import Traits, device_of, inspect_network, wrap
+from basicsr_classpruning.inference.engines import Engines
+from basicsr_classpruning.inference.receptive_field import tile_margin
 from basicsr_classpruning.inference.tiling import Blender, TileGrid, batches, check_tile, plan_tiles
 from basicsr_classpruning.inference.workers import Workers
-from basicsr_classpruning.sparsity.budget import check_budget, picture_scores, solve_budget
+from basicsr_classpruning.routing.budget import check_budget, solve_budget
+from basicsr_classpruning.routing.errors import errors_in_image
+from basicsr_classpruning.routing.network import RoutedNetwork
 
 _SCORED = 16  # tiles that are classified together
 
@@ -49,7 +52,7 @@ class Restorer:
     """Restores pictures of any size.
 
     Args:
-        net: a ClassPruning network or a dense one, as `basicsr_classpruning.load` returns it.
+        net: a ClassPruning network or a dense one, as `basicsr_classpruning.load` returns it, or a routed network.
         tile: largest side of a tile, in pixels of the picture to be restored.
         overlap: smallest overlap of neighbouring tiles.
         budget: wanted average MACs of each picture as a fraction of the dense ones; by default the network's own
@@ -67,7 +70,7 @@ class Restorer:
 
     def __init__(
         self,
-        net: nn.Module,
+        net: nn.Module | RoutedNetwork,
         *,
         tile: int = 96,
         overlap: int = 8,
@@ -82,39 +85,38 @@ class Restorer:
             raise UsageError('budget and candidate: only one of them can be given')
         for name, value in (('batch', batch), ('threads', threads)):
             if value is not None and value < 1:
-                raise UsageError(f'{name} {value}: allowed are 1 and more')
-        self.net = wrap(net).to(pick_device(device)).eval()
-        self.traits: Traits = inspect_network(self.net, overlap)
-        on_cpu = device_of(self.net).type == 'cpu'
+                raise UsageError(f'{value}: allowed are 1 and more', key=name)
+        self.network = as_routed(net)
+        self.network.module.to(pick_device(device))
+        check_channels(self.network)
+        self.info = self.network.info
+        self.margin = tile_margin(self.network.dense, overlap)
+        on_cpu = device_of(self.network.module).type == 'cpu'
         self.tile, self.overlap, self.batch = tile, overlap, batch or (1 if on_cpu else 16)
-        check_tile(tile, overlap, self.traits.sizes)
+        check_tile(tile, overlap, self.info.sizes)
         self.workers = Workers((threads or torch.get_num_threads()) if on_cpu else 1)
         self.pinned = self._pinned_index(candidate)
-        self.engines = Engines(self.net, backend, self.pinned)
+        self.engines = Engines(self.network, backend, self.pinned)
         self.budget = self._budget(budget)
 
     def _pinned_index(self, candidate: str | None) -> int | None:
-        if isinstance(self.net, ClassPruning):
-            return None if candidate is None else self.net.candidate_index(candidate)
-        if candidate is not None:
-            raise UsageError(f'candidate {candidate}: the network is dense and has no candidates')
-        return 0
+        if candidate is None:
+            return 0 if self.network.router is None else None
+        return self.network.index(candidate)
 
     def _budget(self, budget: float | None) -> float | None:
-        if not isinstance(self.net, ClassPruning):
-            if budget is not None:
-                raise UsageError(f'budget {budget:g}: the network is dense and has no candidates')
-            return None
+        if self.network.router is None and budget is not None:
+            raise UsageError(f'{budget:g}: the network is dense and has no candidates', key='budget')
         if self.pinned is not None:
             return None
-        budget = self.net.budget if budget is None else budget
+        budget = self.network.budget if budget is None else budget
         if budget is not None:
-            check_budget(budget, self.traits.costs[0], self.traits.costs[-1])
+            check_budget(budget, self.info.costs[0], self.info.costs[-1])
         return budget
 
     def start(self, picture: np.ndarray) -> Restoration:
         """Cuts a picture ``(H, W, C)`` into tiles and routes them; nothing is restored yet."""
-        grid = plan_tiles(picture.shape[0], picture.shape[1], self.tile, self.overlap, self.traits.sizes)
+        grid = plan_tiles(picture.shape[0], picture.shape[1], self.tile, self.overlap, self.info.sizes)
         return Restoration(self, picture, grid)
 
     def restore(self, picture: np.ndarray) -> tuple[np.ndarray, RestoreStats]:
@@ -133,13 +135,21 @@ class Restorer:
 
     # ------------------------------------------------------------------------------------------------------ routing
 
-    def classify(self, scores: np.ndarray) -> np.ndarray:
-        """Classes ``(T,)`` of a picture's tiles, all of one size, from their scores ``(T, K)``."""
-        scores = picture_scores(scores)
+    def route(self, errors: np.ndarray) -> np.ndarray:
+        """Classes ``(T,)`` of an image's tiles, all of one size, from their predicted errors ``(T, K)``."""
+        relative = errors_in_image(errors)
         if self.budget is not None:
-            return solve_budget(scores, self.traits.costs, np.ones(len(scores)), self.budget)
-        assert isinstance(self.net, ClassPruning)
-        return self.net.route(torch.from_numpy(scores).to(device_of(self.net))).cpu().numpy()
+            return solve_budget(relative, self.info.costs, np.ones(len(relative)), self.budget)
+        assert self.network.router is not None
+        where = device_of(self.network.module)
+        costs = self.info.costs.tolist()
+        return self.network.router.route(torch.from_numpy(relative).to(where), costs, None).cpu().numpy()
+
+
+def check_channels(network: RoutedNetwork) -> None:
+    """Raises UserError for a network that takes neither grey nor RGB images."""
+    if network.channels not in (1, 3):
+        raise UserError(f'the network takes {network.channels} channels; allowed are 1 (grey) and 3 (RGB)')
 
 
 class Restoration:
@@ -150,13 +160,13 @@ class Restoration:
             raise UserError(f'a picture with {picture.shape[2]} channels; allowed are 1 (grey) and 3 (RGB)')
         self._restorer, self._picture, self.grid = restorer, picture, grid
         self._range = 1.0 if np.issubdtype(picture.dtype, np.floating) else float(np.iinfo(picture.dtype).max)
-        self._device = device_of(restorer.net)
+        self._device = device_of(restorer.network.module)
         start = time.perf_counter()
         if restorer.pinned is not None:
             self.classes = np.full(len(grid), restorer.pinned)
         else:
             groups = batches(np.arange(len(grid)), _SCORED)
-            self.classes = restorer.classify(np.concatenate(list(restorer.workers.map(self._scores, groups))))
+            self.classes = restorer.route(np.concatenate(list(restorer.workers.map(self._predicted_errors, groups))))
         self._seconds = time.perf_counter() - start
 
     @property
@@ -167,10 +177,11 @@ class Restoration:
     def bands(self) -> Iterator[np.ndarray]:
         """Yields the restored picture from top to bottom, ``(h, W * scale, C)``, in the type of the picture."""
         start = time.perf_counter()
-        traits, workers = self._restorer.traits, self._restorer.workers
+        workers = self._restorer.workers
         for index in np.unique(self.classes):
             self._restorer.engines.prepare(int(index), workers.run(self._tiles, np.arange(1)))
-        blender = Blender(self.grid, traits.scale, self._picture.shape[2], traits.margin)
+        scale, margin = self._restorer.info.scale, self._restorer.margin
+        blender = Blender(self.grid, scale, self._picture.shape[2], margin)
         columns = len(self.grid.cols.starts)
         for row in range(self.rows):
             numbers = np.arange(row * columns, (row + 1) * columns)
@@ -189,15 +200,15 @@ class Restoration:
 
     def stats(self) -> RestoreStats:
         """What the picture cost; complete once `bands` has ended."""
-        traits = self._restorer.traits
-        planes = self._picture.shape[2] if traits.channels == 1 else 1
+        info = self._restorer.info
+        planes = self._picture.shape[2] if info.channels == 1 else 1
         pixels = self.grid.tile_size[0] * self.grid.tile_size[1] * planes
-        classifier = traits.macs_classifier if self._restorer.pinned is None else 0
-        share = np.bincount(self.classes, minlength=len(traits.macs)) / len(self.grid)
+        classifier = info.macs_classifier if self._restorer.pinned is None else 0
+        share = np.bincount(self.classes, minlength=len(info.macs)) / len(self.grid)
         return RestoreStats(
-            average_macs=(float(share @ np.array(traits.macs)) + classifier) * pixels,
-            macs_dense=traits.macs_dense * pixels,
-            class_share=dict(zip(traits.candidates, share.tolist())),
+            average_macs=(float(share @ np.array(info.macs)) + classifier) * pixels,
+            macs_dense=info.macs_dense * pixels,
+            class_share=dict(zip(info.candidates, share.tolist())),
             class_map=self.classes.reshape(self.rows, -1),
             tiles=len(self.grid),
             pixels=self._picture.shape[0] * self._picture.shape[1],
@@ -205,12 +216,12 @@ class Restoration:
         )
 
     @torch.inference_mode()
-    def _scores(self, numbers: np.ndarray) -> np.ndarray:
-        """``(T, K)`` scores of tiles. A tile of several planes is routed as one: by their mean."""
-        net = self._restorer.net
-        assert isinstance(net, ClassPruning)
-        scores = net.scores(self._tiles(numbers)).float()
-        return scores.reshape(len(numbers), -1, scores.shape[1]).mean(dim=1).cpu().numpy()
+    def _predicted_errors(self, numbers: np.ndarray) -> np.ndarray:
+        """``(T, K)`` of tiles. A tile of several planes is routed as one: by their mean."""
+        router = self._restorer.network.router
+        assert router is not None
+        errors = router.predicted_errors(self._tiles(numbers)).float()
+        return errors.reshape(len(numbers), -1, errors.shape[1]).mean(dim=1).cpu().numpy()
 
     def _restore_tiles(self, numbers: np.ndarray) -> np.ndarray:
         """Restores tiles of one class: ``(T, C, h * scale, w * scale)`` float32, C of the picture."""
@@ -228,7 +239,7 @@ class Restoration:
         """
         tiles = np.stack([self.grid.cut(self._picture, int(number)) for number in numbers]).transpose(0, 3, 1, 2)
         x = torch.from_numpy(tiles.astype(np.float32)).div_(self._range).to(self._device)
-        if self._restorer.traits.channels == 1:
+        if self._restorer.info.channels == 1:
             return x.reshape(-1, 1, *x.shape[2:])
         return x.expand(-1, 3, -1, -1)
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from basicsr_classpruning.archs.sizes import Sizes
 from basicsr_classpruning.errors import UsageError
+from basicsr_classpruning.sizes import SizeRequirements
 
 _STEP = 8  # tile sides are multiples of this, so that pictures of many sizes share few tile shapes
 _SLICE = 16  # input rows that are handed out together
-_ANY = Sizes(scale=1, multiple=1)
+_ANY = SizeRequirements(scale=1, multiple=1)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class TileGrid:
         return tile
 
 
-def plan_tiles(height: int, width: int, tile: int, overlap: int, sizes: Sizes = _ANY) -> TileGrid:
+def plan_tiles(height: int, width: int, tile: int, overlap: int, sizes: SizeRequirements = _ANY) -> TileGrid:
     """Grid for a picture.
 
     Args:
@@ -119,16 +119,16 @@ def plan_tiles(height: int, width: int, tile: int, overlap: int, sizes: Sizes = 
     return TileGrid(_plan_axis(height, tile, overlap, sizes), _plan_axis(width, tile, overlap, sizes))
 
 
-def check_tile(tile: int, overlap: int, sizes: Sizes = _ANY) -> None:
+def check_tile(tile: int, overlap: int, sizes: SizeRequirements = _ANY) -> None:
     """Raises UsageError if pictures cannot be cut like this."""
     if overlap < 0:
-        raise UsageError(f'overlap {overlap}: allowed are 0 and more')
+        raise UsageError(f'{overlap}: allowed are 0 and more', key='overlap')
     least = max(sizes.padded(1), sizes.multiple + _round_up(overlap, sizes.multiple))
     if tile < least:
-        raise UsageError(f'tile {tile}: with an overlap of {overlap} this network needs at least {least}')
+        raise UsageError(f'{tile}: with an overlap of {overlap} this network needs at least {least}', key='tile')
 
 
-def _plan_axis(length: int, tile: int, overlap: int, sizes: Sizes) -> Axis:
+def _plan_axis(length: int, tile: int, overlap: int, sizes: SizeRequirements) -> Axis:
     padded = sizes.padded(length)
     tile = tile // sizes.multiple * sizes.multiple
     if padded <= tile:

@@ -85,7 +85,7 @@ class KernelLayer(nn.Module):
         return activate(self.run(x, None, 'none', 'none') + residual, activation, self.slope)
 
     def extra_repr(self) -> str:
-        """Sizes and fused steps, as ``print(net)`` shows them."""
+        """SizeRequirements and fused steps, as ``print(net)`` shows them."""
         out_channels, in_channels, *kernel = self.geometry[:4]
         activation, order = self.epilogue
         return f'{in_channels}, {out_channels}, kernel_size={tuple(kernel)}, {activation=}, residual={order!r}'

@@ -10,7 +10,7 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional
 
-from basicsr_classpruning.sparsity.budget import reference_errors
+from basicsr_classpruning.routing.errors import reference_errors
 
 _LEAST_ERROR = 1e-6  # in units of the scores: 90 dB, beyond what 8 bits can tell
 _TYPICAL_EXCESS = 0.1
@@ -139,18 +139,18 @@ class DifficultyLoss(nn.Module):
     """
 
     unit = 1e-3
-    """The squared error in which scores are counted: that of 30 dB."""
+    """The squared error in which predicted errors are counted: that of 30 dB."""
 
     def __init__(self, loss_weight: float = 1.0) -> None:
         super().__init__()
         self.loss_weight = loss_weight
 
-    def forward(self, scores: Tensor, errors: Tensor) -> Tensor:
-        """Takes scores of parts of images, ``(B, K, h, w)`` below 0, and the mean squared errors measured there, of the
-        same shape; returns a scalar."""
+    def forward(self, predicted: Tensor, errors: Tensor) -> Tensor:
+        """Takes predicted errors of parts of images, ``(B, K, h, w)`` above 0, and the mean squared errors measured
+        there, of the same shape; returns a scalar."""
         errors = errors.detach() / self.unit
-        predicted, wanted = _steps(-scores).clamp(min=_LEAST_ERROR), _steps(errors)
-        image, predicted_image = _image_errors(errors), _image_errors(-scores)
+        image, predicted_image = _image_errors(errors), _image_errors(predicted)
+        predicted, wanted = _steps(predicted).clamp(min=_LEAST_ERROR), _steps(errors)
         best = wanted.clamp(min=_LEAST_ERROR)
         deviance = (predicted - best - wanted * (predicted / best).log()).mean((2, 3)) / image[:, None]
         steps = deviance[:, :-1].sum(dim=1) / max(deviance.shape[1] - 1, 1)

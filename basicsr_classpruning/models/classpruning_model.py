@@ -13,7 +13,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional
 
-from basicsr_classpruning.archs.classpruning_arch import FIRST_LOG_PRICE, ClassPruning, image_scores
+from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.checkpoint import read_checkpoint
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.losses.classpruning_loss import batch_mean
@@ -22,7 +22,8 @@ from basicsr_classpruning.models.guarded_model import GuardedSRModel
 from basicsr_classpruning.models.memory import ErrorMemory
 from basicsr_classpruning.models.stages import STAGES, Schedule
 from basicsr_classpruning.models.validation import Report, evaluate
-from basicsr_classpruning.sparsity import DENSE
+from basicsr_classpruning.routing.errors import relative_errors
+from basicsr_classpruning.routing.price import FIRST_LOG_PRICE
 
 _MAX_RECOVERIES = 3  # resets of the classifier after which a collapse stops the run
 _CLASSIFIER_BATCH = 32  # images of the memory in a step
@@ -41,18 +42,18 @@ class TrainingPass(nn.Module):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Restores images with the candidates given, and scores images; each may be left out.
 
-        Returns restored images ``(B, C', H · scale, W · scale)``, scores of the images' parts ``(B, K, h, w)``, and
-        class probabilities ``(B, K)``. A loss that uses the scores must use the probabilities too, as
-        DistributedDataParallel waits for the gradient of every parameter behind an output; and it knows of no parameter
-        that is used outside this method.
+        Returns restored images ``(B, C', H · scale, W · scale)``, predicted errors of the images' parts
+        ``(B, K, h, w)``, and class probabilities ``(B, K)``. A loss that uses the errors must use the probabilities
+        too, as DistributedDataParallel waits for the gradient of every parameter behind an output; and it knows of no
+        parameter that is used outside this method.
         """
         restored = None if to_restore is None else self.net(to_restore, classes)
         if to_score is None:
             return restored, None, None
         # In full precision, as when it decides: it costs next to nothing, and its exponentials overflow fp16.
         with torch.autocast(to_score.device.type, enabled=False):
-            scores = self.net.score_map(to_score)
-            return restored, scores, self.net.probabilities(image_scores(scores.mean((2, 3))))
+            errors = self.net.error_map(to_score)
+            return restored, errors, self.net.probabilities(relative_errors(errors.mean((2, 3))))
 
 
 def _layers_at_start(opt: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,14 +148,14 @@ class ClassPruningModel(GuardedSRModel):
         to_restore = None if self.classes is None else self.lq[images]
         to_score, errors = self.memory.sample(_CLASSIFIER_BATCH) if learns else (None, None)
         with self.autocast():
-            output, scores, probabilities = self.training_pass(to_restore, self.classes, to_score)
+            output, predicted, probabilities = self.training_pass(to_restore, self.classes, to_score)
         if output is not None:
             yield from self._restoration(output, images)
         if parts is not None:
             outputs = self.output.detach().split([len(part) for part in parts])
             self._remember([output[: len(parts[0])] for output in outputs])
         if errors is not None:
-            yield from self._classifier_terms(scores, probabilities, errors)
+            yield from self._classifier_terms(predicted, probabilities, errors)
 
     def _parts(self) -> list[Tensor]:
         """Without a split: the images of the batch that each candidate restores."""
@@ -189,7 +190,7 @@ class ClassPruningModel(GuardedSRModel):
         yield from self.restoration_terms(self.output, self.gt[images])
         if 'distill' in self.losses:
             with torch.no_grad(), self.autocast():
-                teacher = self.net_g.run_sparse(self.lq, DENSE).float()
+                teacher = self.net_g.run_sparse(self.lq, None).float()
             yield 'l_distill', self.losses['distill'](self.output, teacher[images])
 
     @torch.no_grad()
@@ -208,15 +209,17 @@ class ClassPruningModel(GuardedSRModel):
         Their mean squares in the parts that the classifier knows, of images as they would be saved: ``(B, K, h, w)``.
         """
         count = len(outputs[0])
-        height, width = self.net_g.score_map(self.lq[:1]).shape[2:]
+        height, width = self.net_g.error_map(self.lq[:1]).shape[2:]
         squares = [(output.float().clamp(0, 1) - self.gt[:count]).square().mean(1, keepdim=True) for output in outputs]
         errors = [functional.adaptive_avg_pool2d(square, (height, width)) for square in squares]
         self.memory.add(self.lq[:count], torch.cat(errors, dim=1))
 
-    def _classifier_terms(self, scores: Tensor, probabilities: Tensor, errors: Tensor) -> Iterator[tuple[str, Tensor]]:
+    def _classifier_terms(
+        self, predicted: Tensor, probabilities: Tensor, errors: Tensor
+    ) -> Iterator[tuple[str, Tensor]]:
         costs = self.net_g.costs()
         # Without the two terms below nothing else depends on the price, but its gradient is waited for.
-        yield 'l_difficulty', self.losses['difficulty'](scores, errors) + 0 * probabilities.sum()
+        yield 'l_difficulty', self.losses['difficulty'](predicted, errors) + 0 * probabilities.sum()
         if 'budget' in self.losses:
             yield 'l_budget', self.losses['budget'](probabilities, costs)
         if 'class' in self.losses:
@@ -283,7 +286,7 @@ class ClassPruningModel(GuardedSRModel):
             averaged = dict(self.net_g_ema.named_buffers())
             for name, buffer in self.net_g.named_buffers():
                 averaged[name].copy_(buffer)  # the masks in use, without which the averaged weights mean nothing
-        self.net_g_ema.drop_frozen()
+        self.net_g_ema.forget_subnetworks()
 
     def describe_step(self) -> str:
         if self.classes is None:

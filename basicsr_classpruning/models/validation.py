@@ -14,9 +14,10 @@ from basicsr.metrics import calculate_metric
 from basicsr.utils import tensor2img
 from torch import Tensor
 
-from basicsr_classpruning.archs.classpruning_arch import ClassPruning, image_scores
+from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.errors import UserError
-from basicsr_classpruning.sparsity.budget import solve_budget
+from basicsr_classpruning.routing.budget import solve_budget
+from basicsr_classpruning.routing.errors import relative_errors
 from basicsr_classpruning.tables import format_table
 
 
@@ -74,7 +75,8 @@ class _Picture:
     """Measurements of one picture, by candidate."""
 
     pixels: int
-    scores: Tensor
+    errors: Tensor
+    """Relative ones ``(K,)``, predicted."""
     metrics: dict[int, dict[str, float]]
     seconds: dict[int, float]
 
@@ -115,9 +117,9 @@ def evaluate(
             raise UserError(f'data set {name}: has no clean pictures (gt), with which val.metrics compare')
         truth = tensor2img([batch['gt']]) if metrics else None
         with torch.no_grad():
-            scores = image_scores(net.scores(image))
-        picture = _Picture(image.shape[-1] * image.shape[-2], scores[0].float().cpu(), {}, {})
-        routed = int(net.route(scores))
+            errors = relative_errors(net.predicted_errors(image))
+        picture = _Picture(image.shape[-1] * image.shape[-2], errors[0].float().cpu(), {}, {})
+        routed = int(net.route(errors))
         # A budget may send a picture to any candidate: that is known only when all pictures were scored.
         for candidate in range(count) if all_candidates or budgets else (routed,):
             start = time.perf_counter()
@@ -170,12 +172,12 @@ def _report(
         )
 
     rows = [row('routed', [routed for _, routed in pictures], classified=True)]
-    scores = torch.stack([picture.scores for picture, _ in pictures]).double().numpy()
+    errors = torch.stack([picture.errors for picture, _ in pictures]).double().numpy()
     costs = np.array(reference.costs)
     for budget in budgets:
         # Another network's options must not stop a training: the nearest budget that this one can meet.
         nearest = min(max(budget, costs[0]), costs[-1])
-        classes = solve_budget(scores, costs, pixels.double().numpy(), nearest)
+        classes = solve_budget(errors, costs, pixels.double().numpy(), nearest)
         rows.append(row(f'budget {budget:g}', classes.tolist(), classified=True))
     if all_candidates:
         rows += [row(candidate, [k] * len(pictures), classified=False) for k, candidate in enumerate(net.candidates)]

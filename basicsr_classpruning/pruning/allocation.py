@@ -12,6 +12,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.pruning.crops import Crops
+from basicsr_classpruning.routing.errors import LEAST_ERROR
 from basicsr_classpruning.sparsity.calibration import CalibrationOptions
 from basicsr_classpruning.sparsity.pattern import Pattern
 from basicsr_classpruning.sparsity.second_order import Progress, errors_of_single_layers
@@ -81,13 +82,13 @@ def _layer_errors(
     least = max(1, min(general[0].n - 1, round(m * _MEASURED[0])))
     measured = sorted({least, *(n for n in (round(m * density) for density in _MEASURED) if least < n < m)})
     patterns = [Pattern(n, m, general[0].block, general[0].share_taps) for n in measured]
-    dense = net.frozen_dense()
+    dense = net.dense.net
     batches = list(crops.lq.split(8))
     importance = torch.ones(len(crops), device=crops.lq.device)
     if crops.gt is not None:
         with torch.no_grad():
             outputs = torch.cat([dense(batch) for batch in batches]).clamp(0, 1)
-        importance = 1 / (outputs - crops.gt).square().mean((1, 2, 3)).clamp(min=1e-10)
+        importance = 1 / (outputs - crops.gt).square().mean((1, 2, 3)).clamp(min=LEAST_ERROR)
     found = errors_of_single_layers(
         dense, dict.fromkeys(names, patterns), batches, importance, CalibrationOptions(rounds=_ROUNDS), progress
     )

@@ -9,9 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from basicsr_classpruning.archs.classpruning_arch import ClassPruning, image_scores
+from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.losses.classpruning_loss import DifficultyLoss
 from basicsr_classpruning.pruning.crops import Crops
+from basicsr_classpruning.routing.errors import relative_errors
+from basicsr_classpruning.routing.network import RoutedNetwork
+from basicsr_classpruning.routing.price import log_price_for
+from basicsr_classpruning.routing.router import Router
 
 _LEARNING_RATE = 2e-3
 _BATCH = 16
@@ -19,55 +23,56 @@ _BATCH = 16
 
 @dataclass(frozen=True)
 class ErrorMaps:
-    """Squared errors of the candidates on crops, averaged over parts of ``stride`` × ``stride`` input pixels."""
+    """Squared errors of the candidates on crops, averaged over the parts of images that the classifier tells apart."""
 
     lq: Tensor
     """Inputs ``(N, C, h, w)``."""
     errors: Tensor
-    """``(N, K, h / stride, w / stride)``; against the clean pictures, or the dense network's outputs without them."""
+    """``(N, K, h / stride, w / stride)``, or ``(N, K, 1, 1)`` for a classifier of whole images; against the clean
+    pictures, or the dense network's outputs without them."""
 
 
 @torch.no_grad()
 def measure_errors(
-    net: ClassPruning, crops: Crops, stride: int, batch: int, on_batch: Callable[[int], None] = lambda _: None
+    network: RoutedNetwork, crops: Crops, batch: int, on_batch: Callable[[int], None] = lambda _: None
 ) -> ErrorMaps:
     """Runs every candidate on every crop.
 
     Args:
-        net: in eval mode.
-        crops: sides must be multiples of ``stride``.
-        stride: side of the parts of the maps, in input pixels.
+        network: one with candidates.
+        crops: sides must be multiples of the router's stride.
         batch: crops that run together.
         on_batch: is given the number of crops done.
     """
+    assert network.router is not None
+    stride = network.router.stride
+    side = None if stride is None else stride * network.sizes.scale
     maps = []
     for part in crops.batches(batch):
-        target = net.frozen_dense()(part.lq) if part.gt is None else part.gt
+        target = network.dense.net(part.lq) if part.gt is None else part.gt
         errors = []
-        for candidate in range(len(net.candidates)):
-            error = (
-                (net.restore_with(part.lq, candidate).clamp(0, 1) - target.clamp(0, 1)).square().mean(1, keepdim=True)
-            )
-            errors.append(functional.avg_pool2d(error, stride * net.scale))
+        for subnetwork in network.subnetworks:
+            error = (subnetwork.restore(part.lq).clamp(0, 1) - target.clamp(0, 1)).square().mean(1, keepdim=True)
+            errors.append(functional.avg_pool2d(error, side or error.shape[2:]))
         maps.append(torch.cat(errors, dim=1))
         on_batch(len(part))
     return ErrorMaps(crops.lq, torch.cat(maps))
 
 
 def fit_classifier(
-    net: ClassPruning, maps: ErrorMaps, steps: int, seed: int, on_step: Callable[[], None] = lambda: None
+    router: Router, maps: ErrorMaps, steps: int, seed: int, on_step: Callable[[], None] = lambda: None
 ) -> None:
-    """Trains a network's classifier on measured errors (``DifficultyLoss``); the candidates stay as they are."""
+    """Trains a classifier on measured errors (``DifficultyLoss``); the candidates stay as they are."""
     generator = torch.Generator().manual_seed(seed)
     loss = DifficultyLoss()
-    optimizer = torch.optim.Adam(net.classifier.parameters(), lr=_LEARNING_RATE)
+    optimizer = torch.optim.Adam(router.classifier.parameters(), lr=_LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps)
     for _ in range(steps):
         index = torch.randint(len(maps.lq), (min(_BATCH, len(maps.lq)),), generator=generator)
         images, errors = _augment((maps.lq[index], maps.errors[index]), generator)
         optimizer.zero_grad()
-        loss(net.score_map(images), errors).backward()
-        torch.nn.utils.clip_grad_norm_(net.classifier.parameters(), 1.0)
+        loss(router.error_map(images), errors).backward()
+        torch.nn.utils.clip_grad_norm_(router.classifier.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         on_step()
@@ -88,11 +93,5 @@ def _augment(tensors: tuple[Tensor, ...], generator: torch.Generator) -> tuple[T
 @torch.no_grad()
 def set_price(net: ClassPruning, lq: Tensor, target: float) -> None:
     """Sets the price so that images like ``lq`` ``(N, C, H, W)`` have the target's average MACs without a budget."""
-    scores, costs = image_scores(net.scores(lq)), net.costs()
-    low, high = -12.0, 12.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        net.log_price.fill_(middle)
-        average = costs[net.route(scores)].mean()
-        low, high = (middle, high) if average > target else (low, middle)
-    net.log_price.fill_(high)
+    errors = relative_errors(net.predicted_errors(lq))
+    net.log_price.fill_(log_price_for(errors, net.costs(), target))

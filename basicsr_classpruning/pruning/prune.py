@@ -13,16 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from basicsr_classpruning.archs.classpruning_arch import ClassPruning, image_scores
+from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.archs.dense import DenseNetwork
 from basicsr_classpruning.data.degradations import Degradation
 from basicsr_classpruning.data.pictures import Pictures
+from basicsr_classpruning.devices import device_of
 from basicsr_classpruning.errors import UsageError
 from basicsr_classpruning.pruning.allocation import allocate_layers
 from basicsr_classpruning.pruning.classifier import ErrorMaps, fit_classifier, measure_errors, set_price
 from basicsr_classpruning.pruning.crops import Crops, cut_crops
+from basicsr_classpruning.routing.budget import solve_budget
+from basicsr_classpruning.routing.errors import relative_errors
 from basicsr_classpruning.sparsity import sparse_layers
-from basicsr_classpruning.sparsity.budget import reference_errors, solve_budget
 from basicsr_classpruning.sparsity.second_order import prune_second_order, rank_second_order
 
 DEFAULT_TARGET = 0.6  # average MACs of the default routing, of which the paper speaks
@@ -111,14 +113,10 @@ def build(dense: DenseNetwork, options: PruneOptions, classifier: dict[str, Any]
             base_net=dense.net,
         )
     if not any(map(net.patterns, net.candidates)):
-        raise UsageError(f'network_g.candidates: {", ".join(options.candidates)}: none of them is sparse')
+        raise UsageError(f'{", ".join(options.candidates)}: none of them is sparse', key='network_g.candidates')
     for _, layer in sparse_layers(net.base):
         layer.reset_candidates()
-    return net.to(_device(dense)).eval()
-
-
-def _device(net: nn.Module) -> torch.device:
-    return next(net.parameters()).device
+    return net.to(device_of(dense)).eval()
 
 
 def _copy(dense: DenseNetwork) -> DenseNetwork:
@@ -200,7 +198,7 @@ def fit_routing(
     check_routing(net)
     net.eval()
     held_out = _cut(net, pictures, degradation, _HELD_OUT, _TILE, seed + 2, progress)
-    maps = measure_errors(net, held_out, net.classifier.stride, 4)
+    maps = measure_errors(net.routed(), held_out, 4)
     before = _routed(net, maps)
     _fit(net, pictures, degradation, seed, progress)
     after = _routed(net, maps)
@@ -212,7 +210,9 @@ def check_routing(net: ClassPruning) -> None:
     if len(net.candidates) < 2:
         raise UsageError(f'one candidate, {net.candidates[0]}: there is nothing to choose')
     if not list(net.classifier.parameters()):
-        raise UsageError(f'its classifier, {type(net.classifier).__name__}, learns nothing; prune with --calibration')
+        raise UsageError(
+            f'its classifier, {type(net.classifier).__name__}, learns nothing; prune with calibration pictures'
+        )
 
 
 @torch.no_grad()
@@ -220,11 +220,11 @@ def _routed(net: ClassPruning, maps: ErrorMaps) -> dict[float, tuple[float, floa
     """PSNR at budgets, as the classifier routes and at best."""
     errors = maps.errors.mean((2, 3)).double().cpu().numpy()
     costs, one = np.array(net.reference_macs.costs), np.ones(len(errors))
-    predicted = image_scores(net.scores(maps.lq)).double().cpu().numpy()
-    true = -errors / reference_errors(errors)[:, None].clip(1e-10)
+    predicted = relative_errors(net.predicted_errors(maps.lq)).double().cpu().numpy()
+    true = relative_errors(errors)
 
-    def psnr(scores: np.ndarray, budget: float) -> float:
-        chosen = errors[np.arange(len(errors)), solve_budget(scores, costs, one, budget)]
+    def psnr(weighed: np.ndarray, budget: float) -> float:
+        chosen = errors[np.arange(len(errors)), solve_budget(weighed, costs, one, budget)]
         return float(-10 * np.log10(chosen.clip(1e-10)).mean())
 
     budgets = [budget for budget in _BUDGETS if costs[0] <= budget <= costs[-1]]
@@ -241,7 +241,7 @@ def _fit(net: ClassPruning, pictures: Pictures, degradation: Degradation | None,
         done += count
         progress('measuring errors', done, len(crops))
 
-    maps = measure_errors(net, crops, net.classifier.stride, 4, measured)
+    maps = measure_errors(net.routed(), crops, 4, measured)
     steps = 0
 
     def stepped() -> None:
@@ -249,7 +249,7 @@ def _fit(net: ClassPruning, pictures: Pictures, degradation: Degradation | None,
         steps += 1
         progress('fitting the classifier', steps, _FIT_STEPS)
 
-    fit_classifier(net, maps, _FIT_STEPS, seed, stepped)
+    fit_classifier(net.router, maps, _FIT_STEPS, seed, stepped)
     net.eval()
     set_price(net, maps.lq, DEFAULT_TARGET)
 
@@ -270,25 +270,25 @@ def _cut(
         done += 1
         progress('reading pictures', done, count)
 
-    step = math.lcm(net.sizes.multiple, net.classifier.stride)
+    step = math.lcm(net.sizes.multiple, net.router.stride or 1)
     side = max(side, net.sizes.padded(1)) // step * step
     crops = cut_crops(pictures, degradation, scale=net.scale, count=count, side=side, seed=seed, step=step, on_crop=cut)
-    return crops.to(_device(net))
+    return crops.to(device_of(net))
 
 
 def _error_crops(net: ClassPruning) -> int:
     reference = net.reference_macs
     each = reference.dense * (_TILE / reference.size[1]) ** 2 * len(net.candidates)
     low, high = _ERROR_CROPS
-    work = _ERROR_MACS if _device(net).type == 'cpu' else _GPU_FACTOR * _ERROR_MACS
+    work = _ERROR_MACS if device_of(net).type == 'cpu' else _GPU_FACTOR * _ERROR_MACS
     return int(min(max(work / each, low), high))
 
 
 def _set_weights(net: ClassPruning, batches: Sequence[Tensor], progress: Progress) -> None:
     """Chooses masks, weights and biases of the sparse candidates from data."""
-    sparse = [k for k, candidate in enumerate(net.candidates) if net.patterns(candidate)]
-    patterns = [net.patterns(k) for k in sparse]
-    dense: nn.Module = net.frozen_dense()
+    sparse = [k for k, candidate in enumerate(net.ladder.sparse) if net.patterns(candidate)]
+    patterns = [net.patterns(net.ladder.sparse[k]) for k in sparse]
+    dense: nn.Module = net.dense.net
     layers = dict(sparse_layers(net.base))
 
     def told(done: int, total: int) -> None:
@@ -306,13 +306,13 @@ def _set_weights(net: ClassPruning, batches: Sequence[Tensor], progress: Progres
             for k, biases in zip(sparse, ranking.biases):
                 for name, bias in biases.items():
                     layers[name].set_bias(k, bias)
-    net.drop_frozen()
+    net.forget_subnetworks()
 
 
 @torch.no_grad()
 def measure_candidates(net: ClassPruning, crops: Crops) -> list[CandidateReport]:
     """PSNR of every candidate, and of the dense network first, on crops."""
-    runs: list[tuple[str, float, Callable[[Tensor], Tensor]]] = [('dense', 1.0, net.frozen_dense())]
+    runs: list[tuple[str, float, Callable[[Tensor], Tensor]]] = [('dense', 1.0, net.dense.net)]
     macs = net.reference_macs
     for k, candidate in enumerate(net.candidates):
         if net.patterns(candidate):
@@ -321,7 +321,7 @@ def measure_candidates(net: ClassPruning, crops: Crops) -> list[CandidateReport]
     for name, cost, run in runs:
         errors = []
         for part in crops.batches(8):
-            target = net.frozen_dense()(part.lq) if part.gt is None else part.gt
+            target = net.dense.net(part.lq) if part.gt is None else part.gt
             errors.append((run(part.lq).clamp(0, 1) - target.clamp(0, 1)).square().mean((1, 2, 3)))
         psnr = float((-10 * torch.log10(torch.cat(errors).clamp(min=1e-10))).mean())
         loss = reports[0].psnr - psnr if reports and crops.gt is not None else None

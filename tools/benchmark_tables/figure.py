@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from basicsr_classpruning.inference.benchmark import Row
-from basicsr_classpruning.inference.benchmark_report import plot
+from basicsr_classpruning.benchmark.report import plot
+from basicsr_classpruning.benchmark.run import Row
 from benchmark_tables import instances
 from benchmark_tables.pages import Result
 from benchmark_tables.plan import LARGE

@@ -126,7 +126,7 @@ def commit() -> str:
 
 def machine() -> dict:
     """Processor, cores, memory and versions."""
-    from basicsr_classpruning.inference.machine import describe_machine
+    from basicsr_classpruning.machine import describe_machine
 
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     system = f'{os.uname().sysname} {os.uname().release}'

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from basicsr_classpruning.inference.benchmark import Row
+from basicsr_classpruning.benchmark.run import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

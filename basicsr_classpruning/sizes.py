@@ -16,8 +16,8 @@ _SAFE_SIDE = 32  # above every supported network's minimum
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Sizes of a network's inputs and outputs."""
+class SizeRequirements:
+    """SizeRequirements of a network's inputs and outputs."""
 
     scale: int
     """Output side over input side, at least 1."""
@@ -32,7 +32,7 @@ class Sizes:
 
 
 @torch.no_grad()
-def probe_sizes(net: nn.Module, channels: int) -> Sizes:
+def probe_sizes(net: nn.Module, channels: int) -> SizeRequirements:
     """Runs a network in eval mode on odd multiples of small numbers until one is accepted, then on small images.
 
     Raises UserError with the network's own complaint where none is.
@@ -45,7 +45,7 @@ def probe_sizes(net: nn.Module, channels: int) -> Sizes:
         except ValueError as error:
             complaint = complaint or str(error)
             continue
-        return Sizes(scale, multiple, _least_side(net, channels, multiple))
+        return SizeRequirements(scale, multiple, _least_side(net, channels, multiple))
     raise UserError(f'{type(net).__name__} restores no image of any size tried: {complaint}')
 
 
@@ -74,7 +74,7 @@ def _measure_scale(net: nn.Module, channels: int, height: int, width: int) -> in
     return scale
 
 
-def run_padded(run: Callable[[Tensor], Tensor], x: Tensor, sizes: Sizes) -> Tensor:
+def run_padded(run: Callable[[Tensor], Tensor], x: Tensor, sizes: SizeRequirements) -> Tensor:
     """Runs a network on images of any size ``(B, C, H, W)``: pads at the right and bottom, and crops the output."""
     height, width = x.shape[-2:]
     below, right = sizes.padded(height) - height, sizes.padded(width) - width

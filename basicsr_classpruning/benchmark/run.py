@@ -10,20 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from basicsr_classpruning.archs.classpruning_arch import ClassPruning
+from basicsr_classpruning.benchmark.metrics import Quality, compare
+from basicsr_classpruning.benchmark.models import BenchmarkModel, TiledPicture
+from basicsr_classpruning.benchmark.pairs import Pair, Pairs
+from basicsr_classpruning.devices import device_of
 from basicsr_classpruning.errors import UsageError
-from basicsr_classpruning.inference.benchmark_pictures import Pair, Pairs
-from basicsr_classpruning.inference.contestants import Contestant, TiledPicture
-from basicsr_classpruning.inference.metrics import Quality, compare
-from basicsr_classpruning.inference.networks import device_of
 from basicsr_classpruning.inference.tiling import TileGrid
-from basicsr_classpruning.sparsity.budget import (
-    check_budget,
-    picture_scores,
-    random_allocation,
-    reference_errors,
-    solve_budget,
-)
+from basicsr_classpruning.routing.budget import check_budget, deal_by_chance, solve_budget
+from basicsr_classpruning.routing.errors import LEAST_ERROR, errors_in_image, reference_errors
 
 Progress = Callable[[str, int, int], None]
 """Is told a stage's name, what is done of it and its total."""
@@ -100,7 +94,7 @@ class Sample:
 class _Line:
     """A row in the making: which variant restores each tile of each picture."""
 
-    contestant: Contestant
+    model: BenchmarkModel
     kind: str
     candidate: str | None
     budget: float | None
@@ -118,19 +112,19 @@ class _Line:
 class _Survey:
     """One picture's tiles, seen by a classifier, and restored with every candidate."""
 
-    scores: np.ndarray
-    """``(T, K)``, relative to the picture's error."""
+    predicted: np.ndarray
+    """Errors ``(T, K)``, relative to the picture's."""
     errors: np.ndarray
-    """``(T, K)``: what a tile adds to the picture's squared error, in units of the dearest candidate's but one."""
+    """Measured ones ``(T, K)``: a tile's part in the picture's squared error, in units of the reference candidate's."""
     pixels: int
     """Of one tile."""
 
 
 class Benchmark:
-    """Runs contestants over pictures.
+    """Runs models over pictures.
 
     Args:
-        contestants: all of one scale.
+        models: all of one scale.
         pairs: the pictures.
         settings: what is measured.
         progress: is told how far it is.
@@ -144,38 +138,38 @@ class Benchmark:
 
     def __init__(
         self,
-        contestants: Sequence[Contestant],
+        models: Sequence[BenchmarkModel],
         pairs: Pairs,
         settings: Settings,
         progress: Progress,
         show: Callable[[Sample], object] | None = None,
     ) -> None:
-        self._contestants, self._pairs, self._settings, self._progress = contestants, pairs, settings, progress
+        self._models, self._pairs, self._settings, self._progress = models, pairs, settings, progress
         self._show = show
         for name, wanted in (('budgets', settings.budgets), ('candidates', settings.candidates)):
-            if wanted and not any(contestant.candidates for contestant in contestants):
-                raise UsageError(f'--{name}: none of the networks has candidates')
-        for contestant in contestants:
-            pairs.pair(0, contestant.traits.channels, contestant.traits.scale)
-            for budget in settings.budgets if contestant.candidates > 1 else ():
-                check_budget(budget, contestant.traits.costs[0], contestant.traits.costs[-1])
-        known = {name for contestant in contestants for name in contestant.traits.candidates}
+            if wanted and not any(model.candidates for model in models):
+                raise UsageError('none of the networks has candidates', key=name)
+        for model in models:
+            pairs.pair(0, model.info.channels, model.info.scale)
+            for budget in settings.budgets if model.candidates > 1 else ():
+                check_budget(budget, model.info.costs[0], model.info.costs[-1])
+        known = {name for model in models for name in model.info.candidates}
         for candidate in settings.candidates:
             if candidate not in known:
-                have = '; '.join(f'{c.name} has {", ".join(c.traits.candidates)}' for c in contestants if c.candidates)
-                raise UsageError(f'--candidates {candidate}: {have}')
+                have = '; '.join(f'{c.name} has {", ".join(c.info.candidates)}' for c in models if c.candidates)
+                raise UsageError(f'{candidate}: {have}', key='candidates')
         self._warm: set[tuple[str, tuple[int, int]]] = set()
 
     def run(self) -> list[Row]:
         """Measures everything. Raises UserError if a picture cannot be read."""
-        surveys = {c.name: self._survey(c) for c in self._contestants if c.candidates > 1 and self._routes}
-        lines = [line for c in self._contestants for line in self._lines(c, surveys.get(c.name))]
+        surveys = {c.name: self._survey(c) for c in self._models if c.candidates > 1 and self._routes}
+        lines = [line for c in self._models for line in self._lines(c, surveys.get(c.name))]
         lines[shown_row([line.kind for line in lines])].shown = True
         pixels = 0
         for index in range(len(self._pairs)):
-            for contestant in self._contestants:
-                own = [line for line in lines if line.contestant is contestant]
-                pixels_here = self._restore(contestant, own, index)
+            for model in self._models:
+                own = [line for line in lines if line.model is model]
+                pixels_here = self._restore(model, own, index)
             pixels += pixels_here
             self._progress('restoring', index + 1, len(self._pairs))
         return [self._row(line, pixels) for line in lines]
@@ -190,82 +184,84 @@ class Benchmark:
 
     # ------------------------------------------------------------------------------------------------- what is run
 
-    def _open(self, contestant: Contestant, index: int) -> tuple[Pair, TiledPicture]:
-        pair = self._pairs.pair(index, contestant.traits.channels, contestant.traits.scale)
-        tiled = TiledPicture(contestant, pair.degraded, self._settings.tile, self._settings.overlap)
-        key = (contestant.name, tiled.grid.tile_size)
+    def _open(self, model: BenchmarkModel, index: int) -> tuple[Pair, TiledPicture]:
+        pair = self._pairs.pair(index, model.info.channels, model.info.scale)
+        tiled = TiledPicture(model, pair.degraded, self._settings.tile, self._settings.overlap)
+        key = (model.name, tiled.grid.tile_size)
         if key not in self._warm:
             self._warm.add(key)
-            tiled.warm_up(list(range(len(contestant.variants))))
+            tiled.warm_up(list(range(len(model.variants))))
         return pair, tiled
 
-    def _survey(self, contestant: Contestant) -> list[_Survey]:
+    def _survey(self, model: BenchmarkModel) -> list[_Survey]:
         """Scores and errors of all pictures' tiles: a budget is solved over all of them together.
 
-        Nothing is timed here: a machine may be slower by then than when the other contestants have their turn.
+        Nothing is timed here: a machine may be slower by then than when the other models have their turn.
         """
         surveys = []
         for index in range(len(self._pairs)):
-            pair, tiled = self._open(contestant, index)
-            scores, _ = tiled.score(1)
-            outputs, _ = tiled.measure(list(range(contestant.candidates)), 1)
+            pair, tiled = self._open(model, index)
+            predicted, _ = tiled.predict(1)
+            outputs, _ = tiled.measure(list(range(model.candidates)), 1)
             errors = np.stack([tiled.squared_errors(outputs[k], pair.truth) for k in outputs], axis=1)
-            # PSNR counts a picture's error relative to itself; see `picture_scores`.
-            errors /= max(reference_errors(errors).sum(), 1e-12)
-            surveys.append(_Survey(picture_scores(scores), errors, tiled.pixels))
-            self._progress(f'surveying {contestant.name}', index + 1, len(self._pairs))
+            # PSNR counts a picture's error relative to itself; see `routing.errors`.
+            errors /= max(reference_errors(errors).sum(), LEAST_ERROR)
+            surveys.append(_Survey(errors_in_image(predicted), errors, tiled.pixels))
+            self._progress(f'surveying {model.name}', index + 1, len(self._pairs))
         return surveys
 
-    def _lines(self, contestant: Contestant, surveys: list[_Survey] | None) -> list[_Line]:
+    def _lines(self, model: BenchmarkModel, surveys: list[_Survey] | None) -> list[_Line]:
         pictures, lines = len(self._pairs), []
-        for index, variant in enumerate(contestant.variants):
+        for index, variant in enumerate(model.variants):
             everywhere = [np.full(1, index)] * pictures  # stretched to the picture's tiles when they are known
-            if index >= max(contestant.candidates, 1) or not contestant.candidates:
-                lines.append(_Line(contestant, 'dense', None, None, variant.name, everywhere, False))
-            elif self._all or contestant.candidates == 1 or variant.name in self._settings.candidates:
+            if index >= max(model.candidates, 1) or not model.candidates:
+                lines.append(_Line(model, 'dense', None, None, variant.name, everywhere, False))
+            elif self._all or model.candidates == 1 or variant.name in self._settings.candidates:
                 backend = self._settings.backend
-                lines.append(_Line(contestant, 'candidate', variant.name, None, backend, everywhere, False))
+                lines.append(_Line(model, 'candidate', variant.name, None, backend, everywhere, False))
         for budget in self._settings.budgets if surveys else ():
-            lines += self._budget_lines(contestant, surveys or [], budget)
+            lines += self._budget_lines(model, surveys or [], budget)
         if surveys and self._all:
-            assert isinstance(contestant.net, ClassPruning)
-            scores = torch.from_numpy(np.concatenate([survey.scores for survey in surveys]))
-            classes = contestant.net.route(scores.to(device_of(contestant.net))).cpu().numpy()
-            lines.append(self._routed_line(contestant, 'routed', None, classes, surveys))
+            router, wanted = model.network.router, model.network.budget
+            assert router is not None
+            predicted = torch.from_numpy(np.concatenate([survey.predicted for survey in surveys]))
+            where = device_of(model.network.module)
+            classes = router.route(predicted.to(where), model.info.costs.tolist(), wanted).cpu().numpy()
+            lines.append(self._routed_line(model, 'routed', None, classes, surveys))
         return lines
 
-    def _budget_lines(self, contestant: Contestant, surveys: list[_Survey], budget: float) -> list[_Line]:
-        sizes = np.concatenate([np.full(len(survey.scores), survey.pixels) for survey in surveys]).astype(float)
-        costs = contestant.traits.costs
+    def _budget_lines(self, model: BenchmarkModel, surveys: list[_Survey], budget: float) -> list[_Line]:
+        sizes = np.concatenate([np.full(len(survey.errors), survey.pixels) for survey in surveys]).astype(float)
+        costs = model.info.costs
         # A tile's share of its picture; pictures count alike, whatever their size.
-        scores = np.concatenate([survey.scores / len(survey.scores) for survey in surveys])
+        predicted = np.concatenate([survey.predicted / len(survey.errors) for survey in surveys])
         errors = np.concatenate([survey.errors for survey in surveys])
-        classes = solve_budget(scores, costs, sizes, budget)
-        best = solve_budget(-errors, costs, sizes, budget)
-        dealt = random_allocation(classes, np.random.default_rng(self._settings.seed))
+        classes = solve_budget(predicted, costs, sizes, budget)
+        best = solve_budget(errors, costs, sizes, budget)
+        dealt = deal_by_chance(classes, np.random.default_rng(self._settings.seed))
         return [
-            self._routed_line(contestant, kind, budget, chosen, surveys)
+            self._routed_line(model, kind, budget, chosen, surveys)
             for kind, chosen in (('budget', classes), ('oracle', best), ('random', dealt))
         ]
 
     def _routed_line(
-        self, contestant: Contestant, kind: str, budget: float | None, classes: np.ndarray, surveys: list[_Survey]
+        self, model: BenchmarkModel, kind: str, budget: float | None, classes: np.ndarray, surveys: list[_Survey]
     ) -> _Line:
-        cuts = np.cumsum([len(survey.scores) for survey in surveys])[:-1]
+        cuts = np.cumsum([len(survey.errors) for survey in surveys])[:-1]
         choices = np.split(classes, cuts)
-        return _Line(contestant, kind, None, budget, self._settings.backend, choices, True)
+        return _Line(model, kind, None, budget, self._settings.backend, choices, True)
 
     # ------------------------------------------------------------------------------------------- restoring, rows
 
-    def _restore(self, contestant: Contestant, lines: list[_Line], index: int) -> int:
+    def _restore(self, model: BenchmarkModel, lines: list[_Line], index: int) -> int:
         """Restores one picture in all ways that the lines need; returns its pixels."""
-        pair, tiled = self._open(contestant, index)
+        pair, tiled = self._open(model, index)
         for line in lines:
             line.choices[index] = np.broadcast_to(line.choices[index], len(tiled.grid))
         needed = sorted({int(variant) for line in lines for variant in np.unique(line.choices[index])})
         repeats = self._settings.repeats
         outputs, seconds = tiled.measure(needed, repeats)
-        classifying = float(tiled.score(repeats)[1].sum()) if any(line.classified for line in lines) else 0.0
+        classifying = float(tiled.predict(repeats)[1].sum()) if any(line.classified for line in lines) else 0.0
         # By choice: of a picture with few tiles, many lines restore the same.
         found: dict[bytes, tuple[np.ndarray, Quality]] = {}
         for line in lines:
@@ -277,31 +273,31 @@ class Benchmark:
             key = choice.tobytes()
             if key not in found:
                 restored = tiled.blend(outputs, choice)
-                found[key] = restored, compare(restored, pair.truth, contestant.traits.scale)
+                found[key] = restored, compare(restored, pair.truth, model.info.scale)
             restored, quality = found[key]
             line.qualities.append(quality)
             line.tile_pixels.append(np.full(len(choice), tiled.pixels))
             if line.shown and self._show is not None:
-                saved = 1 - self._macs(line, choice).mean() / contestant.traits.macs_dense
-                names = tuple(contestant.traits.candidates) if line.kind != 'dense' else ()
+                saved = 1 - self._macs(line, choice).mean() / model.info.macs_dense
+                names = tuple(model.info.candidates) if line.kind != 'dense' else ()
                 self._show(Sample(pair, restored, line.qualities[-1], tiled.grid, names, choice, float(saved)))
         return pair.truth.shape[0] * pair.truth.shape[1]
 
     @staticmethod
     def _macs(line: _Line, choice: np.ndarray) -> np.ndarray:
         """MACs of each tile for each of its pixels, ``(T,)``."""
-        macs = np.array([variant.macs for variant in line.contestant.variants])[choice]
-        return macs + line.contestant.traits.macs_classifier if line.classified else macs
+        macs = np.array([variant.macs for variant in line.model.variants])[choice]
+        return macs + line.model.info.macs_classifier if line.classified else macs
 
     def _row(self, line: _Line, pixels: int) -> Row:
-        traits = line.contestant.traits
+        info = line.model.info
         choice, size = np.concatenate(line.choices), np.concatenate(line.tile_pixels)
         macs = float((self._macs(line, choice) * size).mean())
-        dense = float((traits.macs_dense * size).mean())
-        shares = np.bincount(choice, minlength=len(line.contestant.variants)) / len(choice)
+        dense = float((info.macs_dense * size).mean())
+        shares = np.bincount(choice, minlength=len(line.model.variants)) / len(choice)
         routed = line.kind != 'dense'
         return Row(
-            model=line.contestant.name,
+            model=line.model.name,
             kind=line.kind,
             candidate=line.candidate,
             budget=line.budget,
@@ -314,7 +310,7 @@ class Benchmark:
             seconds=line.seconds,
             pixels=pixels,
             params=_params(line),
-            class_share=dict(zip(traits.candidates, shares.tolist())) if routed else {},
+            class_share=dict(zip(info.candidates, shares.tolist())) if routed else {},
             backend=line.backend,
             threads=self._settings.threads,
             pictures=len(line.qualities),
@@ -322,12 +318,12 @@ class Benchmark:
 
 
 def _params(line: _Line) -> int:
-    traits = line.contestant.traits
+    info = line.model.info
     if line.kind == 'dense':
-        return traits.params_dense
+        return info.params_dense
     if line.candidate is not None:
-        return traits.params_candidates[traits.candidates.index(line.candidate)]
-    return traits.params_routed
+        return info.params[info.candidates.index(line.candidate)]
+    return info.params_routed
 
 
 def _mean(values: list[float]) -> float | None:

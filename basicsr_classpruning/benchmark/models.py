@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from basicsr_classpruning.archs.classpruning_arch import ClassPruning
-from basicsr_classpruning.archs.dense import DenseNetwork
+from basicsr_classpruning.benchmark.engines import foreign_engines
+from basicsr_classpruning.devices import device_of
 from basicsr_classpruning.inference.engines import Engine, Engines, dense_engine
-from basicsr_classpruning.inference.foreign_engines import foreign_engines
-from basicsr_classpruning.inference.networks import Traits, dense_module, device_of, inspect_network
+from basicsr_classpruning.inference.receptive_field import tile_margin
+from basicsr_classpruning.inference.restorer import check_channels
 from basicsr_classpruning.inference.tiling import Blender, TileGrid, plan_tiles
+from basicsr_classpruning.routing.network import ModelInfo, RoutedNetwork
 
 
 @dataclass(frozen=True)
@@ -30,59 +31,67 @@ class Variant:
 
 
 @dataclass
-class Contestant:
+class BenchmarkModel:
     """A network with all the ways in which it is run. The candidates come first, in their order."""
 
     name: str
-    net: ClassPruning | DenseNetwork
-    traits: Traits
+    network: RoutedNetwork
+    margin: int | None
+    """See ``tile_margin``."""
     variants: list[Variant]
     missing: dict[str, str] = field(default_factory=dict)
     """Engines that could not be had, with the reason."""
 
     @property
+    def info(self) -> ModelInfo:
+        """What is known of the network."""
+        return self.network.info
+
+    @property
     def candidates(self) -> int:
         """Number of candidates; 0 for a dense network."""
-        return len(self.traits.candidates)
+        return len(self.network.candidates)
 
-    def scores(self, x: Tensor) -> Tensor:
-        """Scores ``(B, K)``. Only of a ClassPruning network."""
-        assert isinstance(self.net, ClassPruning)
+    def predicted_errors(self, x: Tensor) -> Tensor:
+        """``(B, K)``. Only of a network with candidates."""
+        assert self.network.router is not None
         with torch.inference_mode():
-            return self.net.scores(x)
+            return self.network.router.predicted_errors(x)
 
 
-def enter(name: str, net: ClassPruning | DenseNetwork, overlap: int, backend: str) -> Contestant:
-    """Makes a contestant of a loaded network, on the device that it is on."""
-    traits = inspect_network(net, overlap)
-    engines = Engines(net, backend)
-    names = traits.candidates or (backend,)
-    variants = [Variant(label, traits.macs[index], engines[index]) for index, label in enumerate(names)]
-    return Contestant(name, net, traits, variants)
+def make_model(name: str, network: RoutedNetwork, overlap: int, backend: str) -> BenchmarkModel:
+    """Gets a network ready for a benchmark, on the device that it is on.
+
+    Raises UserError for a network that takes neither grey nor RGB images.
+    """
+    check_channels(network)
+    engines = Engines(network, backend)
+    names = network.candidates or (backend,)
+    variants = [Variant(label, network.info.macs[index], engines[index]) for index, label in enumerate(names)]
+    return BenchmarkModel(name, network, tile_margin(network.dense, overlap), variants)
 
 
-def add_engines(contestant: Contestant, threads: int) -> None:
+def add_engines(model: BenchmarkModel, threads: int) -> None:
     """Adds what else the dense base network can be run with on a CPU."""
-    module = dense_module(contestant.net)
-    macs = contestant.traits.macs_dense
-    found, contestant.missing = foreign_engines(module, contestant.traits.channels, contestant.net.sizes, threads)
-    contestant.variants.append(Variant('eager', macs, dense_engine(module)))
-    contestant.variants += [Variant(name, macs, engine) for name, engine in found.items()]
+    dense, macs = model.network.dense, model.info.macs_dense
+    found, model.missing = foreign_engines(dense, threads)
+    model.variants.append(Variant('eager', macs, dense_engine(dense)))
+    model.variants += [Variant(name, macs, engine) for name, engine in found.items()]
 
 
 class TiledPicture:
-    """A degraded picture cut into a contestant's tiles, with the times that were measured on them.
+    """A degraded picture cut into a model's tiles, with the times that were measured on them.
 
     Tiles run one at a time: what any choice of candidates takes is then the sum of its tiles' times. All ways to run a
     tile take turns on it, so that another program's load meets all of them.
     """
 
-    def __init__(self, contestant: Contestant, picture: np.ndarray, tile: int, overlap: int) -> None:
-        self._contestant, self._channels = contestant, picture.shape[2]
-        self.grid: TileGrid = plan_tiles(picture.shape[0], picture.shape[1], tile, overlap, contestant.traits.sizes)
+    def __init__(self, model: BenchmarkModel, picture: np.ndarray, tile: int, overlap: int) -> None:
+        self._model, self._channels = model, picture.shape[2]
+        self.grid: TileGrid = plan_tiles(picture.shape[0], picture.shape[1], tile, overlap, model.info.sizes)
         self._top = 1.0 if np.issubdtype(picture.dtype, np.floating) else float(np.iinfo(picture.dtype).max)
         self._picture = picture
-        self._device = device_of(contestant.net)
+        self._device = device_of(model.network.module)
 
     @property
     def pixels(self) -> int:
@@ -102,39 +111,38 @@ class TiledPicture:
             ``(repeats, all variants, T)``, infinite for variants that did not run.
         """
         outputs: dict[int, list[np.ndarray]] = {variant: [] for variant in variants}
-        seconds = np.full((repeats, len(self._contestant.variants), len(self.grid)), np.inf)
+        seconds = np.full((repeats, len(self._model.variants), len(self.grid)), np.inf)
         for number in range(len(self.grid)):
             x = self.tile(number)
             for repeat in range(repeats):
                 for variant in variants:
-                    y, elapsed = self._timed(self._contestant.variants[variant].run, x)
+                    y, elapsed = self._timed(self._model.variants[variant].run, x)
                     seconds[repeat, variant, number] = elapsed
                     if repeat == 0:
                         outputs[variant].append(y.float().cpu().numpy()[0])
         return {variant: np.stack(tiles) for variant, tiles in outputs.items()}, seconds
 
-    def score(self, repeats: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scores ``(T, K)`` and the classifier's seconds ``(T,)``, medians."""
-        scores, seconds = [], np.zeros((repeats, len(self.grid)))
+    def predict(self, repeats: int) -> tuple[np.ndarray, np.ndarray]:
+        """Predicted errors ``(T, K)`` and the classifier's seconds ``(T,)``, medians."""
+        errors, seconds = [], np.zeros((repeats, len(self.grid)))
         for number in range(len(self.grid)):
             x = self.tile(number)
             for repeat in range(repeats):
-                found, seconds[repeat, number] = self._timed(self._contestant.scores, x)
-            scores.append(found.float().cpu().numpy()[0])
-        return np.stack(scores), np.median(seconds, axis=0)
+                found, seconds[repeat, number] = self._timed(self._model.predicted_errors, x)
+            errors.append(found.float().cpu().numpy()[0])
+        return np.stack(errors), np.median(seconds, axis=0)
 
     def warm_up(self, variants: list[int]) -> None:
         """Runs one tile in every way, unmeasured: kernels are chosen and graphs compiled at the first call."""
         x = self.tile(0)
         for variant in variants:
-            self._timed(self._contestant.variants[variant].run, x)
-        if self._contestant.candidates:
-            self._timed(self._contestant.scores, x)
+            self._timed(self._model.variants[variant].run, x)
+        if self._model.candidates:
+            self._timed(self._model.predicted_errors, x)
 
     def blend(self, outputs: dict[int, np.ndarray], choice: np.ndarray) -> np.ndarray:
         """The picture ``(H, W, C)`` uint8 in which tile t is the output of variant ``choice[t]``."""
-        traits = self._contestant.traits
-        blender = Blender(self.grid, traits.scale, self._channels, traits.margin)
+        blender = Blender(self.grid, self._model.info.scale, self._channels, self._model.margin)
         columns = len(self.grid.cols.starts)
         bands = []
         for row in range(len(self.grid.rows.starts)):
@@ -153,7 +161,7 @@ class TiledPicture:
             tiles: outputs ``(T, C, h * scale, w * scale)`` in [0, 1].
             truth: ``(H, W, C)`` uint8.
         """
-        scale = self._contestant.traits.scale
+        scale = self._model.info.scale
         errors = np.zeros(len(self.grid))
         for number, tile in enumerate(tiles):
             top, left = (scale * start for start in self.grid.corner(number))
@@ -168,13 +176,13 @@ class TiledPicture:
 
         What was padded does not count, and may be left out.
         """
-        traits = self._contestant.traits
+        scale, margin = self._model.info.scale, self._model.margin
         row, col = divmod(number, len(self.grid.cols.starts))
         top, left = self.grid.corner(number)
-        height, width = ((side - start) * traits.scale for side, start in zip(self._picture.shape, (top, left)))
+        height, width = ((side - start) * scale for side, start in zip(self._picture.shape, (top, left)))
         values = values[:height, :width]
-        down = self.grid.rows.weights(row, traits.scale, traits.margin)[: values.shape[0]]
-        across = self.grid.cols.weights(col, traits.scale, traits.margin)[: values.shape[1]]
+        down = self.grid.rows.weights(row, scale, margin)[: values.shape[0]]
+        across = self.grid.cols.weights(col, scale, margin)[: values.shape[1]]
         return float(down @ values @ across)
 
     def _timed(self, run: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, float]:

@@ -8,10 +8,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from basicsr_classpruning.benchmark.metrics import WINDOW
 from basicsr_classpruning.data.degradations import Degradation, picture_rng
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.inference.images import SUFFIXES, is_picture_name, read_picture, read_size
-from basicsr_classpruning.inference.metrics import WINDOW
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Pairs:
 
     def __init__(self, truth: str, degraded: str | None, degradation: Degradation | None) -> None:
         if (degraded is None) == (degradation is None):
-            raise UsageError('give either --lq or --degrade')
+            raise UsageError('either a folder of degraded images or a degradation is needed', key='degrade')
         self._degradation = degradation
         self._truth = _pictures(truth)
         self._degraded: list[Path] | None = None
@@ -70,9 +70,8 @@ class Pairs:
             raise UserError(f'{path}: is too small; SSIM needs {WINDOW + 2 * scale} pixels a side')
         if self._degradation is not None:
             if self._degradation.scale != scale:
-                raise UsageError(
-                    f'--degrade {self._degradation}: enlarges by {self._degradation.scale}, the network by {scale}'
-                )
+                text = f'{self._degradation}: enlarges by {self._degradation.scale}, the network by {scale}'
+                raise UsageError(text, key='degrade')
             degraded = self._degradation.degrade(truth, picture_rng(path.stem, index))
         else:
             assert self._degraded is not None

@@ -13,11 +13,11 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from basicsr_classpruning.benchmark.metrics import compare
+from basicsr_classpruning.benchmark.report import plot_svg, to_cells, what
+from basicsr_classpruning.benchmark.run import Row, Sample, shown_row
 from basicsr_classpruning.data.degradations import as_uint8
-from basicsr_classpruning.inference.benchmark import Row, Sample, shown_row
-from basicsr_classpruning.inference.benchmark_report import plot_svg, to_cells, what
 from basicsr_classpruning.inference.class_map import candidate_colours, tint_tiles
-from basicsr_classpruning.inference.metrics import compare
 
 MOST_PICTURES = 12
 LONGEST_SIDE = 1024  # pixels of a picture on the page; larger ones are shrunk
@@ -25,7 +25,7 @@ _QUALITY = 90  # of WebP: a page of twelve pictures takes a few megabytes
 
 
 @dataclass(frozen=True)
-class Exhibit:
+class SampleImage:
     """One picture on the page."""
 
     name: str
@@ -50,11 +50,11 @@ class Gallery:
     """Keeps the first pictures of a benchmark, compressed, for the page: `Benchmark` is given its ``add``."""
 
     def __init__(self) -> None:
-        self.exhibits: list[Exhibit] = []
+        self.samples: list[SampleImage] = []
 
     def add(self, sample: Sample) -> None:
         """Keeps a picture, unless there are `MOST_PICTURES` already."""
-        if len(self.exhibits) == MOST_PICTURES:
+        if len(self.samples) == MOST_PICTURES:
             return
         height, width = sample.restored.shape[:2]
         degraded = as_uint8(sample.pair.degraded)
@@ -69,8 +69,8 @@ class Gallery:
             counts = np.bincount(sample.classes, minlength=len(colours))
             shares = dict(zip(sample.candidates, (counts / len(sample.classes)).tolist()))
             class_map = _to_address(tint_tiles(degraded, sample.grid, sample.classes, colours, factor * scale), size)
-        self.exhibits.append(
-            Exhibit(
+        self.samples.append(
+            SampleImage(
                 name=sample.pair.name,
                 width=size[0],
                 height=size[1],
@@ -87,12 +87,12 @@ class Gallery:
         )
 
 
-def to_html(rows: Sequence[Row], exhibits: Sequence[Exhibit], title: str, report: Mapping[str, Any]) -> str:
+def to_html(rows: Sequence[Row], samples: Sequence[SampleImage], title: str, report: Mapping[str, Any]) -> str:
     """The page.
 
     Args:
         rows: the benchmark's rows.
-        exhibits: a `Gallery`'s.
+        samples: a `Gallery`'s.
         title: what was restored.
         report: what the JSON file says besides the rows: the machine and the settings.
     """
@@ -100,7 +100,7 @@ def to_html(rows: Sequence[Row], exhibits: Sequence[Exhibit], title: str, report
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters['coloured'] = _coloured
-    template = resources.files('basicsr_classpruning.inference').joinpath('benchmark_page.html.jinja')
+    template = resources.files('basicsr_classpruning.benchmark').joinpath('page.html.jinja')
     header, *lines = (cells[:-1] for cells in to_cells(rows))  # shares are drawn
     shown = shown_row([row.kind for row in rows])
     return environment.from_string(template.read_text(encoding='utf-8')).render(
@@ -110,7 +110,7 @@ def to_html(rows: Sequence[Row], exhibits: Sequence[Exhibit], title: str, report
         plot=plot_svg(rows),
         shown=rows[shown],
         shown_as=what(rows[shown]),
-        exhibits=exhibits,
+        samples=samples,
         longest_side=LONGEST_SIDE,
         quality=_QUALITY,
         report=report,

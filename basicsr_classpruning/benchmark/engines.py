@@ -10,23 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from basicsr_classpruning.archs.sizes import Sizes
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.export.onnx import INPUT, OUTPUT, Graph, convert
 from basicsr_classpruning.inference.engines import Engine
+from basicsr_classpruning.routing.network import Subnetwork
 
 NAMES = ('onnxruntime', 'openvino-fp32', 'openvino-bf16')
 
 
-def foreign_engines(
-    module: torch.nn.Module, channels: int, sizes: Sizes, threads: int
-) -> tuple[dict[str, Engine], dict[str, str]]:
+def foreign_engines(network: Subnetwork, threads: int) -> tuple[dict[str, Engine], dict[str, str]]:
     """Makes the engines that can be had here.
 
     Args:
-        module: a dense network on the CPU, in eval mode.
-        channels: of its input.
-        sizes: of its input.
+        network: a dense one, on the CPU.
         threads: that each engine may use.
 
     Returns:
@@ -37,7 +33,7 @@ def foreign_engines(
     if not wanted:
         return {}, missing
     try:
-        graph = convert(module, channels, sizes)
+        graph = convert(network.net, network.channels, network.sizes)
     except UserError as error:
         return {}, {**missing, **dict.fromkeys(wanted, str(error))}
     return {name: _MAKERS[name](graph, threads) for name in wanted}, missing

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from basicsr_classpruning.errors import UsageError
@@ -11,25 +9,22 @@ from basicsr_classpruning.errors import UsageError
 TOLERANCE = 0.01
 """How far from the budget the average may end, relative to it, where the granularity of the tiles allows."""
 
-LEAST_ERROR = 1e-9
-"""What a picture's predicted error counts as at least, in the unit of the scores."""
-
 _EXCHANGED = 100  # tiles up to which exchanges are looked for
 
 
-def solve_budget(scores: np.ndarray, costs: np.ndarray, sizes: np.ndarray, budget: float) -> np.ndarray:
-    """Classes with the highest total score whose average cost meets the budget.
+def solve_budget(errors: np.ndarray, costs: np.ndarray, sizes: np.ndarray, budget: float) -> np.ndarray:
+    """Classes of the least total error whose average cost meets the budget.
 
-    With a price lambda on cost, each tile takes the class of highest ``score - lambda * cost``: a point of the upper
-    convex hull of its (cost, score) points. Walking all tiles' hulls by falling slope visits the solutions of every
+    With a price lambda on cost, each tile takes the class of least ``error + lambda * cost``: a point of the lower
+    convex hull of its (cost, error) points. Walking all tiles' hulls by falling slope visits the solutions of every
     lambda in turn, so the walk stops at the last one within the budget, exactly. What is left of the budget is filled
     greedily, by single steps that fit and by exchanges between two tiles.
 
-    A budget is spent even where the scores say that a cheaper class would do (lambda is then negative): scores are
+    A budget is spent even where the errors say that a sparser class would do (lambda is then negative): they are
     predictions, and somebody who asks for more MACs expects them to be used.
 
     Args:
-        scores: ``(T, K)``, higher is better, additive over tiles.
+        errors: ``(T, K)``, additive over tiles: predicted or measured errors, relative ones (`relative_errors`).
         costs: ``(K,)``, rising: average cost of each class, in any unit, everything included (unpruned layers,
             classifier).
         sizes: ``(T,)``, positive: weight of each tile in the average (its pixels).
@@ -43,72 +38,48 @@ def solve_budget(scores: np.ndarray, costs: np.ndarray, sizes: np.ndarray, budge
         UsageError: the budget is outside the range of ``costs`` by more than 1 %.
     """
     check_budget(budget, float(costs[0]), float(costs[-1]))
-    tiles, total = len(scores), float(sizes.sum())
+    merits = -errors
+    tiles, total = len(merits), float(sizes.sum())
     allowed = budget * total
     if costs[-1] * total <= allowed * (1 + TOLERANCE):
         return np.full(tiles, len(costs) - 1)
-    tile, before, after, slope = _hull_steps(np.asarray(scores, np.float64), costs, sizes)
+    tile, before, after, slope = _hull_steps(np.asarray(merits, np.float64), costs, sizes)
     order = np.lexsort((after, tile, -slope))
     tile, before, after = tile[order], before[order], after[order]
     spent = costs[0] * total + np.cumsum(sizes[tile] * (costs[after] - costs[before]))
     taken = int(np.searchsorted(spent, allowed * (1 + 1e-9), side='right'))
     classes = np.zeros(tiles, np.int64)
     np.maximum.at(classes, tile[:taken], after[:taken])
-    return _fill(classes, scores, costs, sizes, allowed)
+    return _fill(classes, merits, costs, sizes, allowed)
 
 
-def reference_errors(errors: Any) -> Any:
-    """What the errors of candidates ``(B, K, …)`` are measured by: those of the dearest but one, ``(B, …)``.
-
-    Not the dearest one's, which are 0 where the dense network's outputs are the truth. An array or a tensor.
-    """
-    return errors[:, -2:][:, 0]
-
-
-def picture_scores(scores: np.ndarray) -> np.ndarray:
-    """Scores of one picture's tiles, relative to the error that the dearest class but one is predicted to leave in it.
-
-    PSNR counts a picture's error relative to itself, so what a budget gains in one picture and in another is compared
-    in this unit, and a price on cost means the same in all pictures. The dearest class itself leaves none where the
-    dense network's outputs are the truth.
-
-    Args:
-        scores: ``(T, K)``, minus the predicted errors of tiles of one size, below 0.
-
-    Returns:
-        ``(T, K)``, at most 0: minus what each class adds to the picture's error; 0.1 is about 0.4 dB.
-    """
-    return (scores - scores[:, -1:]) / max(reference_errors(-scores).mean(), LEAST_ERROR)
-
-
-def check_budget(budget: float, cheapest: float, dearest: float) -> None:
+def check_budget(budget: float, least: float, most: float) -> None:
     """Raises UsageError if an average cost of ``budget`` cannot be reached to within 1 %."""
-    if not cheapest * (1 - TOLERANCE) <= budget * (1 + 1e-9) or not budget <= dearest * (1 + TOLERANCE):
-        raise UsageError(
-            f'budget {budget:g} cannot be met: allowed is {cheapest:.3g} to {dearest:.3g} of the dense MACs'
-        )
+    if not least * (1 - TOLERANCE) <= budget * (1 + 1e-9) or not budget <= most * (1 + TOLERANCE):
+        allowed = f'allowed is {least:.3g} to {most:.3g} of the dense MACs'
+        raise UsageError(f'{budget:g} cannot be met: {allowed}', key='budget')
 
 
-def random_allocation(classes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def deal_by_chance(classes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The same shares of the classes, dealt to tiles by chance: what routing is worth without looking."""
     return rng.permutation(classes)
 
 
 def _hull_steps(
-    scores: np.ndarray, costs: np.ndarray, sizes: np.ndarray
+    merits: np.ndarray, costs: np.ndarray, sizes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Steps along each tile's upper convex hull, from the cheapest class to the dearest.
+    """Steps along each tile's upper convex hull, from the sparsest class to the densest.
 
-    Returns tile, class before, class after and slope (score per cost) of every step, all ``(S,)``. Slopes fall along
+    Returns tile, class before, class after and slope (merit per cost) of every step, all ``(S,)``. Slopes fall along
     a tile's steps.
     """
-    tiles, classes = scores.shape
+    tiles, classes = merits.shape
     rows = np.arange(tiles)
     current = np.zeros(tiles, np.int64)
     steps = []
     while (alive := rows[current < classes - 1]).size:
         now = current[alive]
-        rise = scores[alive] - scores[alive, now][:, None]
+        rise = merits[alive] - merits[alive, now][:, None]
         run = costs[None] - costs[now][:, None]
         slopes = np.full(rise.shape, -np.inf)
         np.divide(rise, run, out=slopes, where=run > 0)
@@ -124,9 +95,9 @@ def _hull_steps(
     return tile, before, after, slope
 
 
-def _fill(classes: np.ndarray, scores: np.ndarray, costs: np.ndarray, sizes: np.ndarray, allowed: float) -> np.ndarray:
+def _fill(classes: np.ndarray, merits: np.ndarray, costs: np.ndarray, sizes: np.ndarray, allowed: float) -> np.ndarray:
     """Spends what is left: by single steps that fit, then by exchanges, which may pass the budget by 1 %."""
-    state = _Allocation(classes.copy(), scores, costs, sizes, allowed)
+    state = _Allocation(classes.copy(), merits, costs, sizes, allowed)
     while state.step_up() or state.exchange():
         pass
     return state.classes
@@ -136,9 +107,9 @@ class _Allocation:
     """Classes of all tiles, and the part of the budget that they leave."""
 
     def __init__(
-        self, classes: np.ndarray, scores: np.ndarray, costs: np.ndarray, sizes: np.ndarray, allowed: float
+        self, classes: np.ndarray, merits: np.ndarray, costs: np.ndarray, sizes: np.ndarray, allowed: float
     ) -> None:
-        self.classes, self._scores, self._costs, self._sizes = classes, scores, costs, sizes
+        self.classes, self._merits, self._costs, self._sizes = classes, merits, costs, sizes
         self._left = allowed - float((sizes * costs[classes]).sum())
         self._near = TOLERANCE * allowed
 
@@ -146,7 +117,7 @@ class _Allocation:
         """Cost and gain, both ``(T, K)``, of giving a tile another class."""
         rows = np.arange(len(self.classes))
         cost = self._sizes[:, None] * (self._costs[None] - self._costs[self.classes][:, None])
-        return cost, self._scores - self._scores[rows, self.classes][:, None]
+        return cost, self._merits - self._merits[rows, self.classes][:, None]
 
     def _take(self, cost: np.ndarray, *moves: int) -> None:
         for move in moves:

@@ -1,0 +1,203 @@
+"""The ladder of candidates, read from its text form and checked in one place."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from torch import nn
+
+from basicsr_classpruning.errors import UsageError
+from basicsr_classpruning.sizes import SizeRequirements
+from basicsr_classpruning.sparsity.pattern import MAX_M, Pattern
+
+_PATTERN = f"N:M with 1 <= N <= M <= {MAX_M}, for example '8:16'"
+
+
+class LadderError(ValueError):
+    """A ladder that is none.
+
+    Args:
+        place: which part of the ladder's options is wrong, such as ``candidates[0]`` or ``layers.body``.
+        text: what is wrong, and what is allowed.
+    """
+
+    def __init__(self, place: str, text: str) -> None:
+        super().__init__(f'{place}: {text}')
+        self.place, self.text = place, text
+
+
+class Candidate(ABC):
+    """One rung of a ladder: something that restores images, at a cost.
+
+    A kind of candidates is a subclass, registered with ``register_candidate``. ``SparseCandidate`` takes its weights
+    from the base network; any other kind makes a network of its own.
+    """
+
+    name: str
+    """As it is written in options and shown to the user, for example ``'8:16'``."""
+    density: float
+    """Share of the base network that it runs, 0 to 1; a ladder's rungs go from the sparsest to the densest."""
+
+    @classmethod
+    @abstractmethod
+    def parse(cls, text: str) -> Candidate | None:
+        """The candidate that a text names, or None where it names none of this kind. Raises ValueError with what is
+        allowed where it nearly does."""
+
+    @abstractmethod
+    def build(self, channels: int, sizes: SizeRequirements) -> nn.Module:
+        """What restores images ``(B, channels, H, W)`` in the base network's place, at its scale. It is a part of the
+        ClassPruning network: its parameters are trained and stored with it. A ``SparseCandidate`` has no such part."""
+
+
+_KINDS: list[type[Candidate]] = []
+_Kind = TypeVar('_Kind', bound=type[Candidate])
+
+
+def register_candidate(kind: _Kind) -> _Kind:
+    """Makes a kind of candidates known to ``Ladder.parse``; of several that know a text, the first one registered."""
+    _KINDS.append(kind)
+    return kind
+
+
+@register_candidate
+@dataclass(frozen=True)
+class SparseCandidate(Candidate):
+    """A sparse subnetwork of the base network, or with ``M:M`` the dense one itself."""
+
+    pattern: Pattern
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return str(self.pattern)
+
+    @property
+    def density(self) -> float:  # type: ignore[override]
+        return self.pattern.density
+
+    @classmethod
+    def parse(cls, text: str) -> SparseCandidate:
+        """Reads ``'N:M'``; being the first kind, it is asked last, and says what is allowed."""
+        return cls(Pattern.parse(text))
+
+    def build(self, channels: int, sizes: SizeRequirements) -> nn.Module:
+        raise TypeError('a sparse candidate is taken from the base network')
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The candidates of a network, from the sparsest to the densest. Made by ``parse``, which checks it."""
+
+    candidates: tuple[Candidate, ...]
+    layers: Mapping[str, tuple[Pattern, ...]] = field(default_factory=dict)
+    """Regular expression → patterns of the sparse candidates in the layers that it matches."""
+
+    @classmethod
+    def parse(
+        cls,
+        texts: Sequence[str],
+        block: int = 1,
+        share_taps: bool = False,
+        layers: Mapping[str, Sequence[str]] | None = None,
+    ) -> Ladder:
+        """Reads a ladder as options write it.
+
+        Args:
+            texts: candidates such as ``'8:16'``, from the sparsest to the densest, each once.
+            block: output channels that share a mask.
+            share_taps: whether all kernel taps of an output channel (block) share it too.
+            layers: regular expression → one ``N:M`` for each sparse candidate, of the candidates' M, never falling.
+
+        Raises LadderError where it is none.
+        """
+        if not texts:
+            raise LadderError('candidates', 'at least one pattern such as 2:4 is needed')
+        candidates = [_parse_candidate(text, block, share_taps, f'candidates[{i}]') for i, text in enumerate(texts)]
+        patterns = [candidate.pattern for candidate in candidates if isinstance(candidate, SparseCandidate)]
+        if len({pattern.m for pattern in patterns}) > 1:
+            raise LadderError('candidates', f'{list(texts)} is not allowed; all candidates have the same M')
+        in_order = sorted(dict.fromkeys(candidates), key=lambda candidate: candidate.density)
+        if candidates != in_order:
+            names = [candidate.name for candidate in in_order]
+            raise LadderError('candidates', f'{list(texts)} is not allowed; sparsest first and each once: {names}')
+        return cls(
+            tuple(candidates), {regex: _layer_ladder(regex, own, patterns) for regex, own in (layers or {}).items()}
+        )
+
+    def __len__(self) -> int:
+        return len(self.candidates)
+
+    def __iter__(self) -> Iterator[Candidate]:
+        return iter(self.candidates)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The candidates as they are written."""
+        return tuple(candidate.name for candidate in self.candidates)
+
+    @property
+    def sparse(self) -> tuple[SparseCandidate, ...]:
+        """The candidates that are subnetworks of the base network, in their order."""
+        return tuple(candidate for candidate in self.candidates if isinstance(candidate, SparseCandidate))
+
+    @property
+    def patterns(self) -> tuple[Pattern, ...]:
+        """Patterns of the sparse candidates, in their order."""
+        return tuple(candidate.pattern for candidate in self.sparse)
+
+    def index(self, candidate: Candidate | str | int) -> int:
+        """Place of a candidate, given as itself, by its name or by its place. Raises UsageError for others."""
+        if isinstance(candidate, Candidate) and candidate in self.candidates:
+            return self.candidates.index(candidate)
+        if isinstance(candidate, str) and candidate in self.names:
+            return self.names.index(candidate)
+        if isinstance(candidate, int) and 0 <= candidate < len(self.candidates):
+            return candidate
+        raise UsageError(f'candidate {candidate!r} is not one of this network: {", ".join(self.names)}')
+
+
+def _parse_candidate(text: Any, block: int, share_taps: bool, place: str) -> Candidate:
+    for kind in reversed(_KINDS):
+        try:
+            found = kind.parse(text)
+        except ValueError:
+            raise LadderError(place, f'{text!r} is not allowed; {_PATTERN}') from None
+        if isinstance(found, SparseCandidate):
+            return SparseCandidate(_shared(found.pattern, block, share_taps))
+        if found is not None:
+            return found
+    raise AssertionError('SparseCandidate.parse reads a text or raises')
+
+
+def _shared(pattern: Pattern, block: int, share_taps: bool) -> Pattern:
+    try:
+        return replace(pattern, block=block, share_taps=share_taps)
+    except ValueError as error:
+        raise LadderError('block', str(error).removeprefix('block ')) from None
+
+
+def _layer_ladder(regex: str, texts: Sequence[str], general: Sequence[Pattern]) -> tuple[Pattern, ...]:
+    """A layer's own patterns: one for each sparse candidate, of their M, never sparser than the one before."""
+    place = f'layers.{regex}'
+    try:
+        re.compile(regex)
+    except (re.error, TypeError) as error:
+        raise LadderError('layers', f'{regex!r} is no regular expression: {error}') from None
+    m = general[0].m if general else 0
+    if len(texts) != len(general):
+        raise LadderError(place, f'{list(texts)} is not allowed; one N:{m} for each of the {len(general)} candidates')
+    patterns = []
+    for i, (text, like) in enumerate(zip(texts, general)):
+        try:
+            own = Pattern.parse(text)
+        except ValueError:
+            raise LadderError(f'{place}[{i}]', f'{text!r} is not allowed; {_PATTERN}') from None
+        patterns.append(replace(like, n=own.n, m=own.m))
+    kept = [pattern.n for pattern in patterns]
+    if any(pattern.m != m for pattern in patterns) or kept != sorted(kept):
+        raise LadderError(place, f'{list(texts)} is not allowed; N:{m}, sparsest first')
+    return tuple(patterns)
