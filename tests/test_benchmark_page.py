@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 from tiny import classpruning, dense, write_pictures
 
-from basicsr_classpruning.cli import main
 from basicsr_classpruning.benchmark import page as benchmark_page
+from basicsr_classpruning.cli import main
 from basicsr_classpruning.safe_files import save_file
 
 NAME = 'a <b>&"x" $1_2$'

@@ -33,8 +33,8 @@ def add_run_arguments(parser: argparse.ArgumentParser, device: str) -> None:
     )
     parser.add_argument(
         '--backend', default='auto', metavar='NAME',
-        help='dense: PyTorch; cpu: the N:M kernels; auto: the faster one, measured once for each tile size (default); or '
-        'an engine of your own (--import)',
+        help='dense: PyTorch; cpu: the N:M kernels; auto: the faster one, measured once for each tile size (default); '
+        'or an engine of your own (--import)',
     )  # fmt: skip
     add_device_argument(parser, device)
     parser.add_argument('--threads', type=int, metavar='N', help='threads on the CPU (default: one for each core)')
