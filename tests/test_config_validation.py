@@ -135,7 +135,7 @@ CASES = [
     # candidates
     ('network_g.candidates', ['8-16'], "network_g.candidates[0]: '8-16' is not allowed; N:M with 1 <= N <= M <= 32"),
     ('network_g.candidates', ['4:16', '5:4'], "network_g.candidates[1]: '5:4' is not allowed; N:M with "),
-    ('network_g.candidates', ['0:4'], "network_g.candidates[0]: '0:4' is not allowed; N:M with "),
+    ('network_g.candidates', ['0:4'], "network_g.candidates: ['0:4'] is not allowed; at least one N:M with N above 0"),
     ('network_g.candidates', [4], 'network_g.candidates[0]: 4 is not allowed; a candidate N:M'),
     ('network_g.candidates', [], 'network_g.candidates: [] is not allowed; a list of candidates N:M, sparsest first'),
     ('network_g.candidates', '2:4', "network_g.candidates: '2:4' is not allowed; a list of candidates"),

@@ -60,7 +60,7 @@ def make(table: Table, row: Row) -> None:
             permute_checkpoint(
                 checkpoint(table, table.row(row.start)), start, network['block'], '--share-taps' in pattern
             )
-        classpruning('prune', start, '--out', pruned(table, row),
+        classpruning('prune', start, '--out', pruned(table, row), '--no-bypass',
                      '--candidates', *network['candidates'], *pattern, '--weights', network['weights'],
                      '--calibration', CALIBRATION, '--degrade', table.task.degrade,
                      '--seed', str(SEEDS[0]))  # fmt: skip

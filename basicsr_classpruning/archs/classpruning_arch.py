@@ -98,7 +98,7 @@ class ClassPruning(nn.Module):
         self.selection = sparsify(self.base, self.choices, weights == 'own')
         self.others = nn.ModuleDict(
             {
-                candidate.name: candidate.build(self.num_in_ch, self.sizes)
+                candidate.name: candidate.build(self._dense())
                 for candidate in self.ladder
                 if not isinstance(candidate, SparseCandidate)
             }
@@ -148,10 +148,13 @@ class ClassPruning(nn.Module):
                 self._make_subnetwork(name, partial(self._plain, candidate), self.patterns(candidate))
                 for name, candidate in zip(names, self.ladder)
             ),
-            dense=self._make_subnetwork('dense', partial(freeze, self.base, DENSE), {}),
+            dense=self._dense(),
             router=self.router,
             count_macs=lambda: self.reference_macs,
         )
+
+    def _dense(self) -> Subnetwork:
+        return self._make_subnetwork('dense', partial(freeze, self.base, DENSE), {})
 
     def _make_subnetwork(self, name: str, make: Any, patterns: dict[str, Pattern]) -> Subnetwork:
         return Subnetwork(name, make, patterns, self.options['base'], self.num_in_ch, self.sizes)
@@ -304,11 +307,14 @@ class ClassPruning(nn.Module):
     def load_params(self, params: Mapping[str, Tensor]) -> None:
         """Loads a ClassPruning state dict, or a dense one of the base network from which all candidates start.
 
+        Of a network that has a bypass where this one has none, or the other way round, the classifier is left out: it
+        knows another number of candidates, and has to be trained or fitted anew.
+
         Raises UserError with one line where keys, shapes or zeros do not fit.
         """
         own_keys = self.state_dict().keys()
         if any(key.startswith('base.') and key in own_keys for key in params):
-            load_fitting(self, params)
+            load_fitting(self, self._to_own_ladder(params))
             for name, layer in sparse_layers(self.base):
                 broken = layer.broken_patterns()
                 if broken:
@@ -321,6 +327,18 @@ class ClassPruning(nn.Module):
         for _, layer in sparse_layers(self.base):
             layer.reset_candidates()
         self.forget_subnetworks()
+
+    def _to_own_ladder(self, params: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        if {_other(key) for key in params} == {_other(key) for key in self.state_dict()}:
+            return params
+        taken = {key: value for key, value in params.items() if key.startswith('base.')}
+        rest = {key: value for key, value in self.state_dict().items() if not key.startswith('base.')}
+        return {**taken, **rest}
+
+
+def _other(key: str) -> str:
+    """Name of the candidate that a state-dict key belongs to; empty if it is a sparse one's, or none's."""
+    return key.removeprefix('others.').partition('.')[0] if key.startswith('others.') else ''
 
 
 def _is_candidate_key(base: nn.Module, key: str) -> bool:

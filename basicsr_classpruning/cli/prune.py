@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from basicsr_classpruning.cli.calibration import add_calibration_arguments, check_call, read_calibration
 from basicsr_classpruning.cli.common import add_model_arguments, load_model, write_json
 from basicsr_classpruning.errors import UsageError
+from basicsr_classpruning.routing.ladder import LadderError
 from basicsr_classpruning.tables import format_table
 
 if TYPE_CHECKING:
@@ -35,6 +36,11 @@ def add_parser(subparsers: Any) -> None:
         '--candidates', nargs='+', metavar='N:M', default=['1:4', '2:4', '4:4'],
         help='patterns from cheapest to dearest (default: 1:4 2:4 4:4); with M = 16 less is lost at the same MACs, and '
         'a finer ladder such as 4:16 6:16 8:16 11:16 16:16 meets budgets better',
+    )  # fmt: skip
+    parser.add_argument(
+        '--no-bypass', action='store_true',
+        help='with --calibration, leave out the candidate 0:M, which runs nothing of the network: bicubic enlargement, '
+        'the input itself, or a linear filter where that is better',
     )  # fmt: skip
     parser.add_argument(
         '--block', type=int, metavar='N', default=1, help='output channels that share a mask (default: 1)'
@@ -73,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     dense = as_dense(load_model(args.checkpoint, args))
     options = PruneOptions(
-        tuple(args.candidates),
+        _ladder(dense, args),
         args.block,
         args.share_taps,
         tuple(args.skip),
@@ -106,6 +112,21 @@ def run(args: argparse.Namespace) -> int:
     )
     write_json(report, args.json)
     return 0
+
+
+def _ladder(dense: DenseNetwork, args: argparse.Namespace) -> tuple[str, ...]:
+    """The candidates, with a bypass if pictures show where it is good enough."""
+    from basicsr_classpruning.pruning.prune import with_bypass
+
+    if args.no_bypass or not args.calibration:
+        return tuple(args.candidates)
+    try:
+        return with_bypass(dense, args.candidates)
+    except LadderError as error:
+        raise UsageError(error.text, key=error.place) from None
+    except UsageError as error:
+        print(f'without a bypass: {error.text}')
+        return tuple(args.candidates)
 
 
 def _without_data(dense: DenseNetwork, options: PruneOptions) -> tuple[ClassPruning, dict[str, Any]]:

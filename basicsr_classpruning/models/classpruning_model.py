@@ -23,6 +23,7 @@ from basicsr_classpruning.models.memory import ErrorMemory
 from basicsr_classpruning.models.stages import STAGES, Schedule
 from basicsr_classpruning.models.validation import Report, evaluate
 from basicsr_classpruning.routing.errors import relative_errors
+from basicsr_classpruning.routing.ladder import Ladder, LadderError
 from basicsr_classpruning.routing.price import FIRST_LOG_PRICE
 
 _MAX_RECOVERIES = 3  # resets of the classifier after which a collapse stops the run
@@ -60,12 +61,20 @@ def _layers_at_start(opt: Mapping[str, Any]) -> dict[str, Any]:
     """The per-layer patterns of the ClassPruning checkpoint that a network starts from; none without such a one."""
     path = opt['path'].get('pretrain_network_g')
     network = (path and read_checkpoint(path).network_g) or {}
-    if network.get('candidates') != opt['network_g'].get('candidates'):
+    if _sparse_names(network.get('candidates')) != _sparse_names(opt['network_g'].get('candidates')):
         return {}  # patterns of other candidates are none of this network's
     layers = network.get('layers') or {}
     if not isinstance(layers, dict) or not all(isinstance(ladder, list) for ladder in layers.values()):
         raise UserError(f'{path}: network_g.layers: damaged: wanted lists of patterns by the names of layers')
     return layers
+
+
+def _sparse_names(candidates: Any) -> list[str]:
+    """The sparse candidates of a ladder, which ``layers`` speaks of; none of what is no ladder."""
+    try:
+        return [candidate.name for candidate in Ladder.parse(candidates).sparse]
+    except (LadderError, TypeError):
+        return []
 
 
 @MODEL_REGISTRY.register()

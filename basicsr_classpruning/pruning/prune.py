@@ -23,7 +23,9 @@ from basicsr_classpruning.pruning.allocation import allocate_layers
 from basicsr_classpruning.pruning.classifier import ErrorMaps, fit_classifier, measure_errors, set_price
 from basicsr_classpruning.pruning.crops import Crops, cut_crops
 from basicsr_classpruning.routing.budget import solve_budget
+from basicsr_classpruning.routing.bypass import Bypass, LinearFilter
 from basicsr_classpruning.routing.errors import relative_errors
+from basicsr_classpruning.routing.ladder import Ladder
 from basicsr_classpruning.sparsity import sparse_layers
 from basicsr_classpruning.sparsity.second_order import prune_second_order, rank_second_order
 
@@ -119,6 +121,17 @@ def build(dense: DenseNetwork, options: PruneOptions, classifier: dict[str, Any]
     return net.to(device_of(dense)).eval()
 
 
+def with_bypass(dense: DenseNetwork, candidates: Sequence[str]) -> tuple[str, ...]:
+    """The ladder with a bypass as its first rung.
+
+    Raises UsageError where the network can have none.
+    """
+    rungs = Ladder.parse(candidates).candidates
+    bypass = Bypass(rungs[-1].m or 1)
+    bypass.build(dense.dense)
+    return tuple(candidates) if bypass in rungs else (bypass.name, *candidates)
+
+
 def _copy(dense: DenseNetwork) -> DenseNetwork:
     return DenseNetwork(copy.deepcopy(dense.net), dense.num_in_ch, dense.options)
 
@@ -161,6 +174,7 @@ def prune_with_data(
     net = build(dense, options, {'type': 'DifficultyClassifier'})
     for each in (net, alternative):
         _set_weights(each, list(weight_crops.lq.split(8)), progress)
+        _fit_bypass(each, weight_crops)
     if len(net.candidates) > 1:
         _fit(net, pictures, degradation, options.seed, progress)
         alternative.classifier = net.classifier
@@ -310,12 +324,20 @@ def _set_weights(net: ClassPruning, batches: Sequence[Tensor], progress: Progres
 
 
 @torch.no_grad()
+def _fit_bypass(net: ClassPruning, crops: Crops) -> None:
+    """Gives the bypass, where the ladder has one, the best linear filter for these pictures."""
+    for bypass in net.others.values():
+        if isinstance(bypass, LinearFilter):
+            bypass.fit(crops.lq, net.dense.net(crops.lq) if crops.gt is None else crops.gt)
+
+
+@torch.no_grad()
 def measure_candidates(net: ClassPruning, crops: Crops) -> list[CandidateReport]:
     """PSNR of every candidate, and of the dense network first, on crops."""
     runs: list[tuple[str, float, Callable[[Tensor], Tensor]]] = [('dense', 1.0, net.dense.net)]
     macs = net.reference_macs
     for k, candidate in enumerate(net.candidates):
-        if net.patterns(candidate):
+        if net.patterns(candidate) or candidate in net.others:
             runs.append((candidate, macs.candidates[k] / macs.dense, partial(net.restore_with, candidate=k)))
     reports: list[CandidateReport] = []
     for name, cost, run in runs:

@@ -1,6 +1,7 @@
 """Which candidate restores what: the ladder of candidates, predicted errors, price, budget, and networks that route."""
 
 from basicsr_classpruning.routing.budget import check_budget, deal_by_chance, solve_budget
+from basicsr_classpruning.routing.bypass import Bypass
 from basicsr_classpruning.routing.errors import LEAST_ERROR, errors_in_image, reference_errors, relative_errors
 from basicsr_classpruning.routing.ladder import Candidate, Ladder, SparseCandidate
 from basicsr_classpruning.routing.network import ModelInfo, RoutedNetwork, Subnetwork
@@ -8,6 +9,7 @@ from basicsr_classpruning.routing.router import Router
 
 __all__ = [
     'LEAST_ERROR',
+    'Bypass',
     'Candidate',
     'Ladder',
     'ModelInfo',

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
 from basicsr_classpruning.errors import UsageError
-from basicsr_classpruning.sizes import SizeRequirements
 from basicsr_classpruning.sparsity.pattern import MAX_M, Pattern
+
+if TYPE_CHECKING:
+    from basicsr_classpruning.routing.network import Subnetwork
 
 _PATTERN = f"N:M with 1 <= N <= M <= {MAX_M}, for example '8:16'"
 
@@ -41,6 +44,8 @@ class Candidate(ABC):
     """As it is written in options and shown to the user, for example ``'8:16'``."""
     density: float
     """Share of the base network that it runs, 0 to 1; a ladder's rungs go from the sparsest to the densest."""
+    m: int | None = None
+    """Size of the groups of input channels that its name speaks of, the same in all candidates of a ladder."""
 
     @classmethod
     @abstractmethod
@@ -49,9 +54,12 @@ class Candidate(ABC):
         allowed where it nearly does."""
 
     @abstractmethod
-    def build(self, channels: int, sizes: SizeRequirements) -> nn.Module:
-        """What restores images ``(B, channels, H, W)`` in the base network's place, at its scale. It is a part of the
-        ClassPruning network: its parameters are trained and stored with it. A ``SparseCandidate`` has no such part."""
+    def build(self, dense: Subnetwork) -> nn.Module:
+        """What restores images in the place of the base network, which is given as it is before it is pruned.
+
+        It is a part of the ClassPruning network: its parameters are trained and stored with it. A ``SparseCandidate``
+        has no such part. Raises UsageError where the candidate cannot take this network's place.
+        """
 
 
 _KINDS: list[type[Candidate]] = []
@@ -84,7 +92,11 @@ class SparseCandidate(Candidate):
         """Reads ``'N:M'``; being the first kind, it is asked last, and says what is allowed."""
         return cls(Pattern.parse(text))
 
-    def build(self, channels: int, sizes: SizeRequirements) -> nn.Module:
+    @property
+    def m(self) -> int:  # type: ignore[override]
+        return self.pattern.m
+
+    def build(self, dense: Subnetwork) -> nn.Module:
         raise TypeError('a sparse candidate is taken from the base network')
 
 
@@ -118,10 +130,12 @@ class Ladder:
             raise LadderError('candidates', 'at least one pattern such as 2:4 is needed')
         candidates = [_parse_candidate(text, block, share_taps, f'candidates[{i}]') for i, text in enumerate(texts)]
         patterns = [candidate.pattern for candidate in candidates if isinstance(candidate, SparseCandidate)]
-        if len({pattern.m for pattern in patterns}) > 1:
+        if not patterns:
+            raise LadderError('candidates', f'{list(texts)} is not allowed; at least one N:M with N above 0 is needed')
+        if len({candidate.m for candidate in candidates} - {None}) > 1:
             raise LadderError('candidates', f'{list(texts)} is not allowed; all candidates have the same M')
         in_order = sorted(dict.fromkeys(candidates), key=lambda candidate: candidate.density)
-        if candidates != in_order:
+        if candidates != in_order or any(a.density >= b.density for a, b in itertools.pairwise(candidates)):
             names = [candidate.name for candidate in in_order]
             raise LadderError('candidates', f'{list(texts)} is not allowed; sparsest first and each once: {names}')
         return cls(
