@@ -59,7 +59,7 @@ def test_an_error_is_what_the_output_shows_when_that_layer_alone_is_pruned(crops
     found = errors_of_single_layers(
         net.frozen_dense(), dict.fromkeys(names, patterns), [crops.lq], importance, progress=lambda *at: told.append(at)
     )
-    assert told == [(done + 1, len(names)) for done in range(len(names))]
+    assert told == [('comparing layers', done + 1, len(names)) for done in range(len(names))]
     assert [*found] == names
     for name, (quarter, half, whole) in found.items():
         assert quarter > half > whole == 0, name

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from basicsr_classpruning import kernels
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.archs.dense import DenseNetwork
+from basicsr_classpruning.devices import device_of
+from basicsr_classpruning.devices import pick_device as pick_device
 from basicsr_classpruning.errors import UsageError
-from basicsr_classpruning.inference.networks import device_of
 
 Engine = Callable[[Tensor], Tensor]
 """Restores a batch ``(B, C, H, W)`` in [0, 1] of any one size, without gradients."""
@@ -101,15 +102,3 @@ class Engines:
             return dense_engine(module)
         sparse = kernel_engine(self._net, index)
         return sparse if self._backend == 'cpu' else FasterEngine(dense_engine(module), sparse)
-
-
-def pick_device(name: str) -> torch.device:
-    """The device named, or for ``auto`` a GPU if there is one. Raises UsageError if it cannot be used."""
-    if name == 'auto':
-        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f'device {name!r}: {str(error).splitlines()[0]}') from None
-    return device

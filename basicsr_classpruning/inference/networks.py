@@ -12,6 +12,7 @@ from basicsr_classpruning.archs.base_network import input_channels
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.archs.dense import DenseNetwork
 from basicsr_classpruning.archs.sizes import Sizes
+from basicsr_classpruning.devices import device_of
 from basicsr_classpruning.errors import UserError
 
 
@@ -139,9 +140,3 @@ def reach(module: nn.Module, channels: int, scale: int, multiple: int, limit: in
     distance = np.maximum(np.maximum(start - position, position - (start + multiple - 1)), 0)
     radius = int(np.maximum(distance[:, None], distance[None])[seen].max())
     return -(-radius // multiple) * multiple if radius <= limit else None
-
-
-def device_of(net: nn.Module) -> torch.device:
-    """Where a network's parameters are; the CPU for one without."""
-    parameter = next(net.parameters(), None)
-    return torch.device('cpu') if parameter is None else parameter.device

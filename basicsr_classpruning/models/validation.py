@@ -17,7 +17,7 @@ from torch import Tensor
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning, image_scores
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.sparsity.budget import solve_budget
-from basicsr_classpruning.tables import format_table
+from basicsr_classpruning.text_table import format_table
 
 
 @dataclass(frozen=True)

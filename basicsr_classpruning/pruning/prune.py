@@ -17,7 +17,9 @@ from basicsr_classpruning.archs.classpruning_arch import ClassPruning, image_sco
 from basicsr_classpruning.archs.dense import DenseNetwork
 from basicsr_classpruning.data.degradations import Degradation
 from basicsr_classpruning.data.pictures import Pictures
+from basicsr_classpruning.devices import device_of
 from basicsr_classpruning.errors import UsageError
+from basicsr_classpruning.progress import Progress
 from basicsr_classpruning.pruning.allocation import allocate_layers
 from basicsr_classpruning.pruning.classifier import ErrorMaps, fit_classifier, measure_errors, set_price
 from basicsr_classpruning.pruning.crops import Crops, cut_crops
@@ -39,9 +41,6 @@ _ERROR_CROPS = (48, 600)
 _FIT_STEPS = 3000
 _HELD_OUT = 24
 _BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-
-Progress = Callable[[str, int, int], None]
-"""Told what is being done, how much of it is finished, and how much there is."""
 
 
 @dataclass(frozen=True)
@@ -114,11 +113,7 @@ def build(dense: DenseNetwork, options: PruneOptions, classifier: dict[str, Any]
         raise UsageError(f'network_g.candidates: {", ".join(options.candidates)}: none of them is sparse')
     for _, layer in sparse_layers(net.base):
         layer.reset_candidates()
-    return net.to(_device(dense)).eval()
-
-
-def _device(net: nn.Module) -> torch.device:
-    return next(net.parameters()).device
+    return net.to(device_of(dense)).eval()
 
 
 def _copy(dense: DenseNetwork) -> DenseNetwork:
@@ -158,7 +153,7 @@ def prune_with_data(
     weight_crops = _cut(alternative, pictures, degradation, count, _WEIGHT_SIDE, options.seed, progress)
     if options.per_layer:
         some = next(weight_crops.batches(_LAYER_CROPS))
-        options = replace(options, layers=allocate_layers(alternative, some, partial(progress, 'comparing layers')))
+        options = replace(options, layers=allocate_layers(alternative, some, progress))
         alternative = build(_copy(dense), options.alternative, {'type': 'DifficultyClassifier'})
     net = build(dense, options, {'type': 'DifficultyClassifier'})
     for each in (net, alternative):
@@ -234,22 +229,8 @@ def _routed(net: ClassPruning, maps: ErrorMaps) -> dict[float, tuple[float, floa
 def _fit(net: ClassPruning, pictures: Pictures, degradation: Degradation | None, seed: int, progress: Progress) -> None:
     """Fits the classifier and the price to the errors that the candidates leave in crops of pictures."""
     crops = _cut(net, pictures, degradation, _error_crops(net), _TILE, seed + 1, progress)
-    done = 0
-
-    def measured(count: int) -> None:
-        nonlocal done
-        done += count
-        progress('measuring errors', done, len(crops))
-
-    maps = measure_errors(net, crops, net.classifier.stride, 4, measured)
-    steps = 0
-
-    def stepped() -> None:
-        nonlocal steps
-        steps += 1
-        progress('fitting the classifier', steps, _FIT_STEPS)
-
-    fit_classifier(net, maps, _FIT_STEPS, seed, stepped)
+    maps = measure_errors(net, crops, net.classifier.stride, 4, progress)
+    fit_classifier(net, maps, _FIT_STEPS, seed, progress)
     net.eval()
     set_price(net, maps.lq, DEFAULT_TARGET)
 
@@ -263,24 +244,19 @@ def _cut(
     seed: int,
     progress: Progress,
 ) -> Crops:
-    done = 0
-
-    def cut() -> None:
-        nonlocal done
-        done += 1
-        progress('reading pictures', done, count)
-
     step = math.lcm(net.sizes.multiple, net.classifier.stride)
     side = max(side, net.sizes.padded(1)) // step * step
-    crops = cut_crops(pictures, degradation, scale=net.scale, count=count, side=side, seed=seed, step=step, on_crop=cut)
-    return crops.to(_device(net))
+    crops = cut_crops(
+        pictures, degradation, scale=net.scale, count=count, side=side, seed=seed, step=step, progress=progress
+    )
+    return crops.to(device_of(net))
 
 
 def _error_crops(net: ClassPruning) -> int:
     reference = net.reference_macs
     each = reference.dense * (_TILE / reference.size[1]) ** 2 * len(net.candidates)
     low, high = _ERROR_CROPS
-    work = _ERROR_MACS if _device(net).type == 'cpu' else _GPU_FACTOR * _ERROR_MACS
+    work = _ERROR_MACS if device_of(net).type == 'cpu' else _GPU_FACTOR * _ERROR_MACS
     return int(min(max(work / each, low), high))
 
 
@@ -291,16 +267,13 @@ def _set_weights(net: ClassPruning, batches: Sequence[Tensor], progress: Progres
     dense: nn.Module = net.frozen_dense()
     layers = dict(sparse_layers(net.base))
 
-    def told(done: int, total: int) -> None:
-        progress(f'pruning, {net.options["weights"]} weights', done, total)
-
     with torch.no_grad():
         if net.options['weights'] == 'own':
-            for k, pruned in zip(sparse, prune_second_order(dense, patterns, batches, progress=told)):
+            for k, pruned in zip(sparse, prune_second_order(dense, patterns, batches, progress=progress)):
                 for name, layer in pruned.items():
                     layers[name].set_candidate(k, layer.weight, layer.bias)
         else:
-            ranking = rank_second_order(dense, patterns, batches, progress=told)
+            ranking = rank_second_order(dense, patterns, batches, progress=progress)
             for name, ranks in ranking.ranks.items():
                 layers[name].ranks.copy_(ranks)
             for k, biases in zip(sparse, ranking.biases):

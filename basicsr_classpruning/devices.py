@@ -1,0 +1,26 @@
+"""Where networks compute."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from basicsr_classpruning.errors import UsageError
+
+
+def device_of(net: nn.Module) -> torch.device:
+    """Where a network's parameters are; the CPU for one without."""
+    parameter = next(net.parameters(), None)
+    return torch.device('cpu') if parameter is None else parameter.device
+
+
+def pick_device(name: str) -> torch.device:
+    """The device named, or for ``auto`` a GPU if there is one. Raises UsageError if it cannot be used."""
+    if name == 'auto':
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f'device {name!r}: {str(error).splitlines()[0]}') from None
+    return device
