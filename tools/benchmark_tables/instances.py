@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmark_tables.plan import (
+from tools.benchmark_tables.plan import (
     JPEG,
     LARGE,
     NOISE,

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reliability.common import Child, Outcome, Result
-from reliability.material import EXPERIMENT, checkpoints, damage_of, training, write_model, write_options
-from reliability.poison import ADDED
-from tiny import same
 
 from basicsr_classpruning.cli import main
 from basicsr_classpruning.safe_files import load_file, save_file
+from tests.tiny import same
+from tools.reliability.common import Child, Outcome, Result
+from tools.reliability.material import EXPERIMENT, checkpoints, damage_of, training, write_model, write_options
+from tools.reliability.poison import ADDED
 
 LENGTHS = {'supernet': 15, 'classifier': 15, 'joint': 15}
 TERMS = {
@@ -83,7 +83,9 @@ class Trials:
         if term == 'budget':
             loss['target'] = self.options['train'][key]['target']
         number = sum(row.tried for row in self.result.rows)
-        experiment, outcome = self._train(number, {key: loss, 'on_nan': on_nan}, custom_imports=['reliability.poison'])
+        experiment, outcome = self._train(
+            number, {key: loss, 'on_nan': on_nan}, custom_imports=['tools.reliability.poison']
+        )
         complaint = outcome.complaint or self._report(outcome, iteration, term, stage, on_nan)
         complaint = complaint or _damage(experiment)
         if not complaint and on_nan == 'stop' and _newest(experiment) != iteration - 1:

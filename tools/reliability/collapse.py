@@ -6,12 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from reliability.common import Child, Outcome, Result
-from reliability.material import EXPERIMENT, checkpoints, damage_of, training, write_model, write_options
-from tiny import write_pictures
-
 from basicsr_classpruning.cli import main
 from basicsr_classpruning.safe_files import load_file, save_file
+from tests.tiny import write_pictures
+from tools.reliability.common import Child, Outcome, Result
+from tools.reliability.material import EXPERIMENT, checkpoints, damage_of, training, write_model, write_options
 
 LENGTH = 450  # of the classifier's stage; a collapse counts after 200 steps
 COLLAPSED = 'the classifier has collapsed to one class'

@@ -20,12 +20,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from reliability.common import Child, Outcome, Result, Row, classpruning
-from reliability.material import EXPERIMENT, checkpoints, damage_of, training, write_model, write_options
-from tiny import same
-
 from basicsr_classpruning.cli import main
 from basicsr_classpruning.safe_files import UNFINISHED, load_file
+from tests.tiny import same
+from tools.reliability.common import Child, Outcome, Result, Row, classpruning
+from tools.reliability.material import EXPERIMENT, checkpoints, damage_of, training, write_model, write_options
 
 STAGES = (20, 10, 10)
 SAVE_EVERY = 2

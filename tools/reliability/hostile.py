@@ -26,11 +26,11 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
-from reliability.common import GIB, Child, Result
-from reliability.material import training, write_model, write_options
 
 from basicsr_classpruning.cli import main
 from basicsr_classpruning.safe_files import load_file, save_file
+from tools.reliability.common import GIB, Child, Result
+from tools.reliability.material import training, write_model, write_options
 
 _MEMORY = 4 * GIB
 _SECONDS = 10

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from reliability.common import Child, Outcome, Result
-from reliability.material import EXPERIMENT, checkpoints, damage_of, training, write_options
-from tiny import same
 
 from basicsr_classpruning.cli import main
 from basicsr_classpruning.models.classpruning_model import ClassPruningModel
 from basicsr_classpruning.safe_files import load_file
+from tests.tiny import same
+from tools.reliability.common import Child, Outcome, Result
+from tools.reliability.material import EXPERIMENT, checkpoints, damage_of, training, write_options
 
 STAGES = (30, 15, 15)
 SAVE_EVERY, VALIDATE_EVERY = 2, 3

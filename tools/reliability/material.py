@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import classpruning as tiny_network
-from tiny import training_options, write_pictures, write_yaml
 
 from basicsr_classpruning.checkpoint import write_checkpoint
 from basicsr_classpruning.safe_files import load_file
+from tests.tiny import classpruning as tiny_network
+from tests.tiny import training_options, write_pictures, write_yaml
 
 NETWORK = 'DnCNN'
 EXPERIMENT = Path('experiments/tiny')

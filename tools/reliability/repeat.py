@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 
 import torch
-from reliability.common import Child, Result
-from reliability.material import EXPERIMENT, checkpoints, training, write_options
-from tiny import same
 
 from basicsr_classpruning.cli import main
 from basicsr_classpruning.safe_files import load_file
+from tests.tiny import same
+from tools.reliability.common import Child, Result
+from tools.reliability.material import EXPERIMENT, checkpoints, training, write_options
 
 STAGES = (10, 5, 5)
 DEGRADATIONS = ({'type': 'noise', 'sigma': [0, 50]}, {'type': 'jpeg', 'quality': [10, 90]})

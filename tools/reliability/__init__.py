@@ -1,0 +1,1 @@
+"""Harnesses that try to lose, corrupt, crash and break in: tests that take long. ``python tools/reliability/run.py``."""
