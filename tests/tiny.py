@@ -16,6 +16,7 @@ import yaml
 from basicsr.archs import build_network
 from torch import nn
 
+from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.cli import main
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -24,7 +25,7 @@ CANDIDATES = ['1:4', '2:4', '4:4']
 
 # Every network that ClassPruning wraps, at a few thousand parameters, by the name of its type.
 NETWORKS: dict[str, dict[str, Any]] = {
-    base['type']: base
+    str(base['type']): base
     for base in (
         {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 16, 'num_block': 2, 'upscale': 2},
         {'type': 'MSRResNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 16, 'num_block': 2, 'upscale': 4},
@@ -71,10 +72,10 @@ def network_g(name: str, **options: Any) -> dict[str, Any]:
     return {'type': 'ClassPruning', 'base': deepcopy(NETWORKS[name]), 'candidates': list(CANDIDATES), **options}
 
 
-def classpruning(name: str, seed: int = 0, **options: Any) -> nn.Module:
+def classpruning(name: str, seed: int = 0, **options: Any) -> ClassPruning:
     """A ClassPruning network in eval mode, all parameters random."""
     torch.manual_seed(seed)
-    net = build_network(network_g(name, **options))
+    net: ClassPruning = build_network(network_g(name, **options))
     randomise(net, seed)
     net.rank_by_magnitude()
     return net
@@ -86,7 +87,7 @@ def write_pictures(folder: Path, count: int = 4, height: int = 40, width: int = 
     rng = np.random.default_rng(0)
     for index in range(count):
         coarse = rng.uniform(60, 200, (3, 4, 3)).astype(np.float32)
-        picture = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+        picture: np.ndarray = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
         picture += rng.standard_normal(picture.shape) * 12 * index
         cv2.imwrite(str(folder / f'{index}.png'), picture.clip(0, 255).astype(np.uint8))
     return folder

@@ -54,6 +54,7 @@ def write_noisy_pictures(clean: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for index, path in enumerate(sorted(clean.glob('*.png'))):
         picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        assert picture is not None, path
         noisy = degradation.degrade(picture, picture_rng(path.stem, index))
         cv2.imwrite(str(folder / path.name), as_uint8(noisy))
 

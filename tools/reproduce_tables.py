@@ -58,12 +58,11 @@ def make(table: Table, row: Row) -> None:
         network = row.network
         pattern = ['--block', str(network.get('block', 1)), *(['--share-taps'] if network.get('share_taps') else []),
                    *(['--per-layer'] if row.per_layer else [])]  # fmt: skip
+        assert row.start is not None, 'what is pruned was trained before'
         start = checkpoint(table, table.row(row.start))
         if row.permuted:
-            start = permuted(table, row)
-            permute_checkpoint(
-                checkpoint(table, table.row(row.start)), start, network['block'], '--share-taps' in pattern
-            )
+            unpermuted, start = start, permuted(table, row)
+            permute_checkpoint(unpermuted, start, network['block'], '--share-taps' in pattern)
         classpruning('prune', start, '--out', pruned(table, row),
                      '--candidates', *network['candidates'], *pattern, '--weights', network['weights'],
                      '--calibration', CALIBRATION, '--degrade', table.task.degrade,
@@ -86,7 +85,8 @@ def measure(table: Table, variants: bool, test_set: str, threads: int) -> None:
     candidates = dict.fromkeys(name for row in rows for name in row.network.get('candidates', ()))
     repeats = '1' if test_set == LARGE else '2'  # the tiles of many pictures average by themselves
     # In some networks much stays dense, and low budgets cannot be met.
-    least = max((load(checkpoint(table, row)).reference_macs.costs[0] for row in rows if row.routed), default=0.0)
+    routed = (load(checkpoint(table, row)) for row in rows if row.routed)
+    least = max((net.reference_macs.costs[0] for net in routed), default=0.0)  # type: ignore[union-attr]
     budgets = [budget for budget in (VARIANTS_BUDGETS if variants else BUDGETS) if budget >= least]
     classpruning('benchmark', '--models', *files, '--gt', f'datasets/{test_set}', '--degrade', table.task.degrade,
                  '--budgets', *map(str, budgets), '--candidates', *candidates, '--backend', 'auto',

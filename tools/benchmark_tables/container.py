@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from basicsr_classpruning.archs.classifier_arch import DifficultyClassifier
+from basicsr_classpruning.cli.progress import StageBar
 from basicsr_classpruning.data.degradations import Degradation
 from basicsr_classpruning.data.pictures import Pictures
 from basicsr_classpruning.inference.benchmark import Benchmark, Row, Settings
@@ -112,7 +112,5 @@ def measure(entrant: ContainerContestant, degrade: str, gt: str, budgets: Sequen
         threads=torch.get_num_threads(),
         repeats=1,
     )
-    with tqdm(unit='picture') as bar:
-        return Benchmark(
-            [entrant], Pairs(gt, None, Degradation.parse(degrade)), settings, lambda *_: bar.update()
-        ).run()
+    with StageBar() as bar:
+        return Benchmark([entrant], Pairs(gt, None, Degradation.parse(degrade)), settings, bar).run()

@@ -1,4 +1,4 @@
-"""Writes what is generated in the documentation, from the results that are kept: ``python -m tools.pages [NAME ...]``."""
+"""Writes what is generated in the documentation, from the results that are kept."""
 
 from __future__ import annotations
 

@@ -86,8 +86,8 @@ def table_of(result: Result, container: Result | None) -> str:
         random = {item['budget']: item for item in result.rows(row.name, 'random')}
         for item in result.rows(row.name, 'budget'):
             budget = item['budget']
-            references = [f'{result.psnr(other[budget]):.3f}' for other in (oracle, random)]
-            lines.append(_line(result, f'{row.label}, budget {budget:g}', item, *references))
+            best, by_chance = (f'{result.psnr(other[budget]):.3f}' for other in (oracle, random))
+            lines.append(_line(result, f'{row.label}, budget {budget:g}', item, best, by_chance))
     if container is not None:
         label = f'ClassSR-like, {len(container.measured)} widths'
         routings = container.rows(CONTAINER, 'budget')
@@ -142,8 +142,14 @@ def _psnr_at(result: Result, cost: str, value: float) -> float | None:
     routings = sorted((row[cost], result.mean_psnr(row)) for row in result.rows(name, 'budget'))
     found = [result.mean_psnr(row) for row in result.rows(name, 'candidate') if row[cost] <= value]
     if routings[0][0] <= value:
-        found.append(float(np.interp(value, *zip(*routings))))
+        found.append(_interpolated(value, routings))
     return max(found, default=None)
+
+
+def _interpolated(x: float, points: list[tuple[float, float]]) -> float:
+    """y at x of points (x, y), which rise in x; beyond them that of the nearest one."""
+    xs, ys = zip(*points)
+    return float(np.interp(x, xs, ys))
 
 
 def figures_of(result: Result) -> str:
@@ -171,7 +177,7 @@ def saved_at_equal_quality(result: Result) -> str:
     least = result.mean_psnr(result.dense) - _EQUAL_QUALITY
     # Between the measured budgets by interpolation; PSNR rises with the budget.
     points = sorted((result.mean_psnr(row), row['saved']) for row in result.rows(result.routed.name, 'budget'))
-    return f'{np.interp(least, *zip(*points)):.0%}' if least <= points[-1][0] else 'not reached'
+    return f'{_interpolated(least, points):.0%}' if least <= points[-1][0] else 'not reached'
 
 
 def _oracle_share(result: Result, name: str) -> float:
@@ -182,7 +188,7 @@ def _oracle_share(result: Result, name: str) -> float:
     for row in result.rows(name, 'budget'):
         if 0.4 <= row['budget'] <= 0.8:
             affordable = [psnr for macs, psnr in fixed if macs <= row['macs'] * 1.01]
-            reference = max(float(np.interp(row['macs'], *zip(*fixed))), *affordable)
+            reference = max(_interpolated(row['macs'], fixed), *affordable)
             shares.append((result.psnr(row) - reference) / (result.psnr(oracle[row['budget']]) - reference))
     return float(np.mean(shares))
 
@@ -207,9 +213,8 @@ def seeds_of(result: Result) -> str:
             dense = means.get('dense', result.psnr(result.dense))
             distance = f'{means[label] - dense:+.3f}'
             lines.append([label, str(len(values)), f'{saved:.1%}', f'{means[label]:.3f}', spread, distance])
-    return (
-        markdown_table(['network', 'trainings', 'MACs saved', 'mean PSNR', 'range', 'to dense'], lines) if lines else ''
-    )
+    header = ['network', 'trainings', 'MACs saved', 'mean PSNR', 'range', 'to dense']
+    return markdown_table(header, lines) if lines else ''
 
 
 def headline(results: list[Result]) -> str:

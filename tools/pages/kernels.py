@@ -1,4 +1,4 @@
-"""Writes the tables of docs/kernels.md from the result files of tools/benchmark_kernels.py and ``classpruning benchmark``."""
+"""Writes the tables of docs/kernels.md from results of tools/benchmark_kernels.py and ``classpruning benchmark``."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def heading(name: str) -> str:
 def layer_table(result: dict) -> str:
     """Speed-up of each pattern over the fastest dense fp32 engine, by layer."""
     names = (*PATTERNS, *([BF16] if BF16 in result['rows'][0]['seconds'] else []))
-    rows, ratios = [], {name: [] for name in names}
+    rows = []
+    ratios: dict[str, list[float]] = {name: [] for name in names}
     for row in result['rows']:
         seconds = times(row)
         best = min(DENSE_FP32, key=lambda name: seconds[name])

@@ -17,6 +17,13 @@ def write_blocks(page: Path, blocks: Mapping[str, str]) -> None:
     """Replaces what stands in a page between each ``<!-- NAME -->`` and the next ``<!-- end -->``."""
     text = page.read_text(encoding='utf-8')
     for name, block in blocks.items():
-        whole = f'<!-- {name} -->\n{block}\n<!-- end -->'
-        text = re.sub(rf'<!-- {name} -->.*?<!-- end -->', lambda _, whole=whole: whole, text, flags=re.S)
+        text = _replaced(text, name, block)
     page.write_text(text, encoding='utf-8')
+
+
+def _replaced(text: str, name: str, block: str) -> str:
+    whole = f'<!-- {name} -->\n{block}\n<!-- end -->'
+    text, found = re.subn(rf'<!-- {name} -->.*?<!-- end -->', lambda _: whole, text, flags=re.S)
+    if not found:
+        raise ValueError(f'there is no place <!-- {name} --> … <!-- end -->')
+    return text

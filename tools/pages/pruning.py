@@ -76,7 +76,9 @@ def weights(results: Results) -> str:
     lines = []
     for network in NETWORKS:
         result = results.get(f'{network.name}_prune')
-        for kind in sorted(result['weights'], key=lambda one: one['kind']) if result else ():
+        if result is None:
+            continue
+        for kind in sorted(result['weights'], key=lambda one: one['kind']):
             sparse = [one for one in kind['candidates'] if one['candidate'] != 'dense']
             figures = ', '.join(map(_loss, sparse))
             size = kind['file_bytes'] / result['file_bytes_dense']
@@ -96,7 +98,6 @@ def measured(results: Results) -> str:
     for name, result in results.items():
         machine = result['machine']
         processor = f'{machine["processor"]}, torch on {machine["torch_instruction_set"]}'
-        lines.append(
-            f'* `{name}.json`: `{result["command"]}` ({processor}, {result["threads"]} thread(s); {versions_of(machine)})'
-        )
+        about = f'{processor}, {result["threads"]} thread(s); {versions_of(machine)}'
+        lines.append(f'* `{name}.json`: `{result["command"]}` ({about})')
     return '\n'.join(lines)

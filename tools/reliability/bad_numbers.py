@@ -83,9 +83,8 @@ class Trials:
         if term == 'budget':
             loss['target'] = self.options['train'][key]['target']
         number = sum(row.tried for row in self.result.rows)
-        experiment, outcome = self._train(
-            number, {key: loss, 'on_nan': on_nan}, custom_imports=['tools.reliability.poison']
-        )
+        imports = ['tools.reliability.poison']
+        experiment, outcome = self._train(number, {key: loss, 'on_nan': on_nan}, custom_imports=imports)
         complaint = outcome.complaint or self._report(outcome, iteration, term, stage, on_nan)
         complaint = complaint or _damage(experiment)
         if not complaint and on_nan == 'stop' and _newest(experiment) != iteration - 1:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-_ODD = (
+_ODD: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 3, 7, 64, 10**6, 2**31, 2**63, 10**30, 0.5, -0.5, 1e-300, 1e300, math.nan, math.inf,
     '', 'x', '2:4', '16:16', '4:2', '0:4', 'EDSR', 'DnCNN', 'ClassPruning', 'auto', '../..', '/', '(', '\n', '\0',
     '(a+)+$', 'é' * 300, [], {}, [[]], [1, 2], {'type': 'EDSR'}, {'type': 'L1Loss'}, ['2:4', '4:4'],

@@ -117,9 +117,9 @@ class Trials:
 
     def with_mounts(self, saved: int) -> None:
         """The failures that need mounts, each after a checkpoint at the iteration ``saved``."""
-        for what, part in (('', 0.2), (', in the middle of a pair', 0.7)):
+        for what, rest in (('', 0.2), (', in the middle of a pair', 0.7)):
             folder = self._folder()
-            with small_disk(folder, int((saved // SAVE_EVERY + part) * self.pair) + 65536):
+            with small_disk(folder, int((saved // SAVE_EVERY + rest) * self.pair) + 65536):
                 self._judge(f'training on a disk that gets full{what}', self._start(folder).wait(), folder)
         folder = self._folder()
         with small_disk(folder, int((saved // SAVE_EVERY + 0.5) * self.pair) + 65536):

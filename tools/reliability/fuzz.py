@@ -136,7 +136,7 @@ class Trials:
                     raise _Enough
                 original(model, iteration)
 
-            GuardedSRModel.optimize_parameters = optimize  # type: ignore[method-assign]
+            GuardedSRModel.optimize_parameters = optimize  # type: ignore[method-assign, assignment]
             try:
                 return main([str(argument) for argument in command])
             except _Enough:

@@ -88,7 +88,7 @@ class Process:
             original(model, iteration)
             os.write(pipe, f'{iteration} {_digest(model)}\n'.encode())
 
-        ClassPruningModel.optimize_parameters = optimize  # type: ignore[method-assign]
+        ClassPruningModel.optimize_parameters = optimize  # type: ignore[method-assign, assignment]
         return main(self.training.command)
 
     def follow(self, until: int) -> bool:
@@ -112,7 +112,7 @@ def _digest(model: ClassPruningModel) -> str:
     rates = [group['lr'] for group in model.optimizer_g.param_groups]
     kind, words, *rest = np.random.get_state()
     digest = hashlib.sha256(repr((rates, random.getstate(), kind, rest)).encode())
-    for part in (words, torch.get_rng_state().numpy(), model.lq.numpy(), model.gt.numpy()):
+    for part in (np.asarray(words), torch.get_rng_state().numpy(), model.lq.numpy(), model.gt.numpy()):
         digest.update(part.tobytes())
     return f'{model.stage} {digest.hexdigest()}'
 

@@ -61,7 +61,7 @@ def write_options(folder: Path, options: dict[str, Any]) -> str:
 def write_model(path: Path, **options: Any) -> Path:
     """A checkpoint of a small ClassPruning network with random weights."""
     net = tiny_network(NETWORK, **options)
-    write_checkpoint(path, {'params': net.state_dict()}, net.options)  # type: ignore[arg-type]
+    write_checkpoint(path, {'params': net.state_dict()}, net.options)
     return path
 
 
