@@ -2,7 +2,7 @@
 
     python tools/benchmark_kernels.py layers --json docs/results/kernels_layers.json
     python tools/benchmark_kernels.py networks --json docs/results/kernels_networks.json
-    python tools/kernel_tables.py                     # rewrites the tables in docs/kernels.md from the JSON files
+    python -m tools.pages kernels                     # rewrites the tables in docs/kernels.md from the JSON files
 
 All engines of a row take turns, so that a disturbance of the machine hits all alike. Of every engine the median and the
 lowest wall-clock time are kept, and the median processor time, which with one thread is the time on an idle machine.

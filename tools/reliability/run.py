@@ -37,7 +37,6 @@ os.environ['OMP_NUM_THREADS'] = '1'  # a process that has used several threads o
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('points', nargs='*', metavar='POINT', help=f'{", ".join(POINTS)}; all by default')
-    parser.add_argument('--page', action='store_true', help='only write docs/reliability.md from the results')
     parser.add_argument('--short', action='store_true', help='few attempts')
     parser.add_argument('--seed', type=int, default=0, help='of everything that is drawn at random')
     parser.add_argument('--results', type=Path, default=RESULTS, help='folder of the result files')
@@ -47,7 +46,7 @@ def main() -> int:
     if unknown:
         parser.error(f'no such point: {", ".join(sorted(unknown))}; there are {", ".join(POINTS)}')
     lost = 0
-    for name in [] if args.page else args.points or POINTS:
+    for name in args.points or POINTS:
         lost += run_point(POINTS[name], args)
     if args.results == RESULTS:
         page.write(ROOT)
