@@ -1,16 +1,14 @@
 """The generated reference and JSON schema are those of the schema that checks the options."""
 
 import json
-from pathlib import Path
 
 import pydantic
 import pytest
+from tiny import REPOSITORY
 
 from basicsr_classpruning.config.fields import Section
 from basicsr_classpruning.config.yaml_reader import read_yaml
 from tools.pages import options
-
-ROOT = Path(__file__).parents[1]
 
 
 def _subclasses(section):
@@ -20,12 +18,12 @@ def _subclasses(section):
 
 
 def test_reference_is_up_to_date():
-    text = (ROOT / 'docs' / 'options.md').read_text(encoding='utf-8')
+    text = (REPOSITORY / 'docs' / 'options.md').read_text(encoding='utf-8')
     assert text == options.reference(), f'run {options.COMMAND}'
 
 
 def test_json_schema_is_up_to_date():
-    written = json.loads((ROOT / 'docs' / 'options.schema.json').read_text(encoding='utf-8'))
+    written = json.loads((REPOSITORY / 'docs' / 'options.schema.json').read_text(encoding='utf-8'))
     version = '.'.join(pydantic.VERSION.split('.')[:2])
     if f'pydantic {version}.' not in written['$comment']:
         pytest.skip(f'written with another version of pydantic than {version}, which words the schema differently')
@@ -34,9 +32,9 @@ def test_json_schema_is_up_to_date():
 
 def test_json_schema_accepts_our_files_and_refuses_a_typo():
     jsonschema = pytest.importorskip('jsonschema')
-    schema = json.loads((ROOT / 'docs' / 'options.schema.json').read_text(encoding='utf-8'))
+    schema = json.loads((REPOSITORY / 'docs' / 'options.schema.json').read_text(encoding='utf-8'))
     validator = jsonschema.Draft202012Validator(schema)
-    for path in (ROOT / 'options').glob('*/*.yml'):
+    for path in (REPOSITORY / 'options').glob('*/*.yml'):
         opt = read_yaml(str(path))
         assert validator.is_valid(opt), path
         opt['network_g'] = {**opt['network_g'], 'type': 'ClassPruning', 'candidate': ['2:4']}

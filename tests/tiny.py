@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -19,6 +22,7 @@ from torch import nn
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.cli import main
 
+Found = TypeVar('Found')
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / 'shared'
 CANDIDATES = ['1:4', '2:4', '4:4']
@@ -152,3 +156,15 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, (list, tuple)):
         return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
     return a == b
+
+
+def in_threads(count: int, work: Callable[[int], Found]) -> list[Found]:
+    """What a function returns for 0 to ``count - 1``, each in a thread of its own, all started at once."""
+    start = threading.Barrier(count)
+
+    def begin(index: int) -> Found:
+        start.wait()
+        return work(index)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(begin, range(count)))

@@ -20,11 +20,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from basicsr_classpruning.cli import main
 from basicsr_classpruning.safe_files import UNFINISHED, load_file
 from tests.tiny import same
 from tools.reliability.common import Child, Outcome, Result, Row, classpruning
-from tools.reliability.material import EXPERIMENT, checkpoints, damage_of, training, write_model, write_options
+from tools.reliability.material import EXPERIMENT, checkpoints, damage_of, start_training, training, write_model
 
 STAGES = (20, 10, 10)
 SAVE_EVERY = 2
@@ -104,13 +103,7 @@ class Trials:
         self._numbers = itertools.count()
 
     def _start(self, folder: Path, options: dict[str, Any] | None = None) -> Child:
-        file = write_options(folder, options or self.options)
-
-        def work() -> int:
-            os.chdir(folder)
-            return main(['train', '-opt', file])
-
-        return Child(work)
+        return start_training(folder, options or self.options)
 
     def _folder(self) -> Path:
         return self.folder / f'trial{next(self._numbers)}'

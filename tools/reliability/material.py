@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from basicsr_classpruning.checkpoint import write_checkpoint
+from basicsr_classpruning.cli import main
 from basicsr_classpruning.safe_files import load_file
 from tests.tiny import classpruning as tiny_network
 from tests.tiny import training_options, write_pictures, write_yaml
+from tools.reliability.common import Child
 
 NETWORK = 'DnCNN'
 EXPERIMENT = Path('experiments/tiny')
@@ -56,6 +59,18 @@ def write_options(folder: Path, options: dict[str, Any]) -> str:
     """Writes an options file into a new folder and returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     return write_yaml(folder / 'train.yml', options)
+
+
+def start_training(folder: Path, options: dict[str, Any], threads: int = 1) -> Child:
+    """Starts a training in a folder."""
+    file = write_options(folder, options)
+
+    def work() -> int:
+        os.chdir(folder)
+        torch.set_num_threads(threads)
+        return main(['train', '-opt', file])
+
+    return Child(work)
 
 
 def write_model(path: Path, **options: Any) -> Path:
