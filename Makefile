@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := setup.cfg pyproject.toml constraints.txt tools/setup_venv.sh $(wildcard setup.py basicsr_classpruning/kernels/csrc/*)
 
-.PHONY: help demo test lint docs coverage package reliability bench sanitize tables clean
+.PHONY: help demo test lint docs coverage package reliability bench sanitize pages clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -41,14 +41,10 @@ bench: $(INSTALLED) ## measure the kernels (10 minutes on an idle machine), rewr
 	$(BIN)/python tools/benchmark_kernels.py layers --threads 2 --seconds 2 --json docs/results/kernels_layers_t2.json
 	$(BIN)/python tools/benchmark_kernels.py networks --threads 1 --seconds 8 --json docs/results/kernels_networks_t1.json
 	$(BIN)/python tools/benchmark_kernels.py networks --threads 2 --seconds 8 --json docs/results/kernels_networks_t2.json
-	$(BIN)/python tools/kernel_tables.py
+	$(BIN)/python -m tools.pages kernels
 
-tables: $(INSTALLED) ## write all tables and plots of the documentation from the results that are kept
-	$(BIN)/python tools/reproduce_tables.py --write
-	$(BIN)/python tools/routing_by_distance.py --page
-	$(BIN)/python tools/pruning_tables.py tables
-	$(BIN)/python tools/kernel_tables.py
-	$(BIN)/python tools/reliability/run.py --page
+pages: $(INSTALLED) ## write all that is generated in the documentation, from the results that are kept
+	$(BIN)/python -m tools.pages
 
 sanitize: $(INSTALLED) ## run the kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	PYTHON=$(BIN)/python tools/asan_kernels.sh

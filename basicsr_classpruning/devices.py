@@ -1,4 +1,4 @@
-"""Which device a network is on, and which one a user asks for."""
+"""Where networks compute."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import nn
 from basicsr_classpruning.errors import UsageError
 
 
-def device_of(module: nn.Module) -> torch.device:
+def device_of(net: nn.Module) -> torch.device:
     """Where a network's parameters are; the CPU for one without."""
-    parameter = next(module.parameters(), None)
+    parameter = next(net.parameters(), None)
     return torch.device('cpu') if parameter is None else parameter.device
 
 

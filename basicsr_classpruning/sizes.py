@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from basicsr_classpruning.devices import device_of
 from basicsr_classpruning.errors import UserError
 
 _MULTIPLES = (1, 2, 4, 7, 8, 12, 14, 16, 24, 32, 64)  # sides tried, among them the windows of common transformers
@@ -63,9 +64,8 @@ def _least_side(net: nn.Module, channels: int, multiple: int) -> int:
 
 def _measure_scale(net: nn.Module, channels: int, height: int, width: int) -> int:
     """Output side over input side; raises ValueError where the network does not take the size."""
-    parameter = next(net.parameters(), None)
     try:
-        output = net(torch.zeros(1, channels, height, width, device=None if parameter is None else parameter.device))
+        output = net(torch.zeros(1, channels, height, width, device=device_of(net)))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError((str(error) or type(error).__name__).splitlines()[0]) from None
     scale = output.shape[-2] // height

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 from PIL import Image
-from tiny import REPOSITORY, classpruning
+from tiny import classpruning
 
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.safe_files import save_file
+from tools import class_map_figure
 
 
 @pytest.fixture
 def script(tmp_path, monkeypatch):
-    """The script as a module, writing into a folder of the test's."""
-    spec = importlib.util.spec_from_file_location('class_map_figure', REPOSITORY / 'tools/class_map_figure.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module, 'FIGURE', tmp_path / 'figures' / 'class_map.jpg')
-    return module
+    """The script, writing into a folder of the test's."""
+    monkeypatch.setattr(class_map_figure, 'FIGURE', tmp_path / 'figures' / 'class_map.jpg')
+    return class_map_figure
 
 
 @pytest.fixture

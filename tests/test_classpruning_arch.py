@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import pickle
-import threading
 
 import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
-from tiny import NETWORKS, classpruning, dense, network_g, scale_of
+from tiny import NETWORKS, classpruning, dense, in_threads, network_g, scale_of
 from torch import nn
 
 from basicsr_classpruning.archs.ecbsr_fold import fold_ecbsr
@@ -248,22 +247,9 @@ def test_eight_threads_make_each_candidate_once_and_restore_the_same():
     net = by_brightness()
     x = images_of([0, 1, 2, 1])
     wanted = copy.deepcopy(net)(x)
-    outputs, candidates = [], []
-    start = threading.Barrier(8)
-
-    def restore() -> None:
-        start.wait()
-        outputs.append(net(x))
-        candidates.append(net.subnetwork('1:4').net)
-
-    threads = [threading.Thread(target=restore) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(outputs) == 8
-    assert all(torch.equal(output, wanted) for output in outputs)
-    assert len({id(candidate) for candidate in candidates}) == 1
+    found = in_threads(8, lambda _: (net(x), net.subnetwork('1:4').net))
+    assert all(torch.equal(output, wanted) for output, _ in found)
+    assert len({id(candidate) for _, candidate in found}) == 1
 
 
 @pytest.mark.parametrize('duplicate', [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])

@@ -3,18 +3,19 @@
 import copy
 import random
 import time
-from pathlib import Path
 
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from tiny import REPOSITORY
 
 import basicsr_classpruning  # noqa: F401  # registers the networks, losses and models
 from basicsr_classpruning.config import load_network_options, load_options, validate
 from basicsr_classpruning.config.yaml_reader import MAX_BYTES, read_yaml
 from basicsr_classpruning.errors import UsageError
+from tools.reliability.changes import containers
 
-FILES = sorted((Path(__file__).parents[1] / 'options').glob('*/*.yml'))
+FILES = sorted((REPOSITORY / 'options').glob('*/*.yml'))
 OPTIONS = [read_yaml(str(path)) for path in FILES]
 
 scalars = (
@@ -24,14 +25,6 @@ scalars = (
 values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8) | st.integers(), inner)
 )
-
-
-def containers(value):
-    """All mappings and lists in a value that hold something."""
-    if isinstance(value, (dict, list)) and value:
-        yield value
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from containers(item)
 
 
 def mutate(opt, data):

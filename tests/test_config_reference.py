@@ -1,17 +1,14 @@
 """The generated reference and JSON schema are those of the schema that checks the options."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pydantic
 import pytest
+from tiny import REPOSITORY
 
 from basicsr_classpruning.config.fields import Section
 from basicsr_classpruning.config.yaml_reader import read_yaml
-
-ROOT = Path(__file__).parents[1]
+from tools.pages import options
 
 
 def _subclasses(section):
@@ -20,42 +17,32 @@ def _subclasses(section):
         yield from _subclasses(subclass)
 
 
-@pytest.fixture(scope='module')
-def generator():
-    path = ROOT / 'tools' / 'generate_options_reference.py'
-    spec = importlib.util.spec_from_file_location('generate_options_reference', path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def test_reference_is_up_to_date():
+    text = (REPOSITORY / 'docs' / 'options.md').read_text(encoding='utf-8')
+    assert text == options.reference(), f'run {options.COMMAND}'
 
 
-def test_reference_is_up_to_date(generator):
-    text = (ROOT / 'docs' / 'options.md').read_text(encoding='utf-8')
-    assert text == generator.reference(), 'run tools/generate_options_reference.py'
-
-
-def test_json_schema_is_up_to_date(generator):
-    written = json.loads((ROOT / 'docs' / 'options.schema.json').read_text(encoding='utf-8'))
+def test_json_schema_is_up_to_date():
+    written = json.loads((REPOSITORY / 'docs' / 'options.schema.json').read_text(encoding='utf-8'))
     version = '.'.join(pydantic.VERSION.split('.')[:2])
     if f'pydantic {version}.' not in written['$comment']:
         pytest.skip(f'written with another version of pydantic than {version}, which words the schema differently')
-    assert written == json.loads(generator.json_schema()), 'run tools/generate_options_reference.py'
+    assert written == json.loads(options.json_schema()), f'run {options.COMMAND}'
 
 
 def test_json_schema_accepts_our_files_and_refuses_a_typo():
     jsonschema = pytest.importorskip('jsonschema')
-    schema = json.loads((ROOT / 'docs' / 'options.schema.json').read_text(encoding='utf-8'))
+    schema = json.loads((REPOSITORY / 'docs' / 'options.schema.json').read_text(encoding='utf-8'))
     validator = jsonschema.Draft202012Validator(schema)
-    for path in (ROOT / 'options').glob('*/*.yml'):
+    for path in (REPOSITORY / 'options').glob('*/*.yml'):
         opt = read_yaml(str(path))
         assert validator.is_valid(opt), path
         opt['network_g'] = {**opt['network_g'], 'type': 'ClassPruning', 'candidate': ['2:4']}
         assert not validator.is_valid({**opt, 'model_type': 'ClassPruningModel'}), path
 
 
-def test_every_key_is_described_in_the_reference(generator):
-    shown = {name for table in generator.TABLES for name in table.section.model_fields}
+def test_every_key_is_described_in_the_reference():
+    shown = {name for table in options.TABLES for name in table.section.model_fields}
     for section in _subclasses(Section):
         for name, field in section.model_fields.items():
             assert field.description, f'{section.__name__}.{name}'

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 from basicsr.utils.registry import ARCH_REGISTRY
+from tiny import SHARED
 
 from basicsr_classpruning.archs.dncnn_arch import DnCNN
 from basicsr_classpruning.archs.nafnet_arch import LayerNorm2d, NAFNet
 from basicsr_classpruning.errors import UsageError
 
-SHARED = Path(__file__).resolve().parents[1].parent / 'shared'
 SMALL = {'width': 8, 'middle_blk_num': 1, 'enc_blk_nums': [1, 2], 'dec_blk_nums': [2, 1]}
 
 

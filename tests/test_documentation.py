@@ -201,6 +201,8 @@ def check_command(words: list[str]) -> None:
     elif name == 'classpruning':
         parser = pipeline_parser(words[1] == 'train') if words[1] in ('train', 'test') else build_parser()
         parser.parse_args(words[2:] if words[1] in ('train', 'test') else words[1:])
+    elif name.startswith('python') and words[1:2] == ['-m'] and words[2].startswith('tools'):
+        check_tool(words[2:])
     elif name.startswith('python') and words[1:2] != ['-m']:
         check_script(words[1:])
     elif (REPOSITORY / words[0]).is_file():
@@ -218,19 +220,30 @@ def check_script(words: list[str]) -> None:
         assert option in text, f'{words[0]} takes no {option}'
 
 
+def check_tool(words: list[str]) -> None:
+    """A module of tools, and what it is called with stands in it."""
+    module = REPOSITORY / words[0].replace('.', '/')
+    script = module / '__main__.py' if module.is_dir() else module.with_suffix('.py')
+    assert script.is_file(), f'{words[0]}: no such module'
+    text = script.read_text(encoding='utf-8')
+    for word in words[1:]:
+        assert word.partition('=')[0] in text, f'{words[0]} takes no {word}'
+
+
 def test_commands_in_the_text_exist():
     """Commands between back quotes, with what they are called with."""
     for page in PAGES:
         if page.name == 'options.md':  # generated; its commands have placeholders
             continue
         text = FENCE.sub('', page.read_text(encoding='utf-8'))
-        for call in re.findall(r'`((?:make [a-z]|(?:\.venv/bin/)?python tools/)[^`]*)`', text):
+        for call in re.findall(r'`((?:make [a-z]|(?:\.venv/bin/)?python (?:tools/|-m tools\.))[^`]*)`', text):
             check_command(shlex.split(call))
 
 
 def test_the_checks_can_fail(tmp_path):
     page = tmp_path / 'x.md'
     for words in (['make', 'coffee'], ['python', 'tools/none.py'], ['python', 'tools/demo.py', '--none'],
+                  ['python', '-m', 'tools.none'], ['python', '-m', 'tools.pages', 'coffee'],
                   ['no_such_command']):  # fmt: skip
         with pytest.raises(AssertionError):
             check_command(words)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import in_threads
 from torch import nn
 
 from basicsr_classpruning.kernels import native
@@ -271,19 +270,8 @@ def test_eight_threads_at_once(isa):
     layer = KernelConv2d(conv(16, 12, padding=1), Epilogue('relu'))
     inputs = [torch.randn(1, 16, 20 + i, 30) for i in range(8)]
     wanted = [layer(x) for x in inputs]
-    differences: list[float] = []
-
-    def work(i: int) -> None:
-        for _ in range(20):
-            differences.append((layer(inputs[i]) - wanted[i]).abs().max().item())
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(differences) == 160
-    assert max(differences) == 0
+    found = in_threads(8, lambda i: [layer(inputs[i]) for _ in range(20)])
+    assert all(torch.equal(output, wanted[i]) for i, outputs in enumerate(found) for output in outputs)
 
 
 def test_the_number_of_threads_does_not_change_the_result(isa):

@@ -9,6 +9,7 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import in_threads
 from torch import nn
 
 from basicsr_classpruning import kernels
@@ -225,19 +226,13 @@ def test_eight_threads_restore_the_same(path):
     accelerated = kernels.accelerate(net, sparse(net, Pattern(8, 16)))
     inputs = [torch.rand(1, 3, 16 + i, 20) for i in range(8)]
     wanted = [accelerated(x) for x in inputs]
-    found: dict[int, torch.Tensor] = {}
 
-    def work(i: int) -> None:
-        with torch.no_grad():
-            for _ in range(3):
-                found[i] = accelerated(inputs[i])
+    @torch.no_grad()  # of the thread that runs it
+    def work(i: int) -> list[torch.Tensor]:
+        return [accelerated(inputs[i]) for _ in range(3)]
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(torch.equal(found[i], wanted[i]) for i in range(8))
+    found = in_threads(8, work)
+    assert all(torch.equal(output, wanted[i]) for i, outputs in enumerate(found) for output in outputs)
 
 
 def test_the_fastest_engine_is_chosen_once_for_each_shape():

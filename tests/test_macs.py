@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 import logging
 import random
-import threading
 import warnings
 
 import pytest
 import torch
 from mmengine.analysis import get_model_complexity_info
-from tiny import NETWORKS, classpruning
+from tiny import NETWORKS, classpruning, in_threads
 from torch import nn
 
 from basicsr_classpruning.sparsity import (
@@ -148,14 +147,7 @@ def test_counting_leaves_no_trace(caplog):
 
 def test_counting_in_several_threads():
     net = classpruning('EDSR')
-    found = []
-    threads = [threading.Thread(target=lambda: found.append(net.macs(16, 16))) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 4
-    assert len(set(found)) == 1
+    assert len(set(in_threads(4, lambda _: net.macs(16, 16)))) == 1
 
 
 def test_counting_draws_no_random_numbers():

@@ -1,17 +1,15 @@
 """The example options files: they are checked, build, and fit together."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from basicsr.archs import build_network
+from tiny import REPOSITORY
 
 import basicsr_classpruning  # noqa: F401  # registers the networks, losses and models
 from basicsr_classpruning.config import load_options
 from basicsr_classpruning.examples import options_folder
 
-ROOT = Path(__file__).parents[1]
-FILES = sorted(path for folder in ('train', 'test') for path in (ROOT / 'options' / folder).glob('*.yml'))
+FILES = sorted(path for folder in ('train', 'test') for path in (REPOSITORY / 'options' / folder).glob('*.yml'))
 NAMES = [f'{path.parent.name}/{path.name}' for path in FILES]
 
 
@@ -27,7 +25,7 @@ def test_checks_and_says_how_it_is_run(path):
 @pytest.mark.parametrize('path', [path for path in FILES if path.parent.name == 'train'], ids=lambda path: path.stem)
 def test_tests_what_was_trained(path):
     trained = load_options(str(path))
-    tested = load_options(str(ROOT / 'options' / 'test' / path.name))
+    tested = load_options(str(REPOSITORY / 'options' / 'test' / path.name))
     assert tested['network_g'] == trained['network_g']
     assert (tested['name'], tested['scale']) == (trained['name'], trained['scale'])
     assert tested['path']['pretrain_network_g'] == f'experiments/{trained["name"]}/models/net_g_latest.pth'
@@ -49,10 +47,10 @@ def test_builds(path):
 
 
 def test_they_are_found_from_python():
-    assert sorted(options_folder().glob('*/*.yml')) == sorted((ROOT / 'options').glob('*/*.yml'))
+    assert sorted(options_folder().glob('*/*.yml')) == sorted((REPOSITORY / 'options').glob('*/*.yml'))
 
 
 def test_the_demo_restores():
-    net = build_network(load_options(str(ROOT / 'options' / 'train' / 'demo.yml'))['network_g']).eval()
+    net = build_network(load_options(str(REPOSITORY / 'options' / 'train' / 'demo.yml'))['network_g']).eval()
     with torch.no_grad():
         assert net(torch.rand(2, 3, 24, 40)).shape == (2, 3, 24, 40)

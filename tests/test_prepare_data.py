@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from pathlib import Path
 
 import cv2
@@ -13,11 +11,7 @@ from basicsr.data import build_dataset
 
 import basicsr_classpruning.data  # noqa: F401  # registers the data set
 from basicsr_classpruning.data.pictures import Pictures
-
-TOOLS = Path(__file__).resolve().parents[1] / 'tools'
-sys.path.insert(0, str(TOOLS))
-prepare_data = importlib.import_module('prepare_data')
-sys.path.remove(str(TOOLS))
+from tools import prepare_data
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ import cv2
 import numpy as np
 import pytest
 from basicsr.utils.lmdb_util import LmdbMaker
+from tiny import REPOSITORY
 
 from basicsr_classpruning.cli import main
 from basicsr_classpruning.config import load_options
 
-ROOT = Path(__file__).parents[1]
-RECIPES = sorted((ROOT / 'options' / 'recipes').glob('*.yml'))
+RECIPES = sorted((REPOSITORY / 'options' / 'recipes').glob('*.yml'))
 SIDE = 64
 SMALL = (
     'num_gpu=0', 'path:pretrain_network_g=~', 'datasets:train:batch_size_per_gpu=1', 'datasets:train:gt_size=32',

@@ -1,13 +1,13 @@
-"""The harnesses of tools/reliability in their short form, and that docs/reliability.md shows what they found."""
+"""The harnesses of tools/reliability in their short form."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
-from tiny import REPOSITORY, run_python
+from tiny import run_python
 
-POINTS = ('kill', 'disk', 'bad_numbers', 'collapse', 'hostile', 'fuzz', 'load', 'repeat')
+from tools.reliability.points import POINTS
 
 
 @pytest.mark.parametrize('point', POINTS)
@@ -17,12 +17,6 @@ def test_nothing_is_lost(tmp_path, point):
     result = json.loads((tmp_path / f'{point}.json').read_text())
     assert result['tried'] == result['survived'] == sum(row['tried'] for row in result['rows']) > 0
     assert result['lost'] == 0
-
-
-def test_the_page_shows_the_results():
-    page = (REPOSITORY / 'docs/reliability.md').read_text()
-    run_python('tools/reliability/run.py', '--page')
-    assert (REPOSITORY / 'docs/reliability.md').read_text() == page
 
 
 def test_a_harness_that_loses_something_fails(tmp_path):

@@ -1,26 +1,15 @@
-"""What a classifier could know: the page agrees with the results, and the routings are what they claim."""
+"""What a classifier could know: the routings are what they claim."""
 
 from __future__ import annotations
 
 import json
-import sys
 
 import numpy as np
 import pytest
-from tiny import REPOSITORY, classpruning, dense, write_pictures
+from tiny import classpruning, dense, write_pictures
 
 from basicsr_classpruning.checkpoint import write_checkpoint
-
-sys.path.insert(0, str(REPOSITORY / 'tools'))
-import routing_by_distance
-
-
-def test_the_page_agrees_with_the_results():
-    text = routing_by_distance.PAGE.read_text(encoding='utf-8')
-    assert routing_by_distance.render(text) == text
-    for path in routing_by_distance.RESULTS.glob('*.json'):
-        command = json.loads(path.read_text(encoding='utf-8'))['command']
-        assert not any(part.startswith(('/', '~', '..')) for part in command.split())
+from tools import routing_by_distance
 
 
 def test_who_knows_more_gains_more():

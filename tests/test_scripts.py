@@ -1,4 +1,4 @@
-"""`python basicsr_classpruning/train.py` and `test.py`, as in every BasicSR descendant."""
+"""`python basicsr_classpruning/train.py` and `test.py`, as in every BasicSR descendant; tools as files."""
 
 from __future__ import annotations
 
@@ -33,3 +33,24 @@ def test_a_wrong_call_is_one_line(tmp_path):
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert 'none.yml' in line
+
+
+def test_tools_find_each_other_when_run_as_files(tmp_path):
+    """Python then looks for modules in the script's folder only."""
+    scripts = [
+        path for path in (REPOSITORY / 'tools').rglob('[!_]*.py') if "__name__ == '__main__'" in path.read_text()
+    ]
+    assert len(scripts) > 5
+    code = (
+        'import os, runpy, sys\n'
+        f'sys.path.insert(0, {str(REPOSITORY)!r})\n'
+        'import basicsr_classpruning\n'
+        'del sys.path[0]\n'
+        'for script in sys.argv[1:]:\n'
+        '    sys.path[0] = os.path.dirname(script)\n'
+        '    runpy.run_path(script)\n'
+        '    for name in [name for name in sys.modules if name.partition(".")[0] == "tools"]:\n'
+        '        del sys.modules[name]\n'
+    )
+    done = run_python('-c', code, *map(str, scripts), cwd=tmp_path, PYTHONPATH='')
+    assert done.returncode == 0, done.stderr

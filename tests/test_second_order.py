@@ -215,7 +215,7 @@ def test_progress_counts_the_layers_that_run(network, pictures) -> None:
     calls = []
     layers = [dict.fromkeys(PRUNED, Pattern(2, 4))]
     prune_second_order(network, layers, [pictures[:2]], progress=lambda *done: calls.append(done))
-    assert calls == [(done, 5) for done in range(1, 6)]
+    assert calls == [('pruning, own weights', done, 5) for done in range(1, 6)]
 
 
 def test_wrong_layers_and_networks_are_refused(network, pictures) -> None:

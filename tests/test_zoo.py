@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from tiny import REPOSITORY
 
 from basicsr_classpruning import load
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.data.degradations import Degradation
 
-ZOO = Path(__file__).parents[1] / 'zoo'
+ZOO = REPOSITORY / 'zoo'
 ENTRIES = json.loads((ZOO / 'index.json').read_text(encoding='utf-8'))
 MOST_BYTES = 25e6
 

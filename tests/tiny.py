@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -16,15 +19,17 @@ import yaml
 from basicsr.archs import build_network
 from torch import nn
 
+from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.cli import main
 
+Found = TypeVar('Found')
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / 'shared'
 CANDIDATES = ['1:4', '2:4', '4:4']
 
 # Every network that ClassPruning wraps, at a few thousand parameters, by the name of its type.
 NETWORKS: dict[str, dict[str, Any]] = {
-    base['type']: base
+    str(base['type']): base
     for base in (
         {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 16, 'num_block': 2, 'upscale': 2},
         {'type': 'MSRResNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 16, 'num_block': 2, 'upscale': 4},
@@ -71,10 +76,10 @@ def network_g(name: str, **options: Any) -> dict[str, Any]:
     return {'type': 'ClassPruning', 'base': deepcopy(NETWORKS[name]), 'candidates': list(CANDIDATES), **options}
 
 
-def classpruning(name: str, seed: int = 0, **options: Any) -> nn.Module:
+def classpruning(name: str, seed: int = 0, **options: Any) -> ClassPruning:
     """A ClassPruning network in eval mode, all parameters random."""
     torch.manual_seed(seed)
-    net = build_network(network_g(name, **options))
+    net: ClassPruning = build_network(network_g(name, **options))
     randomise(net, seed)
     net.rank_by_magnitude()
     return net
@@ -86,7 +91,7 @@ def write_pictures(folder: Path, count: int = 4, height: int = 40, width: int = 
     rng = np.random.default_rng(0)
     for index in range(count):
         coarse = rng.uniform(60, 200, (3, 4, 3)).astype(np.float32)
-        picture = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+        picture: np.ndarray = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
         picture += rng.standard_normal(picture.shape) * 12 * index
         cv2.imwrite(str(folder / f'{index}.png'), picture.clip(0, 255).astype(np.uint8))
     return folder
@@ -151,3 +156,15 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, (list, tuple)):
         return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
     return a == b
+
+
+def in_threads(count: int, work: Callable[[int], Found]) -> list[Found]:
+    """What a function returns for 0 to ``count - 1``, each in a thread of its own, all started at once."""
+    start = threading.Barrier(count)
+
+    def begin(index: int) -> Found:
+        start.wait()
+        return work(index)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(begin, range(count)))

@@ -2,7 +2,7 @@
 
     python tools/benchmark_kernels.py layers --json docs/results/kernels_layers.json
     python tools/benchmark_kernels.py networks --json docs/results/kernels_networks.json
-    python tools/kernel_tables.py                     # rewrites the tables in docs/kernels.md from the JSON files
+    python -m tools.pages kernels                     # rewrites the tables in docs/kernels.md from the JSON files
 
 All engines of a row take turns, so that a disturbance of the machine hits all alike. Of every engine the median and the
 lowest wall-clock time are kept, and the median processor time, which with one thread is the time on an idle machine.
@@ -106,7 +106,15 @@ def onnx_bytes(net: nn.Module, x: Tensor) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        torch.onnx.export(net, (x,), buffer, input_names=['x'], output_names=['y'], dynamo=False, opset_version=17)
+        torch.onnx.export(
+            net,
+            (x,),
+            buffer,  # type: ignore[arg-type]
+            input_names=['x'],
+            output_names=['y'],
+            dynamo=False,
+            opset_version=17,
+        )
     return buffer.getvalue()
 
 
@@ -264,11 +272,12 @@ def main() -> None:
     commands.choices['networks'].add_argument('--tile', type=int, default=96)
     commands.choices['networks'].add_argument('--networks', nargs='+', default=[''], help='parts of names')
     arguments = parser.parse_args()
-    result = {'environment': environment(), 'rows': []}
+    rows: list[dict] = []
+    result = {'environment': environment(), 'rows': rows}
     make_rows = layer_rows if arguments.what == 'layers' else network_rows
     with torch.inference_mode():
         for row in make_rows(arguments):
-            result['rows'].append(row)
+            rows.append(row)
             times = {name: values[clock(row['threads'])] for name, values in row['seconds'].items()}
             dense = min(times[name] for name in DENSE_FP32)
             speedups = {name: round(dense / value, 2) for name, value in times.items()}

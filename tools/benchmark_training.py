@@ -40,7 +40,8 @@ def dense_step(amp: bool) -> Callable[[], None]:
 
 def supernet_step(amp: bool) -> Callable[[], None]:
     """One optimiser step of the supernet stage: the batch is split among the candidates."""
-    net = ClassPruning(BASE, CANDIDATES).to(memory_format=torch.channels_last)
+    net = ClassPruning(BASE, CANDIDATES)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     net.selection.decay = 2e-4
     classes = torch.arange(BATCH) % len(CANDIDATES)
     return _step(net, lambda x: net(x, classes), amp, renew=net.rank_by_magnitude)

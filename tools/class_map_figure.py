@@ -78,11 +78,12 @@ def main() -> None:
         path = next(Path(folder).glob(f'*/{args.photograph}.png'), None)
         if path is None:
             raise UserError(f"--photograph {args.photograph}: is none of the demo's")
-        truth = cv2.imread(str(path))[:, :, ::-1]
+        truth = cv2.imread(str(path))
+        assert truth is not None, path
         restorer = Restorer(load(args.checkpoint), tile=64, budget=args.budget)
         if restorer.info.channels == 1:
             raise UserError(f'{args.checkpoint}: restores grey pictures; the figures show colours')
-        figure = class_map_figure(restorer, np.ascontiguousarray(truth), Degradation.parse(args.degrade))
+        figure = class_map_figure(restorer, np.ascontiguousarray(truth[:, :, ::-1]), Degradation.parse(args.degrade))
         figure.save(FIGURE, quality=90, subsampling=0)
     print(f'written: {FIGURE}')
 

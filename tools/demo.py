@@ -8,14 +8,18 @@ Leaves `results/demo/report.html` and `report.json`, the noisy pictures and the 
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from pathlib import Path
 
 import cv2
-from commands import classpruning
+
+if not __package__:  # run as a file: Python looks for modules in its folder, and not in the repository's root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from basicsr_classpruning.data.degradations import Degradation, as_uint8, picture_rng
 from basicsr_classpruning.data.demo import make_demo_data
+from tools.commands import classpruning
 
 DATA = Path('datasets/demo')
 RESULTS = Path('results/demo')
@@ -50,6 +54,7 @@ def write_noisy_pictures(clean: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for index, path in enumerate(sorted(clean.glob('*.png'))):
         picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        assert picture is not None, path
         noisy = degradation.degrade(picture, picture_rng(path.stem, index))
         cv2.imwrite(str(folder / path.name), as_uint8(noisy))
 

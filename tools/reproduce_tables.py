@@ -3,7 +3,7 @@
 
     python tools/reproduce_tables.py NAME        trains and measures what is missing of a table, and writes its results
     python tools/reproduce_tables.py --list      what the tables are, and what of them is there
-    python tools/reproduce_tables.py --write     options files and docs/benchmarks.md, from the plan and the results
+    python tools/reproduce_tables.py --options   writes options/tables from the plan
     python tools/reproduce_tables.py --zoo       zoo/, from what is trained here
 
 Training pictures are wanted in datasets/BSDS500/train, for validation datasets/Set5, and the tables' test sets beside
@@ -14,15 +14,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_tables import container, figure, instances, pages, zoo
-from benchmark_tables.options import checkpoint, fitted, options_file, permuted, pruned, text, trained
-from benchmark_tables.permutation import permute_checkpoint
-from benchmark_tables.plan import (
+
+if not __package__:  # run as a file: Python looks for modules in its folder, and not in the repository's root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from basicsr_classpruning import load
+from basicsr_classpruning.archs.forms import as_routed
+from basicsr_classpruning.benchmark.run import to_json
+from basicsr_classpruning.data.demo import make_other_pictures
+from basicsr_classpruning.machine import describe_machine
+from basicsr_classpruning.safe_files import write_atomically
+from tools.benchmark_tables import container, instances, zoo
+from tools.benchmark_tables.options import checkpoint, fitted, options_file, permuted, pruned, text, trained
+from tools.benchmark_tables.permutation import permute_checkpoint
+from tools.benchmark_tables.plan import (
     BUDGETS,
     CALIBRATION,
     LARGE,
@@ -33,15 +44,9 @@ from benchmark_tables.plan import (
     Row,
     Table,
 )
-from commands import classpruning
-
-from basicsr_classpruning import load
-from basicsr_classpruning.benchmark.run import to_json
-from basicsr_classpruning.data.demo import make_other_pictures
-from basicsr_classpruning.machine import describe_machine
-from basicsr_classpruning.safe_files import write_atomically
-
-RESULTS = Path('docs/results/tables')
+from tools.commands import classpruning
+from tools.pages import benchmarks, plot
+from tools.pages.benchmarks import RESULTS
 
 
 def make(table: Table, row: Row) -> None:
@@ -54,12 +59,11 @@ def make(table: Table, row: Row) -> None:
         network = row.network
         pattern = ['--block', str(network.get('block', 1)), *(['--share-taps'] if network.get('share_taps') else []),
                    *(['--per-layer'] if row.per_layer else [])]  # fmt: skip
+        assert row.start is not None, 'what is pruned was trained before'
         start = checkpoint(table, table.row(row.start))
         if row.permuted:
-            start = permuted(table, row)
-            permute_checkpoint(
-                checkpoint(table, table.row(row.start)), start, network['block'], '--share-taps' in pattern
-            )
+            unpermuted, start = start, permuted(table, row)
+            permute_checkpoint(unpermuted, start, network['block'], '--share-taps' in pattern)
         classpruning('prune', start, '--out', pruned(table, row), '--no-bypass',
                      '--candidates', *network['candidates'], *pattern, '--weights', network['weights'],
                      '--calibration', CALIBRATION, '--degrade', table.task.degrade,
@@ -82,7 +86,8 @@ def measure(table: Table, variants: bool, test_set: str, threads: int) -> None:
     candidates = dict.fromkeys(name for row in rows for name in row.network.get('candidates', ()))
     repeats = '1' if test_set == LARGE else '2'  # the tiles of many pictures average by themselves
     # In some networks much stays dense, and low budgets cannot be met.
-    least = max((load(checkpoint(table, row)).reference_macs.costs[0] for row in rows if row.routed), default=0.0)
+    routed = (as_routed(load(checkpoint(table, row))) for row in rows if row.routed)
+    least = max((network.info.costs[0] for network in routed), default=0.0)
     budgets = [budget for budget in (VARIANTS_BUDGETS if variants else BUDGETS) if budget >= least]
     classpruning('benchmark', '--models', *files, '--gt', f'datasets/{test_set}', '--degrade', table.task.degrade,
                  '--budgets', *map(str, budgets), '--candidates', *candidates, '--backend', 'auto',
@@ -120,15 +125,13 @@ def keep(table: Table, result: Path, report: dict[str, Any], files: dict[str, st
     write_atomically(result, lambda file: file.write(content.encode()))
 
 
-def write() -> None:
-    """Writes the options file of every row, the tables of the pages and the README's plot."""
+def write_options() -> None:
+    """Writes the options file of every row."""
     for table in instances.TABLES:
         for row in table.rows:
             path = options_file(table, row)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text(table, row), encoding='utf-8')
-    pages.write(RESULTS)
-    figure.write(RESULTS)
 
 
 def show() -> None:
@@ -150,10 +153,10 @@ def main() -> None:
     parser.add_argument('--threads', type=int, default=1, help='for the measurements (default: 1)')
     parser.add_argument('--list', action='store_true', help='what there is')
     parser.add_argument('--zoo', action='store_true', help='keep the trained networks in zoo/')
-    parser.add_argument('--write', action='store_true', help='write options files and page')
+    parser.add_argument('--options', action='store_true', help='write the options files')
     args = parser.parse_args()
-    if args.write:
-        write()
+    if args.options:
+        write_options()
     elif args.zoo:
         zoo.write()
     elif args.list or not args.table:
@@ -175,7 +178,8 @@ def main() -> None:
             measure_container(table, test_sets, args.threads)
             if table.variants_of:
                 measure(table, True, VARIANTS_TEST_SET, args.threads)
-            write()
+            benchmarks.write(Path())
+            plot.write(Path())
 
 
 if __name__ == '__main__':

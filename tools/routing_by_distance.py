@@ -2,7 +2,6 @@
 """Measures how much of the oracle's gain knowing the candidates' outputs, but not the truth, would give.
 
     python tools/routing_by_distance.py zoo/edsr_x2_32.pth --gt datasets/BSD100 --degrade bicubic2 --json FILE
-    python tools/routing_by_distance.py --page     writes the table of docs/benchmarks.md from docs/results/routing
 
 The error that a candidate leaves is that of the dearest one, plus how far it is from the dearest one's output, plus
 twice the product of the two. The first does not matter; the second depends on the input alone; the third depends on
@@ -14,14 +13,16 @@ and by their true errors (the oracle).
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from tables import markdown, replace_blocks
 from tqdm import tqdm
+
+if not __package__:  # run as a file: Python looks for modules in its folder, and not in the repository's root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from basicsr_classpruning import load
 from basicsr_classpruning.archs.forms import as_routed
@@ -33,10 +34,8 @@ from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.machine import describe_machine
 from basicsr_classpruning.routing.budget import solve_budget
 from basicsr_classpruning.routing.errors import errors_in_image, reference_errors
+from tools.pages.routing import table
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / 'docs' / 'benchmarks.md'
-RESULTS = ROOT / 'docs' / 'results' / 'routing'
 BUDGETS = (0.4, 0.5, 0.6, 0.7, 0.8)
 TILE, OVERLAP = 96, 8
 
@@ -120,52 +119,19 @@ def measure(checkpoint: str, gt: str, degrade: str, path: Path) -> None:
     print(table([report]))
 
 
-def share(rows: list[dict[str, float]], kind: str) -> float:
-    """Of the oracle's gain, mean over the budgets."""
-    return float(np.mean([row[kind] / row['oracle'] for row in rows]))
-
-
-def table(reports: list[dict]) -> str:
-    """Shares of the oracle's gain."""
-    lines = [
-        [
-            f'`{report["model"]}`',
-            Path(report['gt']).name,
-            *(f'{share(report["rows"], kind):.0%}' for kind in ('classifier', 'distances')),
-            ' '.join(f'{row["oracle"]:.3f}' for row in report['rows']),
-        ]
-        for report in reports
-    ]
-    budgets = ', '.join(f'{budget:g}' for budget in BUDGETS)
-    header = ['network', 'pictures', 'classifier', 'true distances', f"oracle's gain at budgets {budgets} (dB)"]
-    return markdown(header, lines)
-
-
-def render(page: str) -> str:
-    """The page with the table of the kept results."""
-    reports = [json.loads(path.read_text(encoding='utf-8')) for path in sorted(RESULTS.glob('*.json'))]
-    return replace_blocks(page, {'routing by distance': table(reports)})
-
-
 def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('model', nargs='?', help='a network of several candidates')
-    parser.add_argument('--gt', metavar='DIR', help='clean pictures')
-    parser.add_argument('--degrade', metavar='HOW', help='as in `classpruning benchmark`')
-    parser.add_argument('--json', type=Path, metavar='FILE', help='where the result is kept')
-    parser.add_argument('--page', action='store_true', help='write the table')
+    parser.add_argument('model', help='a network of several candidates')
+    parser.add_argument('--gt', metavar='DIR', required=True, help='clean pictures')
+    parser.add_argument('--degrade', metavar='HOW', required=True, help='as in `classpruning benchmark`')
+    parser.add_argument('--json', type=Path, metavar='FILE', required=True, help='where the result is kept')
     args = parser.parse_args()
-    if args.page:
-        PAGE.write_text(render(PAGE.read_text(encoding='utf-8')), encoding='utf-8')
-    elif None in (args.model, args.gt, args.degrade, args.json):
-        parser.error('MODEL, --gt, --degrade and --json are wanted')
-    else:
-        torch.set_num_threads(1)
-        try:
-            measure(args.model, args.gt, args.degrade, args.json)
-        except UserError as error:
-            parser.error(str(error))
+    torch.set_num_threads(1)
+    try:
+        measure(args.model, args.gt, args.degrade, args.json)
+    except UserError as error:
+        parser.error(str(error))
 
 
 if __name__ == '__main__':

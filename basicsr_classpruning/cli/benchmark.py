@@ -15,7 +15,7 @@ from basicsr_classpruning.cli.common import (
     write_json,
 )
 from basicsr_classpruning.errors import UsageError
-from basicsr_classpruning.tables import format_table
+from basicsr_classpruning.text_table import format_table
 
 if TYPE_CHECKING:
     from basicsr_classpruning.benchmark.models import BenchmarkModel

@@ -10,7 +10,7 @@ from typing import Any
 from basicsr_classpruning.cli.calibration import add_calibration_arguments, check_call, read_calibration
 from basicsr_classpruning.cli.common import add_model_arguments, load_model, write_json
 from basicsr_classpruning.errors import UsageError
-from basicsr_classpruning.tables import format_table
+from basicsr_classpruning.text_table import format_table
 
 
 def add_parser(subparsers: Any) -> None:

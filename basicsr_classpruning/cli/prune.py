@@ -13,7 +13,7 @@ from basicsr_classpruning.cli.calibration import add_calibration_arguments, chec
 from basicsr_classpruning.cli.common import add_model_arguments, load_model, write_json
 from basicsr_classpruning.errors import UsageError
 from basicsr_classpruning.routing.ladder import LadderError
-from basicsr_classpruning.tables import format_table
+from basicsr_classpruning.text_table import format_table
 
 if TYPE_CHECKING:
     from basicsr_classpruning.archs.classpruning_arch import ClassPruning

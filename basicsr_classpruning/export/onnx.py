@@ -13,6 +13,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
+from basicsr_classpruning.devices import device_of
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.routing.network import Subnetwork
 from basicsr_classpruning.safe_files import write_atomically
@@ -93,13 +94,12 @@ def convert(net: nn.Module, channels: int, sizes: SizeRequirements) -> Graph:
 def _trace(net: nn.Module, shape: Sequence[int], any_batch: bool) -> bytes:
     axes = {0: 'batch', 2: 'height', 3: 'width'} if any_batch else {2: 'height', 3: 'width'}
     file = io.BytesIO()
-    device = next((parameter.device for parameter in net.parameters()), torch.device('cpu'))
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter('ignore')
             torch.onnx.export(
                 net,
-                (_images(shape).to(device),),
+                (_images(shape).to(device_of(net)),),
                 file,  # type: ignore[arg-type]
                 dynamo=False,
                 opset_version=_OPSET,
@@ -140,8 +140,7 @@ def _relative_difference(output: Tensor, wanted: Tensor) -> float:
 
 @torch.no_grad()
 def _run(net: nn.Module, images: Tensor) -> Tensor:
-    device = next((parameter.device for parameter in net.parameters()), images.device)
-    return net(images.to(device)).cpu()
+    return net(images.to(device_of(net))).cpu()
 
 
 def _images(shape: Sequence[int]) -> Tensor:

@@ -18,7 +18,7 @@ from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.routing.budget import solve_budget
 from basicsr_classpruning.routing.errors import relative_errors
-from basicsr_classpruning.tables import format_table
+from basicsr_classpruning.text_table import format_table
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,18 @@ from scipy.interpolate import PchipInterpolator
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
+from basicsr_classpruning.progress import Progress, untold
 from basicsr_classpruning.pruning.crops import Crops
 from basicsr_classpruning.routing.errors import LEAST_ERROR
 from basicsr_classpruning.sparsity.calibration import CalibrationOptions
 from basicsr_classpruning.sparsity.pattern import Pattern
-from basicsr_classpruning.sparsity.second_order import Progress, errors_of_single_layers
+from basicsr_classpruning.sparsity.second_order import errors_of_single_layers
 
 _MEASURED = (1 / 8, 1 / 4, 1 / 2, 3 / 4)  # densities at which a layer's error is measured
 _ROUNDS = 1  # of mask improvement: layers are compared, not pruned for good
 
 
-def allocate_layers(net: ClassPruning, crops: Crops, progress: Progress | None = None) -> dict[str, list[str]]:
+def allocate_layers(net: ClassPruning, crops: Crops, progress: Progress = untold) -> dict[str, list[str]]:
     """Chooses N for every layer of every candidate, such that a candidate N:M keeps the MACs of N:M in all layers.
 
     Each layer is pruned by itself, with data, to a few densities, and the network's output says what that costs. Errors
@@ -32,7 +33,7 @@ def allocate_layers(net: ClassPruning, crops: Crops, progress: Progress | None =
         net: a network whose candidates have one pattern in all layers. It is not changed.
         crops: calibration inputs; with clean pictures, errors count relative to the dense network's in each crop, as
             PSNR does.
-        progress: called with the layers done and the layers in all.
+        progress: is told how many layers are done.
 
     Returns:
         What ``network_g.layers`` takes: for each pruned layer, by a regular expression for its name, its ladder.
@@ -74,7 +75,7 @@ def _least_error(errors: np.ndarray, allowed: np.ndarray, sizes: np.ndarray, mos
 
 
 def _layer_errors(
-    net: ClassPruning, names: Sequence[str], general: Sequence[Pattern], crops: Crops, progress: Progress | None
+    net: ClassPruning, names: Sequence[str], general: Sequence[Pattern], crops: Crops, progress: Progress
 ) -> tuple[list[int], np.ndarray]:
     """The N that a layer of a sparse candidate may have, and its error at each, ``(L, N)``."""
     m = general[0].m

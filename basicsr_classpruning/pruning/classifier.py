@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ from torch.nn import functional
 
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.losses.classpruning_loss import DifficultyLoss
+from basicsr_classpruning.progress import Progress, untold
 from basicsr_classpruning.pruning.crops import Crops
 from basicsr_classpruning.routing.errors import relative_errors
 from basicsr_classpruning.routing.network import RoutedNetwork
@@ -33,21 +33,20 @@ class ErrorMaps:
 
 
 @torch.no_grad()
-def measure_errors(
-    network: RoutedNetwork, crops: Crops, batch: int, on_batch: Callable[[int], None] = lambda _: None
-) -> ErrorMaps:
+def measure_errors(network: RoutedNetwork, crops: Crops, batch: int, progress: Progress = untold) -> ErrorMaps:
     """Runs every candidate on every crop.
 
     Args:
         network: one with candidates.
         crops: sides must be multiples of the router's stride.
         batch: crops that run together.
-        on_batch: is given the number of crops done.
+        progress: is told how many crops are done.
     """
     assert network.router is not None
     stride = network.router.stride
     side = None if stride is None else stride * network.sizes.scale
-    maps = []
+    maps: list[Tensor] = []
+    done = 0
     for part in crops.batches(batch):
         target = network.dense.net(part.lq) if part.gt is None else part.gt
         errors = []
@@ -55,19 +54,18 @@ def measure_errors(
             error = (subnetwork.restore(part.lq).clamp(0, 1) - target.clamp(0, 1)).square().mean(1, keepdim=True)
             errors.append(functional.avg_pool2d(error, side or error.shape[2:]))
         maps.append(torch.cat(errors, dim=1))
-        on_batch(len(part))
+        done += len(part)
+        progress('measuring errors', done, len(crops))
     return ErrorMaps(crops.lq, torch.cat(maps))
 
 
-def fit_classifier(
-    router: Router, maps: ErrorMaps, steps: int, seed: int, on_step: Callable[[], None] = lambda: None
-) -> None:
+def fit_classifier(router: Router, maps: ErrorMaps, steps: int, seed: int, progress: Progress = untold) -> None:
     """Trains a classifier on measured errors (``DifficultyLoss``); the candidates stay as they are."""
     generator = torch.Generator().manual_seed(seed)
     loss = DifficultyLoss()
     optimizer = torch.optim.Adam(router.classifier.parameters(), lr=_LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps)
-    for _ in range(steps):
+    for step in range(steps):
         index = torch.randint(len(maps.lq), (min(_BATCH, len(maps.lq)),), generator=generator)
         images, errors = _augment((maps.lq[index], maps.errors[index]), generator)
         optimizer.zero_grad()
@@ -75,7 +73,7 @@ def fit_classifier(
         torch.nn.utils.clip_grad_norm_(router.classifier.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        on_step()
+        progress('fitting the classifier', step + 1, steps)
 
 
 def _augment(tensors: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from basicsr_classpruning.data.degradations import Degradation
 from basicsr_classpruning.data.pictures import Pictures
 from basicsr_classpruning.data.region import Region
 from basicsr_classpruning.errors import UsageError
+from basicsr_classpruning.progress import Progress, untold
 
 _LOOKED_AT = 16  # pictures from which the usual size is taken
 _ATTEMPTS = 4  # positions looked at for each crop; the one with the most detail is likely to be taken
@@ -50,7 +51,7 @@ def cut_crops(
     side: int,
     seed: int,
     step: int = 1,
-    on_crop: Callable[[], None] = lambda: None,
+    progress: Progress = untold,
 ) -> Crops:
     """Cuts random crops, from all pictures in turn.
 
@@ -62,7 +63,7 @@ def cut_crops(
         side: of the inputs, in pixels; less where that is more than half of the pictures have.
         seed: of positions and noise.
         step: sides are multiples of this.
-        on_crop: called after each crop.
+        progress: is told how many crops are cut.
 
     Raises UsageError where pictures are too small.
     """
@@ -95,7 +96,7 @@ def cut_crops(
             clean = context.of(picture)
             lq.append(inner.reduced(factor).of(degradation.degrade(clean, rng)))
             gt.append(inner.of(clean))
-        on_crop()
+        progress('reading pictures', len(lq), count)
     return Crops(_stack(lq), _stack(gt) if gt else None)
 
 

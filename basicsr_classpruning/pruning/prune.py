@@ -19,6 +19,7 @@ from basicsr_classpruning.data.degradations import Degradation
 from basicsr_classpruning.data.pictures import Pictures
 from basicsr_classpruning.devices import device_of
 from basicsr_classpruning.errors import UsageError
+from basicsr_classpruning.progress import Progress
 from basicsr_classpruning.pruning.allocation import allocate_layers
 from basicsr_classpruning.pruning.classifier import ErrorMaps, fit_classifier, measure_errors, set_price
 from basicsr_classpruning.pruning.crops import Crops, cut_crops
@@ -43,9 +44,6 @@ _ERROR_CROPS = (48, 600)
 _FIT_STEPS = 3000
 _HELD_OUT = 24
 _BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-
-Progress = Callable[[str, int, int], None]
-"""Told what is being done, how much of it is finished, and how much there is."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +167,7 @@ def prune_with_data(
     weight_crops = _cut(alternative, pictures, degradation, count, _WEIGHT_SIDE, options.seed, progress)
     if options.per_layer:
         some = next(weight_crops.batches(_LAYER_CROPS))
-        options = replace(options, layers=allocate_layers(alternative, some, partial(progress, 'comparing layers')))
+        options = replace(options, layers=allocate_layers(alternative, some, progress))
         alternative = build(_copy(dense), options.alternative, {'type': 'DifficultyClassifier'})
     net = build(dense, options, {'type': 'DifficultyClassifier'})
     for each in (net, alternative):
@@ -248,22 +246,8 @@ def _routed(net: ClassPruning, maps: ErrorMaps) -> dict[float, tuple[float, floa
 def _fit(net: ClassPruning, pictures: Pictures, degradation: Degradation | None, seed: int, progress: Progress) -> None:
     """Fits the classifier and the price to the errors that the candidates leave in crops of pictures."""
     crops = _cut(net, pictures, degradation, _error_crops(net), _TILE, seed + 1, progress)
-    done = 0
-
-    def measured(count: int) -> None:
-        nonlocal done
-        done += count
-        progress('measuring errors', done, len(crops))
-
-    maps = measure_errors(net.routed(), crops, 4, measured)
-    steps = 0
-
-    def stepped() -> None:
-        nonlocal steps
-        steps += 1
-        progress('fitting the classifier', steps, _FIT_STEPS)
-
-    fit_classifier(net.router, maps, _FIT_STEPS, seed, stepped)
+    maps = measure_errors(net.routed(), crops, 4, progress)
+    fit_classifier(net.router, maps, _FIT_STEPS, seed, progress)
     net.eval()
     set_price(net, maps.lq, DEFAULT_TARGET)
 
@@ -277,16 +261,11 @@ def _cut(
     seed: int,
     progress: Progress,
 ) -> Crops:
-    done = 0
-
-    def cut() -> None:
-        nonlocal done
-        done += 1
-        progress('reading pictures', done, count)
-
     step = math.lcm(net.sizes.multiple, net.router.stride or 1)
     side = max(side, net.sizes.padded(1)) // step * step
-    crops = cut_crops(pictures, degradation, scale=net.scale, count=count, side=side, seed=seed, step=step, on_crop=cut)
+    crops = cut_crops(
+        pictures, degradation, scale=net.scale, count=count, side=side, seed=seed, step=step, progress=progress
+    )
     return crops.to(device_of(net))
 
 
@@ -305,16 +284,13 @@ def _set_weights(net: ClassPruning, batches: Sequence[Tensor], progress: Progres
     dense: nn.Module = net.dense.net
     layers = dict(sparse_layers(net.base))
 
-    def told(done: int, total: int) -> None:
-        progress(f'pruning, {net.options["weights"]} weights', done, total)
-
     with torch.no_grad():
         if net.options['weights'] == 'own':
-            for k, pruned in zip(sparse, prune_second_order(dense, patterns, batches, progress=told)):
+            for k, pruned in zip(sparse, prune_second_order(dense, patterns, batches, progress=progress)):
                 for name, layer in pruned.items():
                     layers[name].set_candidate(k, layer.weight, layer.bias)
         else:
-            ranking = rank_second_order(dense, patterns, batches, progress=told)
+            ranking = rank_second_order(dense, patterns, batches, progress=progress)
             for name, ranks in ranking.ranks.items():
                 layers[name].ranks.copy_(ranks)
             for k, biases in zip(sparse, ranking.biases):

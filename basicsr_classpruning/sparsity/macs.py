@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from basicsr_classpruning.devices import device_of
 from basicsr_classpruning.sparsity.apply import LayerChoice
 
 _TRACING = threading.Lock()  # the analyser silences warnings in the whole process while it traces
@@ -64,8 +65,7 @@ def count_by_module(net: nn.Module, size: tuple[int, int, int]) -> dict[str, int
     state = random.getstate()  # importing and tracing draw numbers, and sometimes a training step is the first to count
     from mmengine.analysis import FlopAnalyzer
 
-    parameter = next(net.parameters(), None)
-    image = torch.zeros((1, *size), device=None if parameter is None else parameter.device)
+    image = torch.zeros((1, *size), device=device_of(net))
     net = copy.deepcopy(net).eval()
     # What it says about operators that it does not count is kept from the user.
     analyzer = FlopAnalyzer(net, (image,)).unsupported_ops_warnings(False).uncalled_modules_warnings(False)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from basicsr_classpruning.errors import UserError
+from basicsr_classpruning.progress import Progress, untold
 from basicsr_classpruning.sparsity import mask_search
 from basicsr_classpruning.sparsity.calibration import (
     CalibrationOptions,
@@ -32,7 +33,6 @@ from basicsr_classpruning.sparsity.calibration import (
 from basicsr_classpruning.sparsity.nested_search import nested_ranks
 from basicsr_classpruning.sparsity.pattern import Pattern
 
-Progress = Callable[[int, int], None]
 LayerSolver = Callable[[str, PrunableLayer, Sequence[Moments]], Sequence[PrunedLayer]]
 
 
@@ -41,7 +41,7 @@ def prune_second_order(
     layers: Sequence[Mapping[str, Pattern]],
     batches: Sequence[Tensor],
     options: CalibrationOptions | None = None,
-    progress: Progress | None = None,
+    progress: Progress = untold,
 ) -> list[dict[str, PrunedLayer]]:
     """Prunes a network to several candidates, each with its own weights.
 
@@ -51,7 +51,7 @@ def prune_second_order(
         batches: calibration inputs ``(B, C, H, W)``, all of one C, H and W, as the network will meet them. They run
             together: memory grows with their number times that of the candidates.
         options: how much work to spend.
-        progress: called with the layers done and the layers in all.
+        progress: is told how many layers are done.
 
     Returns:
         For each candidate its pruned layers by name, in the order in which they run. Biases are corrected too; a layer
@@ -69,7 +69,8 @@ def prune_second_order(
             for candidate, seen in zip(layers, moments)
         ]
 
-    solved = _sweep(net, _named_layers(net, layers), len(layers), batches, solve, options, progress)
+    told = partial(progress, 'pruning, own weights')
+    solved = _sweep(net, _named_layers(net, layers), len(layers), batches, solve, options, told)
     return [
         {name: pruned[index] for name, pruned in solved.items() if name in candidate}
         for index, candidate in enumerate(layers)
@@ -91,7 +92,7 @@ def rank_second_order(
     layers: Sequence[Mapping[str, Pattern]],
     batches: Sequence[Tensor],
     options: CalibrationOptions | None = None,
-    progress: Progress | None = None,
+    progress: Progress = untold,
 ) -> NestedMasks:
     """Chooses nested masks for candidates that share the dense weights, and corrects each candidate's biases.
 
@@ -114,7 +115,8 @@ def rank_second_order(
             pruned[k] = PrunedLayer(weights.view(layer.weight.shape).to(layer.weight), bias)
         return pruned
 
-    solved = _sweep(net, _named_layers(net, layers), len(layers), batches, solve, options, progress)
+    told = partial(progress, 'pruning, shared weights')
+    solved = _sweep(net, _named_layers(net, layers), len(layers), batches, solve, options, told)
     biases: list[dict[str, Tensor]] = [{} for _ in layers]
     for name, pruned in solved.items():
         for k, candidate in enumerate(layers):
@@ -131,7 +133,7 @@ def errors_of_single_layers(
     batches: Sequence[Tensor],
     importance: Tensor,
     options: CalibrationOptions | None = None,
-    progress: Progress | None = None,
+    progress: Progress = untold,
 ) -> dict[str, list[float]]:
     """How far the network's output moves when one layer alone is pruned with data.
 
@@ -141,7 +143,7 @@ def errors_of_single_layers(
         batches: calibration inputs ``(B, C, H, W)``, all of one C, H and W.
         importance: what a unit of mean squared error counts in each of the pictures, ``(N,)``.
         options: how much work to spend.
-        progress: called with the layers done and the layers in all.
+        progress: is told how many layers are done.
 
     Returns:
         For each layer and pattern the mean over the pictures of importance times mean squared difference between the
@@ -164,8 +166,7 @@ def errors_of_single_layers(
             twin = _with_forwards(net, {name: forward})
             moved = torch.cat([twin(batch) for batch in batches]).clamp(0, 1) - dense
             errors[name].append(float((importance * moved.square().mean((1, 2, 3))).mean()))
-        if progress:
-            progress(len(errors), len(named))
+        progress('comparing layers', len(errors), len(named))
     return errors
 
 
@@ -278,14 +279,14 @@ def _sweep(
     batches: Sequence[Tensor],
     solve: LayerSolver,
     options: CalibrationOptions,
-    progress: Progress | None,
+    done: Callable[[int, int], None],
 ) -> dict[str, Sequence[PrunedLayer]]:
     pictures = torch.cat(list(batches))
     calls, reference = _count_calls(net, named, pictures[:1])
     repeated = [name for name in named if calls[name] > 1]
     known = _dense_moments(net, repeated, pictures, options)
     total = sum(count > 0 for count in calls.values())
-    sweep = _Sweep(candidates, solve, options, known, lambda: progress(len(sweep.solved), total) if progress else None)
+    sweep = _Sweep(candidates, solve, options, known, lambda: done(len(sweep.solved), total))
     output = _with_forwards(net, {name: partial(sweep.forward, name) for name in named})(
         pictures.repeat(candidates + 1, *[1] * (pictures.dim() - 1))
     )

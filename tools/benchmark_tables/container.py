@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from basicsr_classpruning.archs.classifier_arch import DifficultyClassifier
 from basicsr_classpruning.archs.forms import as_routed
 from basicsr_classpruning.benchmark.models import BenchmarkModel, make_model
 from basicsr_classpruning.benchmark.pairs import Pairs
 from basicsr_classpruning.benchmark.run import Benchmark, Row, Settings
+from basicsr_classpruning.cli.progress import StageBar
 from basicsr_classpruning.data.degradations import Degradation
 from basicsr_classpruning.data.pictures import Pictures
 from basicsr_classpruning.loading import load
@@ -75,5 +75,5 @@ def measure(model: BenchmarkModel, degrade: str, gt: str, budgets: Sequence[floa
         threads=torch.get_num_threads(),
         repeats=1,
     )
-    with tqdm(unit='picture') as bar:
-        return Benchmark([model], Pairs(gt, None, Degradation.parse(degrade)), settings, lambda *_: bar.update()).run()
+    with StageBar() as bar:
+        return Benchmark([model], Pairs(gt, None, Degradation.parse(degrade)), settings, bar).run()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmark_tables.plan import (
+from tools.benchmark_tables.plan import (
     JPEG,
     LARGE,
     NOISE,
@@ -33,7 +33,7 @@ _DEPTH: dict[str, Any] = {
     'test_sets': (LARGE, 'Set14', OTHER),
     'repeated': ('dense', 'static_8_16', 'classpruning'),
 }
-_COLOUR = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 32}
+_COLOUR: dict[str, Any] = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 32}
 # The same networks with one N in all layers, and with an N for each.
 _EDSR: dict[str, Any] = {
     'task': SUPER_RESOLUTION_X2,

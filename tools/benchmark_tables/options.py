@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from benchmark_tables.plan import CALIBRATION, Row, Table
+from tools.benchmark_tables.plan import CALIBRATION, Row, Table
 
 FOLDER = Path('options/tables')
 

@@ -200,7 +200,7 @@ class Table:
         **changes: Any,
     ) -> Row:
         """A ClassPruning row; ``changes`` replace values of its ``train`` block, None takes a key out."""
-        train = {
+        train: dict[str, Any] = {
             'stages': {'supernet': self.further.steps - recipe.fit},
             'split': 'none',
             'sparse_batch': recipe.sparse_batch,
@@ -236,7 +236,7 @@ class Table:
         two, dearest = replace(recipe, batch=2), replace(recipe, batch=6, sparse_batch=2)
         six = replace(two, ladder=('3:16', '4:16', '6:16', '8:16', '11:16', '16:16'))
         reference = self.classpruning('variant_ladder4', 'four candidates, 3 images a step', recipe)
-        alike = (
+        alike: tuple[Row, ...] = (
             self.classpruning('variant_turn', 'batches of 11 dealt in turn', dealt, split='turn', stages=turn),
             self.classpruning('variant_joint', 'the same, a third of it joint', dealt, split='turn', stages=joint),
             self.classpruning('variant_batch2', '2 images a step', two),

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from basicsr_classpruning.checkpoint import read_checkpoint, write_checkpoint
 from basicsr_classpruning.safe_files import write_atomically
-from benchmark_tables import instances
-from benchmark_tables.options import checkpoint
-from benchmark_tables.plan import Row, Table
+from tools.benchmark_tables import instances
+from tools.benchmark_tables.options import checkpoint
+from tools.benchmark_tables.plan import Row, Table
 
 ZOO = Path('zoo')
 _RECOMMENDED_BUDGET = 0.6

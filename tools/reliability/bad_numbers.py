@@ -6,19 +6,17 @@ term and candidates, and no checkpoint may hold what is no number.
 
 from __future__ import annotations
 
-import os
 import random
 from pathlib import Path
 from typing import Any
 
 import torch
-from reliability.common import Child, Outcome, Result
-from reliability.material import EXPERIMENT, checkpoints, damage_of, training, write_model, write_options
-from reliability.poison import ADDED
-from tiny import same
 
-from basicsr_classpruning.cli import main
 from basicsr_classpruning.safe_files import load_file, save_file
+from tests.tiny import same
+from tools.reliability.common import Outcome, Result
+from tools.reliability.material import EXPERIMENT, checkpoints, damage_of, start_training, training, write_model
+from tools.reliability.poison import ADDED
 
 LENGTHS = {'supernet': 15, 'classifier': 15, 'joint': 15}
 TERMS = {
@@ -60,13 +58,8 @@ class Trials:
 
     def _train(self, number: int, train: dict[str, Any], **sections: Any) -> tuple[Path, Outcome]:
         folder = self.folder / f'trial{number}'
-        file = write_options(folder, {**self.options, **sections, 'train': {**self.options['train'], **train}})
-
-        def work() -> int:
-            os.chdir(folder)
-            return main(['train', '-opt', file])
-
-        return folder / EXPERIMENT, Child(work).wait()
+        options = {**self.options, **sections, 'train': {**self.options['train'], **train}}
+        return folder / EXPERIMENT, start_training(folder, options).wait()
 
     def poisoned(self, stage: str, term: str, poison: str, offset: int, on_nan: str) -> None:
         """One loss term goes wrong in one iteration."""
@@ -83,7 +76,8 @@ class Trials:
         if term == 'budget':
             loss['target'] = self.options['train'][key]['target']
         number = sum(row.tried for row in self.result.rows)
-        experiment, outcome = self._train(number, {key: loss, 'on_nan': on_nan}, custom_imports=['reliability.poison'])
+        imports = ['tools.reliability.poison']
+        experiment, outcome = self._train(number, {key: loss, 'on_nan': on_nan}, custom_imports=imports)
         complaint = outcome.complaint or self._report(outcome, iteration, term, stage, on_nan)
         complaint = complaint or _damage(experiment)
         if not complaint and on_nan == 'stop' and _newest(experiment) != iteration - 1:

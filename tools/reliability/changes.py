@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-_ODD = (
+_ODD: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 3, 7, 64, 10**6, 2**31, 2**63, 10**30, 0.5, -0.5, 1e-300, 1e300, math.nan, math.inf,
     '', 'x', '2:4', '16:16', '4:2', '0:4', 'EDSR', 'DnCNN', 'ClassPruning', 'auto', '../..', '/', '(', '\n', '\0',
     '(a+)+$', 'é' * 300, [], {}, [[]], [1, 2], {'type': 'EDSR'}, {'type': 'L1Loss'}, ['2:4', '4:4'],
@@ -46,7 +46,7 @@ def change_values(value: Any, rng: random.Random) -> Any:
     """Removes, replaces, adds, moves or renames something in nested mappings and lists."""
     value = copy.deepcopy(value)
     for _ in range(rng.choice((1, 1, 2, 3))):
-        places = list(_containers(value))
+        places = list(containers(value))
         if not places:
             return value
         place = rng.choice(places)
@@ -65,11 +65,12 @@ def change_values(value: Any, rng: random.Random) -> Any:
     return value
 
 
-def _containers(value: Any) -> Iterator[Any]:
+def containers(value: Any) -> Iterator[Any]:
+    """All mappings and lists in a value that hold something."""
     if isinstance(value, (dict, list)) and value:
         yield value
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _containers(item)
+            yield from containers(item)
 
 
 def change_tensors(state: dict[str, torch.Tensor], rng: random.Random) -> dict[str, Any]:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
-from reliability.common import Child, Outcome, Result
-from reliability.material import EXPERIMENT, checkpoints, damage_of, training, write_model, write_options
-from tiny import write_pictures
-
-from basicsr_classpruning.cli import main
 from basicsr_classpruning.safe_files import load_file, save_file
+from tests.tiny import write_pictures
+from tools.reliability.common import Outcome, Result
+from tools.reliability.material import EXPERIMENT, checkpoints, damage_of, start_training, training, write_model
 
 LENGTH = 450  # of the classifier's stage; a collapse counts after 200 steps
 COLLAPSED = 'the classifier has collapsed to one class'
@@ -54,13 +51,7 @@ class Trial:
 
     def run(self, figures: dict[str, Any]) -> str:
         """What is wrong with how it ended; empty if all is as the option says."""
-        file = write_options(self.folder, self.options)
-
-        def work() -> int:
-            os.chdir(self.folder)
-            return main(['train', '-opt', file])
-
-        outcome = Child(work).wait()
+        outcome = start_training(self.folder, self.options).wait()
         complaint = outcome.complaint or self._judge(outcome)
         damaged = [damage_of(path) for path in checkpoints(self.folder / EXPERIMENT)]
         complaint = complaint or '; '.join(filter(None, damaged))

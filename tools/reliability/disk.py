@@ -20,12 +20,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from reliability.common import Child, Outcome, Result, Row, classpruning
-from reliability.material import EXPERIMENT, checkpoints, damage_of, training, write_model, write_options
-from tiny import same
-
-from basicsr_classpruning.cli import main
 from basicsr_classpruning.safe_files import UNFINISHED, load_file
+from tests.tiny import same
+from tools.reliability.common import Child, Outcome, Result, Row, classpruning
+from tools.reliability.material import EXPERIMENT, checkpoints, damage_of, start_training, training, write_model
 
 STAGES = (20, 10, 10)
 SAVE_EVERY = 2
@@ -105,22 +103,16 @@ class Trials:
         self._numbers = itertools.count()
 
     def _start(self, folder: Path, options: dict[str, Any] | None = None) -> Child:
-        file = write_options(folder, options or self.options)
-
-        def work() -> int:
-            os.chdir(folder)
-            return main(['train', '-opt', file])
-
-        return Child(work)
+        return start_training(folder, options or self.options)
 
     def _folder(self) -> Path:
         return self.folder / f'trial{next(self._numbers)}'
 
     def with_mounts(self, saved: int) -> None:
         """The failures that need mounts, each after a checkpoint at the iteration ``saved``."""
-        for what, part in (('', 0.2), (', in the middle of a pair', 0.7)):
+        for what, rest in (('', 0.2), (', in the middle of a pair', 0.7)):
             folder = self._folder()
-            with small_disk(folder, int((saved // SAVE_EVERY + part) * self.pair) + 65536):
+            with small_disk(folder, int((saved // SAVE_EVERY + rest) * self.pair) + 65536):
                 self._judge(f'training on a disk that gets full{what}', self._start(folder).wait(), folder)
         folder = self._folder()
         with small_disk(folder, int((saved // SAVE_EVERY + 0.5) * self.pair) + 65536):

@@ -27,11 +27,6 @@ import lmdb
 import numpy as np
 import torch
 import yaml
-from reliability.changes import change_bytes, change_member, change_tensors, change_values
-from reliability.common import GIB, Child, Outcome, Result, Row
-from reliability.material import EXPERIMENT, training, write_options
-from tiny import classpruning as tiny_network
-from tiny import dense
 
 from basicsr_classpruning.checkpoint import write_checkpoint, write_compact_safetensors, write_safetensors
 from basicsr_classpruning.cli import main
@@ -39,6 +34,11 @@ from basicsr_classpruning.inference.images import Encoding, Picture
 from basicsr_classpruning.inference.writing import write_picture
 from basicsr_classpruning.models.guarded_model import GuardedSRModel
 from basicsr_classpruning.safe_files import save_file
+from tests.tiny import classpruning as tiny_network
+from tests.tiny import dense
+from tools.reliability.changes import change_bytes, change_member, change_tensors, change_values
+from tools.reliability.common import GIB, Child, Outcome, Result, Row
+from tools.reliability.material import EXPERIMENT, training, write_options
 
 _MEMORY = 4 * GIB
 _SECONDS = 10  # of computing
@@ -136,7 +136,7 @@ class Trials:
                     raise _Enough
                 original(model, iteration)
 
-            GuardedSRModel.optimize_parameters = optimize  # type: ignore[method-assign]
+            GuardedSRModel.optimize_parameters = optimize  # type: ignore[method-assign, assignment]
             try:
                 return main([str(argument) for argument in command])
             except _Enough:

@@ -26,11 +26,11 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
-from reliability.common import GIB, Child, Result
-from reliability.material import training, write_model, write_options
 
 from basicsr_classpruning.cli import main
 from basicsr_classpruning.safe_files import load_file, save_file
+from tools.reliability.common import GIB, Child, Result
+from tools.reliability.material import training, write_model, write_options
 
 _MEMORY = 4 * GIB
 _SECONDS = 10
@@ -219,7 +219,7 @@ class Trials:
                     f'model.{i}.weight': torch.ones(1).expand(10**5, 10**5, 3, 3).transpose(0, 1) for i in (0, 2, 4)
                 }
             },
-            'sparse weights': {'params': {'weight': torch.sparse_coo_tensor(size=(10**6, 10**6))}},
+            'sparse weights': {'params': {'weight': torch.sparse_coo_tensor(size=(10**6, 10**6))}},  # type: ignore[call-arg]
             'wide network': {'params': weights, 'network_g': {**network, 'base': {**base, 'num_feat': 10**6}}},
             'deep network': {'params': weights, 'network_g': {**network, 'base': {**base, 'num_conv': 10**9}}},
             'wide dense network': {'params': weights, 'network_g': {**base, 'num_feat': 10**6}},

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from reliability.common import Child, Outcome, Result
-from reliability.material import EXPERIMENT, checkpoints, damage_of, training, write_options
-from tiny import same
 
 from basicsr_classpruning.cli import main
 from basicsr_classpruning.models.classpruning_model import ClassPruningModel
 from basicsr_classpruning.safe_files import load_file
+from tests.tiny import same
+from tools.reliability.common import Child, Outcome, Result
+from tools.reliability.material import EXPERIMENT, checkpoints, damage_of, training, write_options
 
 STAGES = (30, 15, 15)
 SAVE_EVERY, VALIDATE_EVERY = 2, 3
@@ -88,7 +88,7 @@ class Process:
             original(model, iteration)
             os.write(pipe, f'{iteration} {_digest(model)}\n'.encode())
 
-        ClassPruningModel.optimize_parameters = optimize  # type: ignore[method-assign]
+        ClassPruningModel.optimize_parameters = optimize  # type: ignore[method-assign, assignment]
         return main(self.training.command)
 
     def follow(self, until: int) -> bool:
@@ -112,7 +112,7 @@ def _digest(model: ClassPruningModel) -> str:
     rates = [group['lr'] for group in model.optimizer_g.param_groups]
     kind, words, *rest = np.random.get_state()
     digest = hashlib.sha256(repr((rates, random.getstate(), kind, rest)).encode())
-    for part in (words, torch.get_rng_state().numpy(), model.lq.numpy(), model.gt.numpy()):
+    for part in (np.asarray(words), torch.get_rng_state().numpy(), model.lq.numpy(), model.gt.numpy()):
         digest.update(part.tobytes())
     return f'{model.stage} {digest.hexdigest()}'
 

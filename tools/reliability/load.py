@@ -13,11 +13,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from reliability.common import Result, Row
-from tiny import NETWORKS, randomise
 
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.checkpoint import write_checkpoint
+from tests.tiny import NETWORKS, randomise
+from tools.reliability.common import Result, Row
 
 _FULL = 2000  # small pictures from which on the huge one is as huge as it is meant to be
 _HUGE = (8000, 12000)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import classpruning as tiny_network
-from tiny import training_options, write_pictures, write_yaml
 
 from basicsr_classpruning.checkpoint import write_checkpoint
+from basicsr_classpruning.cli import main
 from basicsr_classpruning.safe_files import load_file
+from tests.tiny import classpruning as tiny_network
+from tests.tiny import training_options, write_pictures, write_yaml
+from tools.reliability.common import Child
 
 NETWORK = 'DnCNN'
 EXPERIMENT = Path('experiments/tiny')
@@ -58,10 +61,22 @@ def write_options(folder: Path, options: dict[str, Any]) -> str:
     return write_yaml(folder / 'train.yml', options)
 
 
+def start_training(folder: Path, options: dict[str, Any], threads: int = 1) -> Child:
+    """Starts a training in a folder."""
+    file = write_options(folder, options)
+
+    def work() -> int:
+        os.chdir(folder)
+        torch.set_num_threads(threads)
+        return main(['train', '-opt', file])
+
+    return Child(work)
+
+
 def write_model(path: Path, **options: Any) -> Path:
     """A checkpoint of a small ClassPruning network with random weights."""
     net = tiny_network(NETWORK, **options)
-    write_checkpoint(path, {'params': net.state_dict()}, net.options)  # type: ignore[arg-type]
+    write_checkpoint(path, {'params': net.state_dict()}, net.options)
     return path
 
 

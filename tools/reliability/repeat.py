@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-import torch
-from reliability.common import Child, Result
-from reliability.material import EXPERIMENT, checkpoints, training, write_options
-from tiny import same
-
-from basicsr_classpruning.cli import main
 from basicsr_classpruning.safe_files import load_file
+from tests.tiny import same
+from tools.reliability.common import Result
+from tools.reliability.material import EXPERIMENT, checkpoints, start_training, training
 
 STAGES = (10, 5, 5)
 DEGRADATIONS = ({'type': 'noise', 'sigma': [0, 50]}, {'type': 'jpeg', 'quality': [10, 90]})
@@ -43,14 +39,7 @@ def run(count: int, seed: int, folder: Path) -> Result:
 
 
 def _train(folder: Path, options: dict, threads: int) -> Path:
-    file = write_options(folder, options)
-
-    def work() -> int:
-        os.chdir(folder)
-        torch.set_num_threads(threads)
-        return main(['train', '-opt', file])
-
-    outcome = Child(work).wait()
+    outcome = start_training(folder, options, threads).wait()
     if outcome.status:
         raise RuntimeError(f'a training failed: {outcome.output}')
     return folder / EXPERIMENT

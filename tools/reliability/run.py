@@ -20,45 +20,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+
+if not __package__:  # run as a file: Python looks for modules in its folder, and not in the repository's root
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from tools.pages import reliability as page
+from tools.reliability.points import POINTS, Point
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / 'docs' / 'results' / 'reliability'
-sys.path[:1] = [str(ROOT), str(ROOT / 'tools'), str(ROOT / 'tests')]
 os.environ['OMP_NUM_THREADS'] = '1'  # a process that has used several threads of OpenMP cannot be forked
-
-
-@dataclass(frozen=True)
-class Point:
-    """A harness: a module of this folder with ``run(count, seed, folder) -> Result``."""
-
-    name: str
-    count: int
-    """How much it tries; what is counted, its ``run`` says."""
-    short: int
-    """The same, in the tests."""
-
-
-POINTS = {
-    point.name: point
-    for point in (
-        Point('kill', 50, 4),
-        Point('disk', 3, 1),
-        Point('bad_numbers', 40, 2),
-        Point('collapse', 3, 1),
-        Point('hostile', 1000, 30),
-        Point('fuzz', 1000, 17),
-        Point('load', 2000, 10),
-        Point('repeat', 4, 1),
-    )
-}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('points', nargs='*', metavar='POINT', help=f'{", ".join(POINTS)}; all by default')
-    parser.add_argument('--page', action='store_true', help='only write docs/reliability.md from the results')
     parser.add_argument('--short', action='store_true', help='few attempts')
     parser.add_argument('--seed', type=int, default=0, help='of everything that is drawn at random')
     parser.add_argument('--results', type=Path, default=RESULTS, help='folder of the result files')
@@ -68,19 +46,17 @@ def main() -> int:
     if unknown:
         parser.error(f'no such point: {", ".join(sorted(unknown))}; there are {", ".join(POINTS)}')
     lost = 0
-    for name in [] if args.page else args.points or POINTS:
+    for name in args.points or POINTS:
         lost += run_point(POINTS[name], args)
     if args.results == RESULTS:
-        from reliability.report import write_page
-
-        write_page(ROOT)
+        page.write(ROOT)
     return 1 if lost else 0
 
 
 def run_point(point: Point, args: argparse.Namespace) -> int:
     """Runs one harness and writes its result; returns how many attempts were lost."""
     importlib.import_module('basicsr_classpruning')  # mends the environment for what the harnesses import
-    harness = importlib.import_module(f'reliability.{point.name}')
+    harness = importlib.import_module(f'tools.reliability.{point.name}')
     folder = Path(args.keep or tempfile.mkdtemp(prefix='reliability-')) / point.name
     folder.mkdir(parents=True)
     count = point.short if args.short else point.count

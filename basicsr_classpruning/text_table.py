@@ -1,4 +1,4 @@
-"""Tables of text."""
+"""Tables of plain text, as commands and logs print them."""
 
 from __future__ import annotations
 

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from tables import markdown, write_blocks
+from tools.pages.markdown import markdown_table, write_blocks
+from tools.pages.results import read_results
+from tools.reliability.points import POINTS
 
 
-def write_page(root: Path) -> None:
+def write(root: Path) -> None:
     """Writes the tables into docs/reliability.md, as far as their result files are there."""
-    results = {path.stem: json.loads(path.read_text()) for path in (root / 'docs/results/reliability').glob('*.json')}
+    results = read_results(root / 'docs/results/reliability')
     blocks = {name: f'{_caption(result)}\n\n{_rows(result)}{_figures(result)}' for name, result in results.items()}
     write_blocks(root / 'docs' / 'reliability.md', {**blocks, 'summary': _summary(results)})
 
 
 def _summary(results: dict[str, Any]) -> str:
     """One row for each point, in the order of the page."""
-    from reliability.run import POINTS
-
     rows = [
         [f'`{name}`', *(f'{results[name][key]:,}' for key in ('tried', 'survived', 'lost'))]
         for name in POINTS
         if name in results
     ]
-    return markdown(['point', 'tried', 'survived', 'lost'], rows)
+    return markdown_table(['point', 'tried', 'survived', 'lost'], rows)
 
 
 def _caption(result: dict[str, Any]) -> str:
@@ -45,7 +44,7 @@ def _rows(result: dict[str, Any]) -> str:
         for row in result['rows']
     ]
     total = ['**together**', *(f'**{result[key]:,}**' for key in ('tried', 'survived', 'lost'))]
-    return markdown(['what', 'tried', 'survived', 'lost'], [*rows, total])
+    return markdown_table(['what', 'tried', 'survived', 'lost'], [*rows, total])
 
 
 def _figures(result: dict[str, Any]) -> str:
@@ -67,5 +66,5 @@ def _figures(result: dict[str, Any]) -> str:
             for entry in memory
         ]
         header = ['largest memory in each quarter of the time, MiB', 'seconds', 'first', 'second', 'third', 'last']
-        parts.append('\n\n' + markdown(header, rows))
+        parts.append('\n\n' + markdown_table(header, rows))
     return ''.join(parts)

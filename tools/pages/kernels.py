@@ -1,16 +1,13 @@
-"""Writes the tables of docs/kernels.md from the result files of tools/benchmark_kernels.py and classpruning benchmark.
-
-python tools/kernel_tables.py
-"""
+"""Writes the tables of docs/kernels.md from results of tools/benchmark_kernels.py and ``classpruning benchmark``."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from tables import markdown, write_blocks
+from tools.pages.markdown import markdown_table, write_blocks
+from tools.pages.results import read_result, versions_of
 
 DENSE_FP32 = ('eager', 'onnxruntime', 'openvino')
 PATTERNS = ('8:16 block 1', '4:16 block 1', '8:16 block 4', '4:16 block 4')
@@ -41,7 +38,8 @@ def heading(name: str) -> str:
 def layer_table(result: dict) -> str:
     """Speed-up of each pattern over the fastest dense fp32 engine, by layer."""
     names = (*PATTERNS, *([BF16] if BF16 in result['rows'][0]['seconds'] else []))
-    rows, ratios = [], {name: [] for name in names}
+    rows = []
+    ratios: dict[str, list[float]] = {name: [] for name in names}
     for row in result['rows']:
         seconds = times(row)
         best = min(DENSE_FP32, key=lambda name: seconds[name])
@@ -52,7 +50,7 @@ def layer_table(result: dict) -> str:
     means = [f'**{geometric_mean(values):.2f}×**' for values in ratios.values()]
     rows.append(['**geometric mean**', '', *means])
     rows.append(['wanted', '', *(f'{WANTED_LAYERS[name]}×' if name in WANTED_LAYERS else '' for name in names)])
-    return markdown(['channels × size', 'fastest dense fp32', *map(heading, names)], rows)
+    return markdown_table(['channels × size', 'fastest dense fp32', *map(heading, names)], rows)
 
 
 def network_table(result: dict) -> str:
@@ -69,7 +67,7 @@ def network_table(result: dict) -> str:
         rows.append([row['network'], f'{seconds[best] * 1e3:.0f} ms ({best})', *cells, bf16])
     limits = [f'at most {WANTED_NETWORKS[int(name[-1])]}×' for name in PATTERNS]
     rows.append(['wanted', '', *limits, ''])
-    return markdown(['network', 'fastest dense fp32', *PATTERNS, heading(BF16)], rows)
+    return markdown_table(['network', 'fastest dense fp32', *PATTERNS, heading(BF16)], rows)
 
 
 def routed_table(result: dict) -> str:
@@ -93,23 +91,20 @@ def routed_table(result: dict) -> str:
             ]
         )
     header = ['model', 'what', 'PSNR (dB)', 'MACs', f'time / {best["backend"]}', 'wanted']
-    return markdown(header, rows)
+    return markdown_table(header, rows)
 
 
 def caption(result: dict) -> str:
     """What a table was measured on."""
     if 'machine' in result:
         about = result['machine']
-        found = {name: version for name, version in about['versions'].items() if version}
-        versions = ', '.join(f'{name} {version}' for name, version in found.items())
         return (
-            f'{about["processor"]}, {about["cores"]} cores, {result["threads"]} thread; {versions}; '
+            f'{about["processor"]}, {about["cores"]} cores, {result["threads"]} thread; {versions_of(about)}; '
             f'{result["pictures"]} pictures of `{result["gt"]}`, {result["degrade"]}, {result["tile"]}-px tiles'
         )
     about = result['environment']
-    versions = ', '.join(f'{name} {version}' for name, version in about['versions'].items())
     return (
-        f'{about["processor"]}, {about["cores"]} cores; {about["kernels"]}; {versions}; load of the machine '
+        f'{about["processor"]}, {about["cores"]} cores; {about["kernels"]}; {versions_of(about)}; load of the machine '
         f'{about["load_before"]:.1f} when it started; {about["date"]}; `{about["command"]}`'
     )
 
@@ -127,16 +122,12 @@ TABLES: dict[str, Callable[[dict], str]] = {
 }
 
 
-def write_tables(root: Path) -> None:
+def write(root: Path) -> None:
     """Writes the tables into docs/kernels.md, as far as their result files are there."""
     blocks = {}
     for name, table in TABLES.items():
         path = root / 'docs' / 'results' / f'{name}.json'
         if path.exists():
-            result = json.loads(path.read_text())
+            result = read_result(path)
             blocks[name] = f'{caption(result)}\n\n{table(result)}'
     write_blocks(root / 'docs' / 'kernels.md', blocks)
-
-
-if __name__ == '__main__':
-    write_tables(Path(__file__).resolve().parent.parent)

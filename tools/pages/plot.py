@@ -11,31 +11,32 @@ from PIL.PngImagePlugin import PngInfo
 
 from basicsr_classpruning.benchmark.report import plot
 from basicsr_classpruning.benchmark.run import Row
-from benchmark_tables import instances
-from benchmark_tables.pages import Result
-from benchmark_tables.plan import LARGE
+from tools.benchmark_tables import instances
+from tools.benchmark_tables.plan import LARGE
+from tools.pages.benchmarks import RESULTS, Result
 
 FIGURE = Path('docs/figures/psnr_time.png')
 _PLOTTED = ('edsr_x2_64', LARGE)
 _SOURCE = 'Source'
 
 
-def write(folder: Path) -> None:
+def write(root: Path) -> None:
     """Draws the plot anew if what it shows has changed: other versions of Matplotlib would draw other bytes."""
     name, test_set = _PLOTTED
     table = next(table for table in instances.TABLES if table.name == name)
-    result = Result.read(folder, table, test_set)
+    result = Result.read(root / RESULTS, table, test_set)
     if result is None:
         return
     rows, title = rows_of(result), f'{table.title}, {test_set}'
     digest = hashlib.sha256(repr((title, rows)).encode()).hexdigest()
-    if drawn_from(FIGURE) == digest:
+    figure = root / FIGURE
+    if drawn_from(figure) == digest:
         return
     information = PngInfo()
     information.add_text(_SOURCE, digest)
-    FIGURE.parent.mkdir(parents=True, exist_ok=True)
+    figure.parent.mkdir(parents=True, exist_ok=True)
     with Image.open(io.BytesIO(plot(rows, title))) as picture:
-        picture.save(FIGURE, pnginfo=information)
+        picture.save(figure, pnginfo=information)
 
 
 def drawn_from(figure: Path) -> str | None:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tables import markdown, write_blocks
 
-from benchmark_tables import instances
-from benchmark_tables.container import NAME as CONTAINER
-from benchmark_tables.plan import BUDGETS, LARGE, VARIANTS_BUDGETS, VARIANTS_TEST_SET, Row, Table
+from tools.benchmark_tables import instances
+from tools.benchmark_tables.container import NAME as CONTAINER
+from tools.benchmark_tables.plan import BUDGETS, LARGE, VARIANTS_BUDGETS, VARIANTS_TEST_SET, Row, Table
+from tools.pages.markdown import markdown_table, write_blocks
+from tools.pages.results import read_result, versions_of
 
-PAGE = Path('docs/benchmarks.md')
-README = Path('README.md')
+RESULTS = Path('docs/results/tables')
 _HEADLINE_BUDGETS = (0.4, 0.5, 0.6, 0.8)
 _TIMED_BUDGET = 0.5
 _EQUAL_QUALITY = 0.02  # dB
@@ -33,7 +32,7 @@ class Result:
     def read(cls, folder: Path, table: Table, test_set: str, name: str = '') -> Result | None:
         """None where it was not measured."""
         path = folder / f'{name or table.name}_{test_set}.json'
-        return cls(table, test_set, json.loads(path.read_text(encoding='utf-8'))) if path.is_file() else None
+        return cls(table, test_set, read_result(path)) if path.is_file() else None
 
     def rows(self, name: str, *kinds: str) -> list[dict[str, Any]]:
         """The measurements of a row of the plan, of some kinds."""
@@ -87,8 +86,8 @@ def table_of(result: Result, container: Result | None) -> str:
         random = {item['budget']: item for item in result.rows(row.name, 'random')}
         for item in result.rows(row.name, 'budget'):
             budget = item['budget']
-            references = [f'{result.psnr(other[budget]):.3f}' for other in (oracle, random)]
-            lines.append(_line(result, f'{row.label}, budget {budget:g}', item, *references))
+            best, by_chance = (f'{result.psnr(other[budget]):.3f}' for other in (oracle, random))
+            lines.append(_line(result, f'{row.label}, budget {budget:g}', item, best, by_chance))
     if container is not None:
         label = f'ClassSR-like, {len(container.measured)} widths'
         routings = container.rows(CONTAINER, 'budget')
@@ -97,7 +96,7 @@ def table_of(result: Result, container: Result | None) -> str:
         for item in routings:
             lines.append(_line(result, f'{label}, budget {item["budget"]:g}', item, dense=dense))
     header = ['network', 'PSNR', 'SSIM', 'average MACs', 'saved', 'time', 'parameters', 'oracle', 'random', 'shares']
-    return markdown(header, lines)
+    return markdown_table(header, lines)
 
 
 def _line(
@@ -133,7 +132,7 @@ def gains_of(result: Result) -> str:
         lines.append([*line, '' if as_fast is None else f'{as_fast - psnr:+.3f}'])
     header = ['rival', 'its MACs', 'its PSNR', 'ClassPruning there', 'gain (dB)', 'its time', 'gain at its time (dB)']
     shown = len(header) - 2 if result.table.timed_apart else len(header)
-    return markdown(header[:shown], [line[:shown] for line in lines])
+    return markdown_table(header[:shown], [line[:shown] for line in lines])
 
 
 def _psnr_at(result: Result, cost: str, value: float) -> float | None:
@@ -143,8 +142,14 @@ def _psnr_at(result: Result, cost: str, value: float) -> float | None:
     routings = sorted((row[cost], result.mean_psnr(row)) for row in result.rows(name, 'budget'))
     found = [result.mean_psnr(row) for row in result.rows(name, 'candidate') if row[cost] <= value]
     if routings[0][0] <= value:
-        found.append(float(np.interp(value, *zip(*routings))))
+        found.append(_interpolated(value, routings))
     return max(found, default=None)
+
+
+def _interpolated(x: float, points: list[tuple[float, float]]) -> float:
+    """y at x of points (x, y), which rise in x; beyond them that of the nearest one."""
+    xs, ys = zip(*points)
+    return float(np.interp(x, xs, ys))
 
 
 def figures_of(result: Result) -> str:
@@ -164,7 +169,7 @@ def figures_of(result: Result) -> str:
         ["classifier's share of the dense MACs", f'{classifier:.2%}'],
         ['largest distance from a budget', f'{off:.2%}'],
     ]
-    return markdown(['ClassPruning', ''], lines)
+    return markdown_table(['ClassPruning', ''], lines)
 
 
 def saved_at_equal_quality(result: Result) -> str:
@@ -172,7 +177,7 @@ def saved_at_equal_quality(result: Result) -> str:
     least = result.mean_psnr(result.dense) - _EQUAL_QUALITY
     # Between the measured budgets by interpolation; PSNR rises with the budget.
     points = sorted((result.mean_psnr(row), row['saved']) for row in result.rows(result.routed.name, 'budget'))
-    return f'{np.interp(least, *zip(*points)):.0%}' if least <= points[-1][0] else 'not reached'
+    return f'{_interpolated(least, points):.0%}' if least <= points[-1][0] else 'not reached'
 
 
 def _oracle_share(result: Result, name: str) -> float:
@@ -183,7 +188,7 @@ def _oracle_share(result: Result, name: str) -> float:
     for row in result.rows(name, 'budget'):
         if 0.4 <= row['budget'] <= 0.8:
             affordable = [psnr for macs, psnr in fixed if macs <= row['macs'] * 1.01]
-            reference = max(float(np.interp(row['macs'], *zip(*fixed))), *affordable)
+            reference = max(_interpolated(row['macs'], fixed), *affordable)
             shares.append((result.psnr(row) - reference) / (result.psnr(oracle[row['budget']]) - reference))
     return float(np.mean(shares))
 
@@ -208,7 +213,8 @@ def seeds_of(result: Result) -> str:
             dense = means.get('dense', result.psnr(result.dense))
             distance = f'{means[label] - dense:+.3f}'
             lines.append([label, str(len(values)), f'{saved:.1%}', f'{means[label]:.3f}', spread, distance])
-    return markdown(['network', 'trainings', 'MACs saved', 'mean PSNR', 'range', 'to dense'], lines) if lines else ''
+    header = ['network', 'trainings', 'MACs saved', 'mean PSNR', 'range', 'to dense']
+    return markdown_table(header, lines) if lines else ''
 
 
 def headline(results: list[Result]) -> str:
@@ -230,16 +236,15 @@ def headline(results: list[Result]) -> str:
         lines.append([result.table.title, f'{dense:.3f}', *distances, saved_at_equal_quality(result), shown])
     budgets_named = [f'budget {budget:g}' for budget in _HEADLINE_BUDGETS]
     header = ['network', 'dense', 'static 2:4, SR-STE', 'static 8:16, calibrated', *budgets_named]
-    return markdown([*header, f'MACs saved at {_EQUAL_QUALITY} dB', f'time at {_TIMED_BUDGET:g}'], lines)
+    return markdown_table([*header, f'MACs saved at {_EQUAL_QUALITY} dB', f'time at {_TIMED_BUDGET:g}'], lines)
 
 
 def caption(result: Result) -> str:
     """What was measured, how and on what."""
     content = result.content
-    versions = ', '.join(f'{name} {version}' for name, version in content['machine']['versions'].items() if version)
     return (
         f'{result.test_set}, {content["pictures"]} pictures, `--degrade {content["degrade"]}`; '
-        f'{content["machine"]["processor"]}, {content["threads"]} thread(s); {versions}; '
+        f'{content["machine"]["processor"]}, {content["threads"]} thread(s); {versions_of(content["machine"])}; '
         f'`{content["table"]["command"]}`. Time is relative to the dense network in PyTorch or our kernels, whichever '
         'is faster.'
     )
@@ -259,7 +264,7 @@ def variants_of(result: Result) -> str:
                       f'{size:.3f} M'])  # fmt: skip
     header = ['ClassPruning', *(f'budget {budget:g}' for budget in VARIANTS_BUDGETS)]
     header += ["oracle's share", 'time at 0.5', 'parameters']
-    return markdown(header, lines) if len(lines) > 1 else ''
+    return markdown_table(header, lines) if len(lines) > 1 else ''
 
 
 def patterns_of(result: Result) -> str:
@@ -269,7 +274,7 @@ def patterns_of(result: Result) -> str:
         if row.sparse and not row.routed and row.name in result.measured:
             label = row.label if row.variant else '8:16, block 1'
             lines.append(_line(result, label, result.rows(row.name, 'candidate')[0])[:7])
-    return markdown(['pattern', 'PSNR', 'SSIM', 'MACs', 'saved', 'time', 'parameters'], lines) if lines else ''
+    return markdown_table(['pattern', 'PSNR', 'SSIM', 'MACs', 'saved', 'time', 'parameters'], lines) if lines else ''
 
 
 def section(folder: Path, table: Table) -> str:
@@ -290,10 +295,12 @@ def section(folder: Path, table: Table) -> str:
     return '\n'.join(parts) if len(parts) > 1 else ''
 
 
-def write(folder: Path) -> None:
-    """Writes all tables into the page."""
+def write(root: Path) -> None:
+    """Writes all tables into the page and the README, as far as their result files are there."""
+    folder = root / RESULTS
     sections = '\n'.join(filter(None, (section(folder, table) for table in instances.TABLES)))
-    write_blocks(PAGE, {'tables': sections})
+    write_blocks(root / 'docs/benchmarks.md', {'tables': sections})
     for test_set in (LARGE, 'Set14'):
         results = [Result.read(folder, table, test_set) for table in instances.TABLES]
-        write_blocks(README, {f'headline {test_set}': headline([result for result in results if result is not None])})
+        lines = headline([result for result in results if result is not None])
+        write_blocks(root / 'README.md', {f'headline {test_set}': lines})

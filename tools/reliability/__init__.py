@@ -1,0 +1,1 @@
+"""Harnesses that try to lose, corrupt, crash and break in, as tests that take long; ``run.py`` runs them."""
