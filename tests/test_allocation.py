@@ -130,7 +130,18 @@ def test_the_layers_that_matter_keep_more_and_the_output_moves_less_than_with_on
 def test_a_training_takes_the_layers_of_the_checkpoint_it_starts_from(prunable, tmp_path, monkeypatch):
     out, report = tmp_path / 'pruned.pth', tmp_path / 'report.json'
     calibration = ('--calibration', str(prunable / 'pictures'), '--degrade', 'noise25-25')
-    argv = ('--candidates', '1:4', '2:4', '4:4', '--weights', 'own', '--per-layer', '--no-bypass', '--json', str(report))
+    argv = (
+        '--candidates',
+        '1:4',
+        '2:4',
+        '4:4',
+        '--weights',
+        'own',
+        '--per-layer',
+        '--no-bypass',
+        '--json',
+        str(report),
+    )
     assert prune(prunable, out, *calibration, *argv) == 0
     net = load(out)
     assert net.options['layers']

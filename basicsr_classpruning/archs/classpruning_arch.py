@@ -145,7 +145,10 @@ class ClassPruning(nn.Module):
         return RoutedNetwork(
             module=self,
             subnetworks=tuple(
-                self._make_subnetwork(name, partial(self._plain, candidate), self.patterns(candidate))
+                replace(
+                    self._make_subnetwork(name, partial(self._plain, candidate), self.patterns(candidate)),
+                    runs_base=isinstance(candidate, SparseCandidate),
+                )
                 for name, candidate in zip(names, self.ladder)
             ),
             dense=self._dense(),

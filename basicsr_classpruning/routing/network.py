@@ -41,6 +41,8 @@ class Subnetwork:
     """Of the images that it takes."""
     sizes: SizeRequirements
     """Of the images that it takes."""
+    runs_base: bool = True
+    """Whether it is the base network with weights of its own: its layers have the names of the dense one's."""
     _made: Once = field(default_factory=Once, repr=False, compare=False)
 
     @property
@@ -175,6 +177,6 @@ def ladder_of_networks(networks: Sequence[RoutedNetwork], names: Sequence[str], 
         classifier = count_by_module(router.classifier, counted[-1].size)['']
         return NetworkMacs(counted[-1].size, counted[-1].dense, tuple(macs.dense for macs in counted), classifier, ())
 
-    subnetworks = tuple(replace(network.dense, name=name) for name, network in zip(names, networks))
+    subnetworks = tuple(replace(network.dense, name=name, runs_base=False) for name, network in zip(names, networks))
     module = nn.ModuleList([*(network.module for network in networks), router.classifier])
     return RoutedNetwork(module, subnetworks, networks[-1].dense, router, count_macs)

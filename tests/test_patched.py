@@ -1,0 +1,96 @@
+"""Several candidates on one image, layer by layer: against whole images, and against a choice pixel by pixel."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny import classpruning, dense
+from torch import nn
+
+from basicsr_classpruning.archs.classpruning_arch import ClassPruning
+from basicsr_classpruning.archs.forms import as_routed
+from basicsr_classpruning.inference.patched import CELL, NOTHING, NotPatchable, PatchedNetwork
+
+LADDER = ['0:4', '1:4', '2:4', '4:4']
+
+
+@pytest.mark.parametrize('name', ['EDSR', 'MSRResNet', 'SRVGGNetCompact', 'DnCNN'])
+@pytest.mark.parametrize('candidate', [1, 2, 3])
+def test_one_candidate_everywhere_is_that_candidate(name, candidate):
+    net = classpruning(name, candidates=LADDER)
+    x = torch.rand(1, 3, 3 * CELL, 2 * CELL)
+    found = PatchedNetwork(net.routed())(x, np.full((3, 2), candidate))
+    torch.testing.assert_close(found, net.restore_with(x, candidate), atol=1e-5, rtol=1e-5)
+
+
+def test_every_cell_takes_its_own_weights_and_its_neighbours_features():
+    net = classpruning('DnCNN', candidates=LADDER, weights='own')
+    for layer in net.base.modules():
+        if hasattr(layer, 'reset_candidates'):
+            layer.reset_candidates()
+    routed = net.routed()
+    cells = np.random.default_rng(0).integers(-1, 4, (4, 5))
+    cells = PatchedNetwork(routed).with_ring(cells)
+    x = torch.rand(1, 3, 4 * CELL, 5 * CELL)
+    chosen = torch.from_numpy(np.repeat(np.repeat(cells, CELL, 0), CELL, 1))
+    features = x
+    models = {k: routed.subnetworks[k].net.model for k in (1, 2, 3)}
+    for number, layer in enumerate(models[3]):
+        if not isinstance(layer, nn.Conv2d):
+            features = layer(features)
+            continue
+        answers = {k: model[number](features) for k, model in models.items()}
+        features = torch.zeros_like(answers[1])
+        for k, answer in answers.items():
+            features = torch.where(chosen == k, answer, features)
+    found = PatchedNetwork(routed)(x, cells)
+    torch.testing.assert_close(found, x - features, atol=1e-5, rtol=1e-5)
+
+
+def test_the_ring_is_the_sparsest_subnetwork_around_what_runs():
+    patched = PatchedNetwork(classpruning('DnCNN', candidates=LADDER).routed())
+    cells = np.zeros((5, 6), int)
+    cells[1, 4] = 3
+    wanted = np.full((5, 6), NOTHING)
+    wanted[0:3, 3:6] = 1
+    wanted[1, 4] = 3
+    assert (patched.with_ring(cells) == wanted).all()
+    assert (patched.with_ring(np.zeros((2, 2), int)) == NOTHING).all()
+
+
+def test_far_from_what_runs_nothing_changes():
+    """What a bypassed neighbourhood holds has no influence, and a whole ring makes the rest nearly right."""
+    net = classpruning('EDSR', candidates=LADDER)
+    patched = PatchedNetwork(net.routed())
+    cells = np.zeros((8, 8), int)
+    cells[2:6, 2:6] = 3
+    x = torch.rand(1, 3, 8 * CELL, 8 * CELL)
+    other = x.clone()
+    other[..., :6] = 0
+    inside = slice(2 * 2 * CELL, 2 * 6 * CELL)
+    one, two = (patched(image, patched.with_ring(cells))[..., inside, inside] for image in (x, other))
+    assert torch.equal(one, two)
+    whole = net.restore_with(x, '4:4')[..., inside, inside]
+    assert (one - whole).square().mean() < 0.1 * (
+        net.restore_with(x, '1:4')[..., inside, inside] - whole
+    ).square().mean()
+
+
+@pytest.mark.parametrize('name', ['RCAN', 'SwinIR', 'NAFNet'])
+def test_networks_that_see_more_say_so(name):
+    with pytest.raises(NotPatchable, match=r'see more of the image|cannot be traced'):
+        PatchedNetwork(classpruning(name).routed())
+
+
+def test_convolutions_that_change_the_size_are_refused():
+    base = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 2, 2), nn.PixelShuffle(2))
+    net = ClassPruning({'type': 'Strided'}, ['2:4', '4:4'], base_net=base)
+    with pytest.raises(NotPatchable, match='1 is a convolution that changes the size'):
+        PatchedNetwork(net.routed())
+
+
+def test_a_dense_network_has_nothing_to_choose():
+    routed = as_routed(dense('EDSR'))
+    x = torch.rand(1, 3, CELL, CELL)
+    torch.testing.assert_close(PatchedNetwork(routed)(x, np.zeros((1, 1), int)), routed.dense.restore(x))
