@@ -157,7 +157,7 @@ def test_routed_tiles_are_restored_by_their_candidates(net):
     restoration = restorer.start(picture)
     assert len(np.unique(restoration.classes)) > 1
     result = np.concatenate(list(restoration.bands()))
-    grid = restoration.grid
+    grid = restoration.parts
     for number, k in enumerate(restoration.classes):
         row, col = divmod(number, len(grid.cols.starts))
         top, left = grid.rows.starts[row], grid.cols.starts[col]

@@ -37,7 +37,7 @@ def class_map_figure(restorer: Restorer, truth: np.ndarray, degradation: Degrada
     truth = truth[: len(truth) // scale * scale, : truth.shape[1] // scale * scale]
     degraded = as_uint8(degradation.degrade(truth, picture_rng('photograph', 0)))
     restored, stats = restorer.restore(degraded)
-    grid = restorer.start(degraded).grid
+    grid = restorer.start(degraded).parts
     enlarged = cv2.resize(degraded, truth.shape[1::-1], interpolation=cv2.INTER_CUBIC)
     colours = candidate_colours(len(restorer.info.candidates))
     panels = (

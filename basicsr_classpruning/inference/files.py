@@ -161,7 +161,7 @@ def restore_file(restorer: Restorer, job: FileJob, max_pixels: int, progress: Pr
     restoration = restorer.start(picture.pixels)
     if job.class_map is not None:
         labels = restorer.info.candidates or ('dense',)
-        write_picture(job.class_map, draw_class_map(picture, restoration.grid, restoration.classes, labels))
+        write_picture(job.class_map, draw_class_map(picture, restoration.parts, restoration.classes, labels))
 
     def rows() -> Iterator[np.ndarray]:
         done = 0

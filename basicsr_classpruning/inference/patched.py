@@ -30,7 +30,8 @@ _POINTWISE_MODULES = (
 )  # fmt: skip
 _POINTWISE_FUNCTIONS = {
     'add', 'sub', 'mul', 'truediv', 'div', 'neg', 'relu', 'leaky_relu', 'gelu', 'silu', 'sigmoid', 'tanh', 'cat',
-    'chunk', 'split', 'getitem', 'getattr', 'pixel_shuffle', 'pixel_unshuffle', 'interpolate', 'clamp', 'type_as', 'to', 'size',
+    'chunk', 'split', 'getitem', 'getattr', 'pixel_shuffle', 'pixel_unshuffle', 'interpolate', 'clamp',
+    'type_as', 'to', 'size',
 }  # fmt: skip
 
 
