@@ -14,7 +14,7 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from basicsr_classpruning.archs.base_network import build_base, input_channels, load_fitting
+from basicsr_classpruning.archs.base_network import build_base, find_inputs, load_fitting
 from basicsr_classpruning.archs.ecbsr_fold import fold_ecbsr_state_dict
 from basicsr_classpruning.archs.sizes import Sizes, probe_sizes, run_padded
 from basicsr_classpruning.errors import UsageError, UserError
@@ -95,8 +95,9 @@ class ClassPruning(nn.Module):
             if len(ladder) != len(patterns):
                 raise UsageError(f'network_g.layers.{expression}: {len(patterns)} patterns are needed, one a candidate')
         self.base = build_base(base) if base_net is None else base_net
-        self.num_in_ch = input_channels(self.base, base)
-        self.choices = tuple(choose_layers(self.base, patterns, skip, layer_patterns))
+        inputs = find_inputs(self.base, base)
+        self.num_in_ch = inputs.channels
+        self.choices = tuple(choose_layers(self.base, patterns, skip, layer_patterns, inputs.use))
         if not any(choice.patterns for choice in self.choices):
             reasons = '; '.join(sorted({choice.reason for choice in self.choices})) or 'it has no such layers'
             raise UsageError(
@@ -112,6 +113,7 @@ class ClassPruning(nn.Module):
         self.log_price = nn.Parameter(torch.tensor(FIRST_LOG_PRICE))
         self.budget: float | None = None
         self._reset_caches()
+        self._sizes = inputs.sizes
 
     # ---------------------------------------------------------------- caches
 

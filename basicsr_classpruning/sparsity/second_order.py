@@ -24,12 +24,16 @@ from basicsr_classpruning.sparsity import mask_search
 from basicsr_classpruning.sparsity.calibration import (
     CalibrationOptions,
     Moments,
-    PrunableLayer,
     PrunedLayer,
+    columns_of,
     draw_sampling,
     observe,
+    weight_of,
 )
+from basicsr_classpruning.sparsity.layers import run_transposed
+from basicsr_classpruning.sparsity.masks import mask_of
 from basicsr_classpruning.sparsity.nested_search import nested_ranks
+from basicsr_classpruning.sparsity.orientation import PrunableLayer, as_stored, by_output, channels_of
 from basicsr_classpruning.sparsity.pattern import Pattern
 
 Progress = Callable[[int, int], None]
@@ -46,7 +50,7 @@ def prune_second_order(
     """Prunes a network to several candidates, each with its own weights.
 
     Args:
-        net: the dense network; it is not changed. Its named layers are ``nn.Conv2d`` with groups = 1 or ``nn.Linear``.
+        net: the dense network; it is not changed. Its named layers are ``nn.Conv2d``, ``nn.ConvTranspose2d`` or ``nn.Linear``.
         layers: for each sparse candidate the pattern of each layer that it prunes.
         batches: calibration inputs ``(B, C, H, W)``, all of one C, H and W, as the network will meet them. They run
             together: memory grows with their number times that of the candidates.
@@ -102,16 +106,21 @@ def rank_second_order(
     ranks: dict[str, Tensor] = {}
 
     def solve(name: str, layer: PrunableLayer, moments: Sequence[Moments]) -> list[PrunedLayer]:
-        dense = layer.weight.detach().flatten(1).double().cpu()
+        dense = columns_of(layer, layer.weight.detach()).double().cpu()
         own = [k for k, candidate in enumerate(layers) if name in candidate]
         losses = [damped(moments[k], dense, layer.bias is not None, options.damping) for k in own]
-        columns = nested_ranks(losses, dense, layer.weight.shape[1], [layers[k][name] for k in own])
-        ranks[name] = columns.view(layer.weight.shape).to(layer.weight.device)
+        patterns = [layers[k][name] for k in own]
+        columns = [
+            nested_ranks([(squares[g], cross[g]) for squares, cross in losses], part, channels_of(layer), patterns)
+            for g, part in enumerate(dense)
+        ]
+        ranks[name] = weight_of(layer, torch.stack(columns)).to(layer.weight.device)
         pruned = [_as_it_was(layer)] * len(layers)
         for k in own:
-            weights = dense * (columns < layers[k][name].n)
-            bias = corrected_bias(layer, moments[k], weights)
-            pruned[k] = PrunedLayer(weights.view(layer.weight.shape).to(layer.weight), bias)
+            mask = as_stored(layer, mask_of(by_output(layer, ranks[name]), layers[k][name]))
+            weight = layer.weight.detach() * mask
+            bias = corrected_bias(layer, moments[k], columns_of(layer, weight).double().cpu())
+            pruned[k] = PrunedLayer(weight, bias)
         return pruned
 
     solved = _sweep(net, _named_layers(net, layers), len(layers), batches, solve, options, progress)
@@ -173,10 +182,15 @@ def prune_layer(layer: PrunableLayer, moments: Moments, pattern: Pattern, option
     """Prunes one layer so that it answers as wanted on the inputs observed; see ``mask_search.solve``."""
     if pattern.is_dense:
         return _as_it_was(layer)
-    dense = layer.weight.detach().flatten(1).double().cpu()
-    hessian, cross = damped(moments, dense, layer.bias is not None, options.damping)
-    weights = mask_search.solve(hessian, cross, layer.weight.shape[1], pattern, options.rounds)
-    return PrunedLayer(weights.view(layer.weight.shape).to(layer.weight), corrected_bias(layer, moments, weights))
+    dense = columns_of(layer, layer.weight.detach()).double().cpu()
+    hessians, crosses = damped(moments, dense, layer.bias is not None, options.damping)
+    weights = torch.stack(
+        [
+            mask_search.solve(hessian, cross, channels_of(layer), pattern, options.rounds)
+            for hessian, cross in zip(hessians, crosses)
+        ]
+    )
+    return PrunedLayer(weight_of(layer, weights).to(layer.weight), corrected_bias(layer, moments, weights))
 
 
 def damped(moments: Moments, dense: Tensor, centred: bool, damping: float) -> tuple[Tensor, Tensor]:
@@ -184,27 +198,31 @@ def damped(moments: Moments, dense: Tensor, centred: bool, damping: float) -> tu
 
     Args:
         moments: what the layer receives and should answer.
-        dense: its dense weights W, ``(O, K)`` float64.
+        dense: its dense weights W, ``(G, O / G, K)`` float64; G are convolution groups.
         centred: whether a bias takes care of the means.
         damping: see ``CalibrationOptions``. With few samples it grows, as far as they say nothing.
+
+    Returns:
+        ``(G, K, K)`` and ``(G, O / G, K)``, float64 on the CPU.
     """
     if moments.count == 0:
-        return torch.eye(dense.shape[1], dtype=torch.float64), dense
+        return torch.eye(dense.shape[2], dtype=torch.float64).repeat(len(dense), 1, 1), dense
     hessian, cross = (moment.cpu() for moment in moments.second(centred))
-    scale = float(hessian.diagonal().mean()) or 1.0  # a layer that receives only zeros is pruned by magnitude
-    weight = scale * max(damping, min(1.0, len(hessian) / moments.count / 10))
-    hessian.diagonal().add_(weight)
-    return hessian, cross + weight * dense
+    scale = hessian.diagonal(dim1=1, dim2=2).mean(1)
+    scale[scale == 0] = 1.0  # a layer that receives only zeros is pruned by magnitude
+    weight = scale * max(damping, min(1.0, hessian.shape[1] / moments.count / 10))
+    hessian.diagonal(dim1=1, dim2=2).add_(weight[:, None])
+    return hessian, cross + weight[:, None, None] * dense
 
 
 def corrected_bias(layer: PrunableLayer, moments: Moments, weights: Tensor) -> Tensor | None:
-    """The bias ``(O,)`` with which weights ``(O, K)`` answer the wanted mean; None where the layer has none."""
+    """The bias ``(O,)`` with which weights ``(G, O / G, K)`` answer the wanted mean; None where the layer has none."""
     if layer.bias is None:
         return None
     if moments.count == 0:
         return layer.bias.detach().clone()
     inputs, outputs = moments.means()
-    return (outputs - weights.to(inputs) @ inputs).to(layer.bias)
+    return (outputs - (weights.to(inputs) @ inputs[:, :, None])[:, :, 0]).flatten().to(layer.bias)
 
 
 def _as_it_was(layer: PrunableLayer) -> PrunedLayer:
@@ -216,8 +234,8 @@ def _named_layers(net: nn.Module, layers: Sequence[Mapping[str, Pattern]]) -> di
     named: dict[str, PrunableLayer] = {}
     for name in dict.fromkeys(name for candidate in layers for name in candidate):
         module = modules.get(name)
-        if not isinstance(module, (nn.Conv2d, nn.Linear)) or getattr(module, 'groups', 1) != 1:
-            raise ValueError(f'{name!r} is no convolution with groups = 1 and no linear layer of the network')
+        if not isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            raise ValueError(f'{name!r} is no convolution and no linear layer of the network')
         named[name] = module
     return named
 
@@ -227,9 +245,13 @@ def _generator(name: str, options: CalibrationOptions) -> torch.Generator:
     return torch.Generator().manual_seed(options.seed + zlib.crc32(name.encode()))
 
 
-def _run(layer: PrunableLayer, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _run(
+    layer: PrunableLayer, inputs: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None = None
+) -> Tensor:
     if isinstance(layer, nn.Conv2d):
         return layer._conv_forward(inputs, weight, bias)
+    if isinstance(layer, nn.ConvTranspose2d):
+        return run_transposed(layer, inputs, weight, bias, output_size)
     return functional.linear(inputs, weight, bias)
 
 
