@@ -124,7 +124,7 @@ def observe(
     """The samples of one call of a layer, in chunks: unfolded inputs ``(G, K, N)``, wanted outputs ``(G, O / G, N)``."""
     groups = groups_of(layer)
     if isinstance(layer, nn.ConvTranspose2d):
-        pieces = _observe_pictures(_as_convolution(layer), _zeros_between(layer, inputs), outputs, sampling)
+        pieces = _observe_pictures(_as_convolution(layer), _zeros_between(layer, inputs, outputs), outputs, sampling)
     elif isinstance(layer, nn.Conv2d):
         pieces = _observe_pictures(layer, inputs, outputs, sampling)
     else:
@@ -162,16 +162,17 @@ def _as_convolution(layer: nn.ConvTranspose2d) -> nn.Conv2d:
     )
 
 
-def _zeros_between(layer: nn.ConvTranspose2d, inputs: Tensor) -> Tensor:
+def _zeros_between(layer: nn.ConvTranspose2d, inputs: Tensor, outputs: Tensor) -> Tensor:
     """Inputs of a transposed convolution with stride − 1 zeros between the pixels, and the border that it works on."""
     pictures, channels, height, width = inputs.shape
-    (down, across), output_padding = layer.stride, layer.output_padding
+    (down, across) = layer.stride
     spread = inputs.new_zeros(pictures, channels, (height - 1) * down + 1, (width - 1) * across + 1)
     spread[:, :, ::down, ::across] = inputs
     border: list[int] = []
     for axis in (1, 0):
-        before = layer.dilation[axis] * (layer.kernel_size[axis] - 1) - int(layer.padding[axis])
-        border += [before, before + int(output_padding[axis])]
+        reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
+        before = reach - int(layer.padding[axis])
+        border += [before, outputs.shape[2 + axis] + reach - before - spread.shape[2 + axis]]
     return functional.pad(spread, border)
 
 

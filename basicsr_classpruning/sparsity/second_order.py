@@ -167,10 +167,7 @@ def errors_of_single_layers(
         for pattern in layers[name]:
             pruned = prune_layer(layer, moments, pattern, options)
 
-            def forward(own: PrunableLayer, inputs: Tensor, new: PrunedLayer = pruned) -> Tensor:
-                return _run(own, inputs, new.weight, new.bias)
-
-            twin = _with_forwards(net, {name: forward})
+            twin = _with_forwards(net, {name: partial(_run_pruned, pruned)})
             moved = torch.cat([twin(batch) for batch in batches]).clamp(0, 1) - dense
             errors[name].append(float((importance * moved.square().mean((1, 2, 3))).mean()))
         if progress:
@@ -255,6 +252,12 @@ def _run(
     return functional.linear(inputs, weight, bias)
 
 
+def _run_pruned(
+    pruned: PrunedLayer, layer: PrunableLayer, inputs: Tensor, output_size: list[int] | None = None
+) -> Tensor:
+    return _run(layer, inputs, pruned.weight, pruned.bias, output_size)
+
+
 class _Sweep:
     """One forward pass of the dense network and all candidates, in which each layer is solved when it is reached."""
 
@@ -273,10 +276,10 @@ class _Sweep:
         self._known = known
         self._done = done
 
-    def forward(self, name: str, layer: PrunableLayer, inputs: Tensor) -> Tensor:
+    def forward(self, name: str, layer: PrunableLayer, inputs: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Stands in for the forward of a layer; ``inputs`` are those of all networks, one after the other."""
         dense, *pruned = inputs.chunk(self._candidates + 1)
-        wanted = _run(layer, dense, layer.weight, layer.bias)
+        wanted = _run(layer, dense, layer.weight, layer.bias, output_size)
         if name not in self.solved:
             if name in self._known:
                 moments = [self._known[name]] * self._candidates
@@ -288,7 +291,7 @@ class _Sweep:
                         seen.add(*chunk)
             self.solved[name] = self._solve(name, layer, moments)
             self._done()
-        outputs = [_run(layer, own, new.weight, new.bias) for own, new in zip(pruned, self.solved[name])]
+        outputs = [_run(layer, own, new.weight, new.bias, output_size) for own, new in zip(pruned, self.solved[name])]
         return torch.cat([wanted, *outputs])
 
 
@@ -320,7 +323,7 @@ def _sweep(
     return solved
 
 
-def _with_forwards(net: nn.Module, forwards: Mapping[str, Callable[[PrunableLayer, Tensor], Tensor]]) -> nn.Module:
+def _with_forwards(net: nn.Module, forwards: Mapping[str, Callable[..., Tensor]]) -> nn.Module:
     """A copy of a network in eval mode whose named layers have other forwards, called with the layer and its input."""
     twin = copy.deepcopy(net).eval()
     modules = dict(twin.named_modules())
@@ -333,9 +336,9 @@ def _count_calls(net: nn.Module, names: Mapping[str, PrunableLayer], picture: Te
     """How often each layer is called for one picture ``(1, C, H, W)``, and the network's output."""
     calls = dict.fromkeys(names, 0)
 
-    def forward(name: str, layer: PrunableLayer, inputs: Tensor) -> Tensor:
+    def forward(name: str, layer: PrunableLayer, inputs: Tensor, output_size: list[int] | None = None) -> Tensor:
         calls[name] += 1
-        return _run(layer, inputs, layer.weight, layer.bias)
+        return _run(layer, inputs, layer.weight, layer.bias, output_size)
 
     output = _with_forwards(net, {name: partial(forward, name) for name in names})(picture)
     return calls, output
@@ -351,8 +354,8 @@ def _dense_moments(
     moments = {name: Moments() for name in names}
     generators = {name: _generator(name, options) for name in names}
 
-    def forward(name: str, layer: PrunableLayer, inputs: Tensor) -> Tensor:
-        outputs = _run(layer, inputs, layer.weight, layer.bias)
+    def forward(name: str, layer: PrunableLayer, inputs: Tensor, output_size: list[int] | None = None) -> Tensor:
+        outputs = _run(layer, inputs, layer.weight, layer.bias, output_size)
         sampling = draw_sampling(layer, outputs, options.samples, generators[name])
         for chunk in observe(layer, inputs, outputs, sampling):
             moments[name].add(*chunk)
