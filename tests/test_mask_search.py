@@ -77,7 +77,7 @@ PROBLEMS = [
 @pytest.mark.parametrize(('pattern', 'channels', 'taps'), PROBLEMS, ids=str)
 def test_masks_are_near_the_best_of_all_masks(pattern: Pattern, channels: int, taps: int) -> None:
     ratios = []
-    for seed in range(6):
+    for seed in range(12):
         problem = random_problem(8, pattern, channels, taps, seed)
         greedy = mask_search.greedy_mask(problem)
         found = block_losses(problem, mask_search.exchange(problem, greedy, rounds=6))

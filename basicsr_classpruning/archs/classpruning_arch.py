@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from basicsr_classpruning.archs.base_network import build_base, find_inputs, load_fitting
 from basicsr_classpruning.archs.ecbsr_fold import fold_ecbsr_state_dict
-from basicsr_classpruning.archs.sizes import Sizes, probe_sizes, run_padded
+from basicsr_classpruning.archs.sizes import Sizes, run_padded
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.sparsity import (
     DENSE,
@@ -112,14 +112,13 @@ class ClassPruning(nn.Module):
         # cost.
         self.log_price = nn.Parameter(torch.tensor(FIRST_LOG_PRICE))
         self.budget: float | None = None
-        self._reset_caches()
-        self._sizes = inputs.sizes
+        self._reset_caches(inputs.sizes)
 
     # ---------------------------------------------------------------- caches
 
-    def _reset_caches(self) -> None:
+    def _reset_caches(self, sizes: Sizes) -> None:
         self._frozen: dict[int, nn.Module] = {}
-        self._sizes: Sizes | None = None
+        self._sizes = sizes
         self._reference: NetworkMacs | None = None
         self._lock = threading.RLock()
 
@@ -199,11 +198,8 @@ class ClassPruning(nn.Module):
 
     @property
     def sizes(self) -> Sizes:
-        """Which image sizes the base network takes, and its scale; found once."""
-        with self._lock:
-            if self._sizes is None:
-                self._sizes = probe_sizes(self.frozen_dense(), self.num_in_ch)
-            return self._sizes
+        """Which image sizes the base network takes, and its scale."""
+        return self._sizes
 
     @property
     def scale(self) -> int:

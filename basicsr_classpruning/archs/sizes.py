@@ -89,6 +89,14 @@ def probe(net: nn.Module, channels: Sequence[int]) -> Inputs:
     raise UserError(f'{type(net).__name__} restores no image of any size tried: {complaint}')
 
 
+@torch.no_grad()
+def bytes_of_image(net: nn.Module, channels: int, side: int) -> int:
+    """Most memory that the tensors of one forward pass take at a time, for one square image; weights not counted."""
+    run = _Run(copy.deepcopy(net).eval())
+    run.scale(channels, side, side)
+    return run.peak
+
+
 def _sides() -> Iterator[tuple[int, int, int]]:
     """Multiples with the heights and widths on which they are tried."""
     for multiple in _MULTIPLES:
@@ -129,6 +137,11 @@ class _Run:
         """What the last run showed."""
         return self._watched.use
 
+    @property
+    def peak(self) -> int:
+        """Most bytes alive at a time in the last run."""
+        return self._limits.peak
+
     def scale(self, channels: int, height: int, width: int) -> int:
         """Output side over input side; raises ValueError where the network does not take the image."""
         image = torch.zeros(1, channels, height, width, device=self._device)
@@ -158,7 +171,7 @@ class _Run:
     def check_reference(self, pixels: int) -> None:
         """Raises UserError where an image of the reference size, judged by the last run, would be too much."""
         times = _REFERENCE_SIDE**2 / pixels
-        seconds, size = times * self._seconds, times * self._limits.peak
+        seconds, size = times * self._seconds, times * self.peak
         if seconds > _MOST_SECONDS or size > _MOST_BYTES:
             raise UserError(
                 f'{type(self._net).__name__} is too large to be pruned here: an image of '
@@ -256,7 +269,8 @@ class _WatchedLayers(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        owners = {self._owners.get(id(value)) for value in tree_leaves((args, kwargs))} - {None, self.running}
+        owners = {self._owners[id(value)] for value in tree_leaves((args, kwargs)) if id(value) in self._owners}
+        owners.discard(self.running)
         if owners and any(isinstance(value, Tensor) for value in tree_leaves(result)):  # else a shape or device
             self._read |= owners
         return result

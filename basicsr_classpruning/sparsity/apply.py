@@ -93,7 +93,7 @@ def choose_layers(
         if reason:
             choices.append(LayerChoice(name, (), reason))
         else:
-            choices.append(LayerChoice(name, own_patterns, '', channels_of(module)))  # type: ignore[arg-type]
+            choices.append(LayerChoice(name, own_patterns, '', channels_of(module)))
     return choices
 
 

@@ -121,7 +121,7 @@ def draw_sampling(layer: PrunableLayer, outputs: Tensor, limit: int, generator: 
 def observe(
     layer: PrunableLayer, inputs: Tensor, outputs: Tensor, sampling: Sampling
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The samples of one call of a layer, in chunks: unfolded inputs ``(G, K, N)``, wanted outputs ``(G, O / G, N)``."""
+    """The samples of one call of a layer, in chunks: unfolded inputs ``(G, K, N)`` and outputs ``(G, O / G, N)``."""
     groups = groups_of(layer)
     if isinstance(layer, nn.ConvTranspose2d):
         pieces = _observe_pictures(_as_convolution(layer), _zeros_between(layer, inputs, outputs), outputs, sampling)
@@ -177,7 +177,7 @@ def _zeros_between(layer: nn.ConvTranspose2d, inputs: Tensor, outputs: Tensor) -
 
 
 def columns_of(layer: PrunableLayer, weight: Tensor) -> Tensor:
-    """A weight in the layer's shape as a matrix for each convolution group, ``(G, O / G, K)``: what multiplies samples."""
+    """A weight in the layer's shape as what multiplies samples, ``(G, O / G, K)``: a matrix for each conv. group."""
     by_output_channel = by_output(layer, weight)
     if isinstance(layer, nn.ConvTranspose2d):
         by_output_channel = by_output_channel.flip(2, 3)

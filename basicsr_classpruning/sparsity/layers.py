@@ -248,7 +248,7 @@ def run_transposed(
         bias,
         layer.stride,
         layer.padding,  # type: ignore[arg-type]
-        padding,  # type: ignore[arg-type]
+        padding,
         layer.groups,
         layer.dilation,
     )

@@ -17,7 +17,7 @@ def channels_of(layer: PrunableLayer) -> int:
     return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels // layer.groups
 
 
-def by_output(layer: PrunableLayer, values: Tensor) -> Tensor:
+def by_output(layer: nn.Module, values: Tensor) -> Tensor:
     """Values in the shape of the layer's weight as ``(O, C / groups, *taps)``, along which patterns run.
 
     That is how convolutions and linear layers store them; transposed convolutions have ``(C, O / groups, *taps)``.
@@ -27,7 +27,7 @@ def by_output(layer: PrunableLayer, values: Tensor) -> Tensor:
     return values.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
 
 
-def as_stored(layer: PrunableLayer, values: Tensor) -> Tensor:
+def as_stored(layer: nn.Module, values: Tensor) -> Tensor:
     """The inverse of ``by_output``: ``(O, C / groups, *taps)`` in the shape of the layer's weight."""
     if not isinstance(layer, nn.ConvTranspose2d):
         return values

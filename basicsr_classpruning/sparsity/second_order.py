@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -36,6 +36,8 @@ from basicsr_classpruning.sparsity.nested_search import nested_ranks
 from basicsr_classpruning.sparsity.orientation import PrunableLayer, as_stored, by_output, channels_of
 from basicsr_classpruning.sparsity.pattern import Pattern
 
+_MOMENTS_BYTES = 2**29  # of the moments of several layers together
+
 Progress = Callable[[int, int], None]
 LayerSolver = Callable[[str, PrunableLayer, Sequence[Moments]], Sequence[PrunedLayer]]
 
@@ -50,8 +52,9 @@ def prune_second_order(
     """Prunes a network to several candidates, each with its own weights.
 
     Args:
-        net: the dense network; it is not changed. Its named layers are ``nn.Conv2d``, ``nn.ConvTranspose2d`` or ``nn.Linear``.
-        layers: for each sparse candidate the pattern of each layer that it prunes.
+        net: the dense network; it is not changed.
+        layers: for each sparse candidate the pattern of each layer that it prunes, which are
+            ``nn.Conv2d``, ``nn.ConvTranspose2d`` or ``nn.Linear``.
         batches: calibration inputs ``(B, C, H, W)``, all of one C, H and W, as the network will meet them. They run
             together: memory grows with their number times that of the candidates.
         options: how much work to spend.
@@ -60,7 +63,7 @@ def prune_second_order(
     Returns:
         For each candidate its pruned layers by name, in the order in which they run. Biases are corrected too; a layer
         without a bias gets none. A layer with a dense pattern is as it was. A layer that the network never calls is
-        pruned by magnitude.
+        pruned by magnitude (see ``unreached_layers``).
 
     Raises:
         UserError: the network treats a batch as something else than independent pictures.
@@ -278,6 +281,8 @@ class _Sweep:
 
     def forward(self, name: str, layer: PrunableLayer, inputs: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Stands in for the forward of a layer; ``inputs`` are those of all networks, one after the other."""
+        if len(inputs) % (self._candidates + 1):
+            raise _NotByPicture
         dense, *pruned = inputs.chunk(self._candidates + 1)
         wanted = _run(layer, dense, layer.weight, layer.bias, output_size)
         if name not in self.solved:
@@ -293,6 +298,10 @@ class _Sweep:
             self._done()
         outputs = [_run(layer, own, new.weight, new.bias, output_size) for own, new in zip(pruned, self.solved[name])]
         return torch.cat([wanted, *outputs])
+
+
+class _NotByPicture(Exception):
+    """A layer receives something else than equal parts of the pictures of each network."""
 
 
 @torch.no_grad()
@@ -311,16 +320,77 @@ def _sweep(
     known = _dense_moments(net, repeated, pictures, options)
     total = sum(count > 0 for count in calls.values())
     sweep = _Sweep(candidates, solve, options, known, lambda: progress(len(sweep.solved), total) if progress else None)
-    output = _with_forwards(net, {name: partial(sweep.forward, name) for name in named})(
-        pictures.repeat(candidates + 1, *[1] * (pictures.dim() - 1))
-    )
-    if not torch.allclose(output[:1], reference, rtol=1e-3, atol=1e-3 * float(reference.abs().max())):
-        raise UserError(f'{type(net).__name__} does not treat a batch as independent pictures: it cannot be calibrated')
+    try:
+        output = _with_forwards(net, {name: partial(sweep.forward, name) for name in named})(
+            pictures.repeat(candidates + 1, *[1] * (pictures.dim() - 1))
+        )
+        fits = _close(output[:1], reference)
+    except _NotByPicture:
+        fits = False
+    if not fits:
+        if not _close(net(pictures)[:1], reference):
+            raise UserError(
+                f'{type(net).__name__} does not treat a batch as independent pictures: it cannot be calibrated'
+            )
+        return _solve_apart(net, named, candidates, pictures, solve, options, progress)
     solved = dict(sweep.solved)
     for name, layer in named.items():
         if name not in solved:
             solved[name] = solve(name, layer, [Moments() for _ in range(candidates)])
     return solved
+
+
+def _close(output: Tensor, reference: Tensor) -> bool:
+    return torch.allclose(output, reference, rtol=1e-3, atol=1e-3 * float(reference.abs().max()))
+
+
+def _solve_apart(
+    net: nn.Module,
+    named: Mapping[str, PrunableLayer],
+    candidates: int,
+    pictures: Tensor,
+    solve: LayerSolver,
+    options: CalibrationOptions,
+    progress: Progress | None,
+) -> dict[str, Sequence[PrunedLayer]]:
+    """Solves for each layer by what it receives in the dense network, as far as pictures reach it.
+
+    For networks that hand a layer some pictures, or some tokens, of a batch only, as experts do that are chosen by the
+    input: what a layer receives cannot be told apart by candidate then.
+    """
+    solved: dict[str, Sequence[PrunedLayer]] = {}
+    for names in _few_at_a_time(named):
+        for name, moments in _dense_moments(net, names, pictures, options).items():
+            solved[name] = solve(name, named[name], [moments] * candidates)
+            if progress:
+                progress(len(solved), len(named))
+    return solved
+
+
+def _few_at_a_time(named: Mapping[str, PrunableLayer]) -> Iterator[list[str]]:
+    """Names of layers in parts whose moments fit into memory together."""
+    names: list[str] = []
+    size = 0
+    for name, layer in named.items():
+        groups, _, columns = columns_of(layer, layer.weight).shape
+        size += 8 * groups * columns**2
+        if names and size > _MOMENTS_BYTES:
+            yield names
+            names, size = [], 0
+        names.append(name)
+    if names:
+        yield names
+
+
+@torch.no_grad()
+def unreached_layers(net: nn.Module, names: Sequence[str], batches: Sequence[Tensor]) -> list[str]:
+    """Those of the named layers that no picture of the batches reaches, as an expert that is chosen by the input."""
+    calls = dict.fromkeys(names, 0)
+    named = {name: layer for name, layer in net.named_modules() if name in calls}
+    for batch in batches:
+        for name, count in _count_calls(net, named, batch)[0].items():
+            calls[name] += count
+    return [name for name, count in calls.items() if not count]
 
 
 def _with_forwards(net: nn.Module, forwards: Mapping[str, Callable[..., Tensor]]) -> nn.Module:
@@ -332,15 +402,15 @@ def _with_forwards(net: nn.Module, forwards: Mapping[str, Callable[..., Tensor]]
     return twin
 
 
-def _count_calls(net: nn.Module, names: Mapping[str, PrunableLayer], picture: Tensor) -> tuple[dict[str, int], Tensor]:
-    """How often each layer is called for one picture ``(1, C, H, W)``, and the network's output."""
+def _count_calls(net: nn.Module, names: Mapping[str, PrunableLayer], pictures: Tensor) -> tuple[dict[str, int], Tensor]:
+    """How often each layer is called for pictures ``(B, C, H, W)``, and the network's output."""
     calls = dict.fromkeys(names, 0)
 
     def forward(name: str, layer: PrunableLayer, inputs: Tensor, output_size: list[int] | None = None) -> Tensor:
         calls[name] += 1
         return _run(layer, inputs, layer.weight, layer.bias, output_size)
 
-    output = _with_forwards(net, {name: partial(forward, name) for name in names})(picture)
+    output = _with_forwards(net, {name: partial(forward, name) for name in names})(pictures)
     return calls, output
 
 
