@@ -150,7 +150,8 @@ KINDS: dict[str, dict[str, Any]] = {
     **{
         name: {'type': name}
         for name in (
-            'Ragged', 'Grouped', 'Transposed', 'RunsInAnotherOrder', 'Recurrent', 'BatchNormalised', 'Experts', 'InATuple',
+            'Ragged', 'Grouped', 'Transposed', 'RunsInAnotherOrder', 'Recurrent', 'BatchNormalised', 'Experts',
+            'InATuple',
         )
     },
     'SwinIR': {

@@ -83,11 +83,9 @@ def choose_layers(
         for expression, replacement in (layer_patterns or {}).items():
             if re.search(expression, name):
                 own_patterns = tuple(replacement)
-        reason = _why_dense(module, own_patterns[0])
+        reason = 'the first layer' if name == first else _why_dense(module, own_patterns[0])
         if not reason and name in use.read:
             reason = 'its weight is used by other code too'
-        if not reason and name == first:
-            reason = 'the first layer'
         if not reason and any(re.search(expression, name) for expression in skip):
             reason = 'named in skip'
         if reason:
