@@ -34,7 +34,6 @@ from basicsr_classpruning.sparsity.budget import LEAST_ERROR, reference_errors, 
 FIRST_LOG_PRICE = -1.4
 # Difference in MACs, as a fraction of the dense ones, that makes one candidate e times as probable as another.
 _SOFTNESS = 0.1
-_REFERENCE_SIZE = 64  # side of the images for which costs are counted; their ratios hardly depend on it
 
 
 @ARCH_REGISTRY.register()
@@ -190,10 +189,10 @@ class ClassPruning(nn.Module):
 
     @property
     def reference_macs(self) -> NetworkMacs:
-        """MACs of a 64×64 image, counted once; those of other sizes are in proportion to the pixels."""
+        """MACs of a small image (``sizes.reference``), counted once; those of other sizes are in proportion to the pixels."""
         with self._lock:
             if self._reference is None:
-                self._reference = self.macs(_REFERENCE_SIZE, _REFERENCE_SIZE)
+                self._reference = self.macs(self.sizes.reference, self.sizes.reference)
             return self._reference
 
     @property

@@ -20,8 +20,6 @@ class DenseNetwork(nn.Module):
         options: what rebuilds it, as in ``network_g``.
     """
 
-    reference_size = 64
-
     def __init__(self, net: nn.Module, num_in_ch: int, options: dict[str, Any]) -> None:
         super().__init__()
         self.net = net
@@ -45,8 +43,8 @@ class DenseNetwork(nn.Module):
 
     @cached_property
     def reference_macs(self) -> int:
-        """MACs of a 64×64 image; those of other sizes are in proportion to the pixels."""
-        return self.macs(self.reference_size, self.reference_size)
+        """MACs of a small image (``sizes.reference``); those of other sizes are in proportion to the pixels."""
+        return self.macs(self.sizes.reference, self.sizes.reference)
 
     def forward(self, x: Tensor) -> Tensor:
         """Restores images ``(B, C, H, W)`` of any size."""

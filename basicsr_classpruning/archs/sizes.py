@@ -22,7 +22,8 @@ from basicsr_classpruning.sparsity.apply import LayerUse, can_be_first, is_layer
 _MULTIPLES = (1, 2, 4, 7, 8, 12, 14, 16, 24, 32, 64)  # sides tried, among them the windows of common transformers
 _LEAST_SIDES = (8, 16, 32)  # sides from which on a multiple is tried: small images first, they cost least
 _SAFE_SIDE = 32  # above every supported network's minimum
-_REFERENCE_SIDE = 64  # of the images on which MACs are counted and weights are calibrated
+_CALIBRATION_SIDE = 64  # of the images on which weights are calibrated
+_LOOPING_REFERENCE = 16  # side of the reference images of networks that loop over pixels: counting takes long there
 _MOST_SECONDS = 60.0  # of running small images, all together, or a reference image alone
 _MOST_BYTES = 4 * 2**30  # of tensors that one image may need at a time
 
@@ -37,6 +38,8 @@ class Sizes:
     """Inputs' sides must be multiples of this; 1 where any size goes."""
     minimum: int = 1
     """Least side of inputs, in pixels; a network that mirrors its input at the border needs something to mirror."""
+    reference: int = 64
+    """Side of the images on which MACs are counted, before padding; less where a network loops over pixels."""
 
     def padded(self, side: int) -> int:
         """The next side that the network takes."""
@@ -70,7 +73,7 @@ def probe(net: nn.Module, channels: Sequence[int]) -> Inputs:
         channels: numbers of channels to try at each size, the most probable first.
 
     Raises:
-        UserError: no image is accepted (with the network's own complaint, and the layer that had it); or the network
+        UserError: it returns something else than one image; no image is accepted (with the network's own complaint, and the layer that had it); or the network
             takes too long, or too much memory, on small images.
     """
     with torch.random.fork_rng(devices=[]):
@@ -83,9 +86,12 @@ def probe(net: nn.Module, channels: Sequence[int]) -> Inputs:
                 except ValueError as error:
                     complaint = complaint or str(error)
                     continue
-                run.check_reference(height * width)
-                use = run.use
-                return Inputs(count, Sizes(scale, multiple, _least_side(run, count, multiple)), use)
+                run.check_calibration(height * width)
+                use, operators = run.use, run.operators
+                minimum = _least_side(run, count, multiple)
+                loops = operators - run.operators > height * width - minimum**2
+                sizes = Sizes(scale, multiple, minimum, _LOOPING_REFERENCE if loops else Sizes.reference)
+                return Inputs(count, sizes, use)
     raise UserError(f'{type(net).__name__} restores no image of any size tried: {complaint}')
 
 
@@ -142,6 +148,11 @@ class _Run:
         """Most bytes alive at a time in the last run."""
         return self._limits.peak
 
+    @property
+    def operators(self) -> int:
+        """Operators called in the last run."""
+        return self._limits.operators
+
     def scale(self, channels: int, height: int, width: int) -> int:
         """Output side over input side; raises ValueError where the network does not take the image."""
         image = torch.zeros(1, channels, height, width, device=self._device)
@@ -160,7 +171,7 @@ class _Run:
             raise ValueError(f'{where}: {reason}' if where else reason) from None
         self._seconds = time.monotonic() - start
         if not isinstance(output, Tensor):
-            raise ValueError(f'it returns a {type(output).__name__}, not one image')
+            raise UserError(f'{type(self._net).__name__} returns a {type(output).__name__}, not one image (B, C, H, W)')
         if output.ndim != 4:
             raise ValueError(f'{height}×{width} in gives {tuple(output.shape)} out')
         scale = output.shape[-2] // height
@@ -168,14 +179,14 @@ class _Run:
             raise ValueError(f'{height}×{width} in gives {tuple(output.shape[-2:])} out')
         return scale
 
-    def check_reference(self, pixels: int) -> None:
-        """Raises UserError where an image of the reference size, judged by the last run, would be too much."""
-        times = _REFERENCE_SIDE**2 / pixels
+    def check_calibration(self, pixels: int) -> None:
+        """Raises UserError where an image as for calibration, judged by the last run, would be too much."""
+        times = _CALIBRATION_SIDE**2 / pixels
         seconds, size = times * self._seconds, times * self.peak
         if seconds > _MOST_SECONDS or size > _MOST_BYTES:
             raise UserError(
                 f'{type(self._net).__name__} is too large to be pruned here: an image of '
-                f'{_REFERENCE_SIDE}×{_REFERENCE_SIDE} pixels would take about {seconds:.0f} s and '
+                f'{_CALIBRATION_SIDE}×{_CALIBRATION_SIDE} pixels would take about {seconds:.0f} s and '
                 f'{size / 2**30:.1f} GB; at most {_MOST_SECONDS:.0f} s and {_MOST_BYTES / 2**30:.0f} GB are allowed'
             )
 
@@ -191,12 +202,15 @@ class _Limits(TorchDispatchMode):
         super().__init__()
         self.peak = 0
         """Most bytes alive at a time, of tensors made by operators."""
+        self.operators = 0
+        """How many were called."""
         self._alive = 0
         self._tensors: dict[int, int] = {}  # tensors alive by the address of their memory
         self._deadline = deadline
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        self.operators += 1
         for value in tree_leaves(result):
             if isinstance(value, Tensor):
                 self._count(value)

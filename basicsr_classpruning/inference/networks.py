@@ -75,7 +75,7 @@ def inspect_network(net: ClassPruning | DenseNetwork, overlap: int) -> Traits:
         dense, macs, classifier = reference.dense, reference.candidates, reference.classifier
         candidates = net.candidates
     else:
-        pixels = sizes.padded(net.reference_size) ** 2
+        pixels = sizes.padded(sizes.reference) ** 2
         dense, macs, classifier, candidates = net.reference_macs, (net.reference_macs,), 0, ()
     return Traits(
         candidates=candidates,
