@@ -73,8 +73,8 @@ def probe(net: nn.Module, channels: Sequence[int]) -> Inputs:
         channels: numbers of channels to try at each size, the most probable first.
 
     Raises:
-        UserError: it returns something else than one image; no image is accepted (with the network's own complaint, and the layer that had it); or the network
-            takes too long, or too much memory, on small images.
+        UserError: it returns something else than one image; no image is accepted (with the network's own complaint,
+            and the layer that had it); or it takes too long, or too much memory, on small images.
     """
     with torch.random.fork_rng(devices=[]):
         run = _Run(copy.deepcopy(net).eval())
@@ -87,11 +87,9 @@ def probe(net: nn.Module, channels: Sequence[int]) -> Inputs:
                     complaint = complaint or str(error)
                     continue
                 run.check_calibration(height * width)
-                use, operators = run.use, run.operators
-                minimum = _least_side(run, count, multiple)
-                loops = operators - run.operators > height * width - minimum**2
-                sizes = Sizes(scale, multiple, minimum, _LOOPING_REFERENCE if loops else Sizes.reference)
-                return Inputs(count, sizes, use)
+                use = run.use
+                reference = _LOOPING_REFERENCE if _loops(run, count, height, width) else Sizes.reference
+                return Inputs(count, Sizes(scale, multiple, _least_side(run, count, multiple), reference), use)
     raise UserError(f'{type(net).__name__} restores no image of any size tried: {complaint}')
 
 
@@ -112,6 +110,16 @@ def _sides() -> Iterator[tuple[int, int, int]]:
             if times != tried:
                 yield multiple, multiple * times, multiple * (times + 2)
             tried = times
+
+
+def _loops(run: _Run, channels: int, height: int, width: int) -> bool:
+    """Whether the network that ran on an image calls more operators on a larger one, for its pixels."""
+    operators = run.operators
+    try:
+        run.scale(channels, 2 * height, width)
+    except ValueError:
+        return False
+    return run.operators - operators > height * width
 
 
 def _least_side(run: _Run, channels: int, multiple: int) -> int:
