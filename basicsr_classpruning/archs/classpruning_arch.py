@@ -189,7 +189,7 @@ class ClassPruning(nn.Module):
 
     @property
     def reference_macs(self) -> NetworkMacs:
-        """MACs of a small image (``sizes.reference``), counted once; those of other sizes are in proportion to the pixels."""
+        """MACs of a small image, counted once; those of other sizes are in proportion to the pixels."""
         with self._lock:
             if self._reference is None:
                 self._reference = self.macs(self.sizes.reference, self.sizes.reference)

@@ -24,7 +24,9 @@ _LEAST_SIDES = (8, 16, 32)  # sides from which on a multiple is tried: small ima
 _SAFE_SIDE = 32  # above every supported network's minimum
 _CALIBRATION_SIDE = 64  # of the images on which weights are calibrated
 _LOOPING_REFERENCE = 16  # side of the reference images of networks that loop over pixels: counting takes long there
-_MOST_SECONDS = 60.0  # of running small images, all together, or a reference image alone
+# Of processor time, which another program that runs at the same time does not make longer.
+_MOST_SECONDS = 60.0  # for small images, all together
+_MOST_CALIBRATION_SECONDS = 600.0  # for one image of that side, judged by a small one: the first run is often slow
 _MOST_BYTES = 4 * 2**30  # of tensors that one image may need at a time
 
 
@@ -141,7 +143,7 @@ class _Run:
         self._net = net
         parameter = next(net.parameters(), None)
         self._device = None if parameter is None else parameter.device
-        self._deadline = time.monotonic() + _MOST_SECONDS
+        self._deadline = time.process_time() + _MOST_SECONDS
         self._watched = _WatchedLayers(net)
         self._seconds = 0.0
         self._limits = _Limits(self._deadline)
@@ -164,7 +166,7 @@ class _Run:
     def scale(self, channels: int, height: int, width: int) -> int:
         """Output side over input side; raises ValueError where the network does not take the image."""
         image = torch.zeros(1, channels, height, width, device=self._device)
-        start = time.monotonic()
+        start = time.process_time()
         self._limits = _Limits(self._deadline)
         try:
             with self._watched, self._limits:
@@ -177,7 +179,7 @@ class _Run:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             where = self._watched.running
             raise ValueError(f'{where}: {reason}' if where else reason) from None
-        self._seconds = time.monotonic() - start
+        self._seconds = time.process_time() - start
         if not isinstance(output, Tensor):
             raise UserError(f'{type(self._net).__name__} returns a {type(output).__name__}, not one image (B, C, H, W)')
         if output.ndim != 4:
@@ -191,11 +193,11 @@ class _Run:
         """Raises UserError where an image as for calibration, judged by the last run, would be too much."""
         times = _CALIBRATION_SIDE**2 / pixels
         seconds, size = times * self._seconds, times * self.peak
-        if seconds > _MOST_SECONDS or size > _MOST_BYTES:
+        if seconds > _MOST_CALIBRATION_SECONDS or size > _MOST_BYTES:
             raise UserError(
                 f'{type(self._net).__name__} is too large to be pruned here: an image of '
                 f'{_CALIBRATION_SIDE}×{_CALIBRATION_SIDE} pixels would take about {seconds:.0f} s and '
-                f'{size / 2**30:.1f} GB; at most {_MOST_SECONDS:.0f} s and {_MOST_BYTES / 2**30:.0f} GB are allowed'
+                f'{size / 2**30:.1f} GB; at most {_MOST_CALIBRATION_SECONDS:.0f} s and {_MOST_BYTES / 2**30:.0f} GB are allowed'
             )
 
 
@@ -224,7 +226,7 @@ class _Limits(TorchDispatchMode):
                 self._count(value)
         if self._alive > _MOST_BYTES:
             raise _TooMuch(f'takes more than {_MOST_BYTES / 2**30:.0f} GB')
-        if time.monotonic() > self._deadline:
+        if time.process_time() > self._deadline:
             raise _TooMuch(f'takes more than {_MOST_SECONDS:.0f} s')
         return result
 
