@@ -197,7 +197,8 @@ class _Run:
             raise UserError(
                 f'{type(self._net).__name__} is too large to be pruned here: an image of '
                 f'{_CALIBRATION_SIDE}×{_CALIBRATION_SIDE} pixels would take about {seconds:.0f} s and '
-                f'{size / 2**30:.1f} GB; at most {_MOST_CALIBRATION_SECONDS:.0f} s and {_MOST_BYTES / 2**30:.0f} GB are allowed'
+                f'{size / 2**30:.1f} GB; at most {_MOST_CALIBRATION_SECONDS:.0f} s and {_MOST_BYTES / 2**30:.0f} GB '
+                'are allowed'
             )
 
 
