@@ -1,19 +1,33 @@
-"""What sizes a restoration network takes and gives, found by running it on small images."""
+"""What images a restoration network takes and gives, and in what order it uses its layers: found by running it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from basicsr_classpruning.devices import device_of
 from basicsr_classpruning.errors import UserError
+from basicsr_classpruning.sparsity.apply import LayerUse, can_be_first, is_layer
 
 _MULTIPLES = (1, 2, 4, 7, 8, 12, 14, 16, 24, 32, 64)  # sides tried, among them the windows of common transformers
+_LEAST_SIDES = (8, 16, 32)  # sides from which on a multiple is tried: small images first, they cost least
 _SAFE_SIDE = 32  # above every supported network's minimum
+_CALIBRATION_SIDE = 64  # of the images on which weights are calibrated
+_LOOPING_REFERENCE = 16  # side of the reference images of networks that loop over pixels: counting takes long there
+# Of processor time, which another program that runs at the same time does not make longer.
+_MOST_SECONDS = 60.0  # for small images, all together
+_MOST_CALIBRATION_SECONDS = 600.0  # for one image of that side, judged by a small one: the first run is often slow
+_MOST_BYTES = 4 * 2**30  # of tensors that one image may need at a time
 
 
 @dataclass(frozen=True)
@@ -26,35 +40,97 @@ class SizeRequirements:
     """Inputs' sides must be multiples of this; 1 where any size goes."""
     minimum: int = 1
     """Least side of inputs, in pixels; a network that mirrors its input at the border needs something to mirror."""
+    reference: int = 64
+    """Side of the images on which MACs are counted, before padding; less where a network loops over pixels."""
 
     def padded(self, side: int) -> int:
         """The next side that the network takes."""
         return -(-max(side, self.minimum) // self.multiple) * self.multiple
 
 
-@torch.no_grad()
-def probe_sizes(net: nn.Module, channels: int) -> SizeRequirements:
-    """Runs a network in eval mode on odd multiples of small numbers until one is accepted, then on small images.
+@dataclass(frozen=True)
+class Inputs:
+    """What a run of a network showed."""
 
-    Raises UserError with the network's own complaint where none is.
+    channels: int
+    """Channels of the images that it takes."""
+    sizes: SizeRequirements
+    use: LayerUse
+    """How it uses its layers."""
+
+
+def probe_sizes(net: nn.Module, channels: int) -> SizeRequirements:
+    """What sizes a network of known channels takes; errors are those of ``probe``."""
+    return probe(net, [channels]).sizes
+
+
+@torch.no_grad()
+def probe(net: nn.Module, channels: Sequence[int]) -> Inputs:
+    """Runs a copy of a network in eval mode on small images, from small to large, until one is accepted.
+
+    Sides are odd multiples of small numbers, so that what is accepted says what sides must be multiples of.
+
+    Args:
+        net: takes images ``(B, C, H, W)``. It is not changed.
+        channels: numbers of channels to try at each size, the most probable first.
+
+    Raises:
+        UserError: it returns something else than one image; no image is accepted (with the network's own complaint,
+            and the layer that had it); or it takes too long, or too much memory, on small images.
     """
-    complaint = ''
-    for multiple in _MULTIPLES:
-        times = -(-_SAFE_SIDE // multiple) | 1  # odd, so that no other factor of two hides in the side
-        try:
-            scale = _measure_scale(net, channels, multiple * times, multiple * (times + 2))
-        except ValueError as error:
-            complaint = complaint or str(error)
-            continue
-        return SizeRequirements(scale, multiple, _least_side(net, channels, multiple))
+    with torch.random.fork_rng(devices=[]):
+        run = _Run(copy.deepcopy(net).eval())
+        complaint = ''
+        for multiple, height, width in _sides():
+            for count in channels:
+                try:
+                    scale = run.scale(count, height, width)
+                except ValueError as error:
+                    complaint = complaint or str(error)
+                    continue
+                run.check_calibration(height * width)
+                use = run.use
+                reference = _LOOPING_REFERENCE if _loops(run, count, height, width) else SizeRequirements.reference
+                return Inputs(
+                    count, SizeRequirements(scale, multiple, _least_side(run, count, multiple), reference), use
+                )
     raise UserError(f'{type(net).__name__} restores no image of any size tried: {complaint}')
 
 
-def _least_side(net: nn.Module, channels: int, multiple: int) -> int:
+@torch.no_grad()
+def bytes_of_image(net: nn.Module, channels: int, side: int) -> int:
+    """Most memory that the tensors of one forward pass take at a time, for one square image; weights not counted."""
+    run = _Run(copy.deepcopy(net).eval())
+    run.scale(channels, side, side)
+    return run.peak
+
+
+def _sides() -> Iterator[tuple[int, int, int]]:
+    """Multiples with the heights and widths on which they are tried."""
+    for multiple in _MULTIPLES:
+        tried = None
+        for least in _LEAST_SIDES:
+            times = -(-least // multiple) | 1  # odd, so that no other factor of two hides in the side
+            if times != tried:
+                yield multiple, multiple * times, multiple * (times + 2)
+            tried = times
+
+
+def _loops(run: _Run, channels: int, height: int, width: int) -> bool:
+    """Whether the network that ran on an image calls more operators on a larger one, for its pixels."""
+    operators = run.operators
+    try:
+        run.scale(channels, 2 * height, width)
+    except ValueError:
+        return False
+    return run.operators - operators > height * width
+
+
+def _least_side(run: _Run, channels: int, multiple: int) -> int:
     side = multiple
     while side < _SAFE_SIDE:
         try:
-            _measure_scale(net, channels, side, side)
+            run.scale(channels, side, side)
         except ValueError:
             side *= 2
         else:
@@ -62,16 +138,169 @@ def _least_side(net: nn.Module, channels: int, multiple: int) -> int:
     return side
 
 
-def _measure_scale(net: nn.Module, channels: int, height: int, width: int) -> int:
-    """Output side over input side; raises ValueError where the network does not take the size."""
-    try:
-        output = net(torch.zeros(1, channels, height, width, device=device_of(net)))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise ValueError((str(error) or type(error).__name__).splitlines()[0]) from None
-    scale = output.shape[-2] // height
-    if output.ndim != 4 or scale < 1 or output.shape[-2:] != (height * scale, width * scale):
-        raise ValueError(f'{height}×{width} in gives {tuple(output.shape[-2:])} out')
-    return scale
+class _Run:
+    """Runs a network on images of zeros, watched: what it uses, how long it takes, how much memory."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self._net = net
+        parameter = next(net.parameters(), None)
+        self._device = None if parameter is None else parameter.device
+        self._deadline = time.process_time() + _MOST_SECONDS
+        self._watched = _WatchedLayers(net)
+        self._seconds = 0.0
+        self._limits = _Limits(self._deadline)
+
+    @property
+    def use(self) -> LayerUse:
+        """What the last run showed."""
+        return self._watched.use
+
+    @property
+    def peak(self) -> int:
+        """Most bytes alive at a time in the last run."""
+        return self._limits.peak
+
+    @property
+    def operators(self) -> int:
+        """Operators called in the last run."""
+        return self._limits.operators
+
+    def scale(self, channels: int, height: int, width: int) -> int:
+        """Output side over input side; raises ValueError where the network does not take the image."""
+        image = torch.zeros(1, channels, height, width, device=self._device)
+        start = time.process_time()
+        self._limits = _Limits(self._deadline)
+        try:
+            with self._watched, self._limits:
+                output = self._net(image)
+        except UserError:
+            raise
+        except _TooMuch as error:
+            raise UserError(f'{type(self._net).__name__}: an image of {height}×{width} pixels {error}') from None
+        except Exception as error:  # a network may stumble over a size in any way
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            where = self._watched.running
+            raise ValueError(f'{where}: {reason}' if where else reason) from None
+        self._seconds = time.process_time() - start
+        if not isinstance(output, Tensor):
+            raise UserError(f'{type(self._net).__name__} returns a {type(output).__name__}, not one image (B, C, H, W)')
+        if output.ndim != 4:
+            raise ValueError(f'{height}×{width} in gives {tuple(output.shape)} out')
+        scale = output.shape[-2] // height
+        if scale < 1 or output.shape[-2:] != (height * scale, width * scale):
+            raise ValueError(f'{height}×{width} in gives {tuple(output.shape[-2:])} out')
+        return scale
+
+    def check_calibration(self, pixels: int) -> None:
+        """Raises UserError where an image as for calibration, judged by the last run, would be too much."""
+        times = _CALIBRATION_SIDE**2 / pixels
+        seconds, size = times * self._seconds, times * self.peak
+        if seconds > _MOST_CALIBRATION_SECONDS or size > _MOST_BYTES:
+            raise UserError(
+                f'{type(self._net).__name__} is too large to be pruned here: an image of '
+                f'{_CALIBRATION_SIDE}×{_CALIBRATION_SIDE} pixels would take about {seconds:.0f} s and '
+                f'{size / 2**30:.1f} GB; at most {_MOST_CALIBRATION_SECONDS:.0f} s and {_MOST_BYTES / 2**30:.0f} GB '
+                'are allowed'
+            )
+
+
+class _TooMuch(Exception):
+    """A run takes too long, or too much memory."""
+
+
+class _Limits(TorchDispatchMode):
+    """While it is active, operators are stopped at a deadline, or when the tensors alive take too much memory."""
+
+    def __init__(self, deadline: float) -> None:
+        super().__init__()
+        self.peak = 0
+        """Most bytes alive at a time, of tensors made by operators."""
+        self.operators = 0
+        """How many were called."""
+        self._alive = 0
+        self._tensors: dict[int, int] = {}  # tensors alive by the address of their memory
+        self._deadline = deadline
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.operators += 1
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):
+                self._count(value)
+        if self._alive > _MOST_BYTES:
+            raise _TooMuch(f'takes more than {_MOST_BYTES / 2**30:.0f} GB')
+        if time.process_time() > self._deadline:
+            raise _TooMuch(f'takes more than {_MOST_SECONDS:.0f} s')
+        return result
+
+    def _count(self, value: Tensor) -> None:
+        if value.layout is not torch.strided:
+            return
+        storage = value.untyped_storage()
+        address, size = storage.data_ptr(), storage.nbytes()
+        if address not in self._tensors:
+            self._tensors[address] = 0
+            self._alive += size
+            self.peak = max(self.peak, self._alive)
+        self._tensors[address] += 1
+        weakref.finalize(value, self._release, address, size)
+
+    def _release(self, address: int, size: int) -> None:
+        self._tensors[address] -= 1
+        if not self._tensors[address]:
+            del self._tensors[address]
+            self._alive -= size
+
+
+class _WatchedLayers(TorchFunctionMode):
+    """Sees which layers of a network run, and whose weights other code than the layer's reads. For one run at a time.
+
+    Args:
+        net: a copy of the network; hooks are put into its layers.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self._first = ''
+        self._read: set[str] = set()
+        self._stack: list[str] = []
+        self._owners: dict[int, str] = {}
+        for name, module in net.named_modules():
+            if is_layer(module):
+                self._owners[id(module.weight)] = name
+                module.register_forward_pre_hook(lambda module, _, name=name: self._enter(name, module))
+                module.register_forward_hook(lambda *_: self._leave())
+
+    @property
+    def use(self) -> LayerUse:
+        """What the last run showed."""
+        return LayerUse(self._first, frozenset(self._read))
+
+    @property
+    def running(self) -> str:
+        """Name of the layer in which the last run stopped; empty where it was in none."""
+        return self._stack[-1] if self._stack else ''
+
+    def __enter__(self) -> _WatchedLayers:
+        self._first, self._read, self._stack = '', set(), []
+        super().__enter__()
+        return self
+
+    def _enter(self, name: str, module: nn.Module) -> None:
+        self._stack.append(name)
+        if not self._first and can_be_first(module):
+            self._first = name
+
+    def _leave(self) -> None:
+        self._stack.pop()
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        owners = {self._owners[id(value)] for value in tree_leaves((args, kwargs)) if id(value) in self._owners}
+        owners.discard(self.running)
+        if owners and any(isinstance(value, Tensor) for value in tree_leaves(result)):  # else a shape or device
+            self._read |= owners
+        return result
 
 
 def run_padded(run: Callable[[Tensor], Tensor], x: Tensor, sizes: SizeRequirements) -> Tensor:

@@ -352,7 +352,7 @@ def test_a_network_of_the_users_own(two_layers):
         ({'candidates': ['1:4', '2:8']}, 'same M'),
         ({'candidates': ['2:4', '1:4']}, 'sparsest first'),
         ({'candidates': ['2:4', '2:4']}, 'each once'),
-        ({'candidates': ['1:32', '32:32']}, 'no layer of EDSR can be pruned to 1:32, 32:32: '),
+        ({'block': 7}, 'no layer of EDSR can be pruned to 1:4, 2:4, 4:4: '),
         ({'weights': 'both'}, 'weights: .both. is not allowed'),
         ({'layers': {'body': ['1:4']}}, r'layers.body .*one N:4 for each of the 3 candidates'),
         ({'classifier': {'type': 'NoSuchClassifier'}}, "classifier.type: 'NoSuchClassifier'"),

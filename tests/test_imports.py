@@ -13,8 +13,8 @@ PACKAGE = 'basicsr_classpruning'
 LAYERS = (
     'errors version text_table progress examples once',
     'environment devices machine',
-    'sizes sparsity',
-    'kernels',
+    'sparsity',
+    'kernels sizes',
     'safe_files bounds',
     'checkpoint',
     'routing',

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from basicsr_classpruning.sparsity import mask_search
-from basicsr_classpruning.sparsity.masks import satisfies
+from basicsr_classpruning.sparsity.masks import mask_of, satisfies
 from basicsr_classpruning.sparsity.nested_search import nested_ranks
 from basicsr_classpruning.sparsity.pattern import Pattern
 
@@ -17,13 +17,17 @@ def random_problem(outputs: int, pattern: Pattern, channels: int, taps: int, see
     """A badly conditioned problem, as neighbouring pixels make it; its columns are in the order of the units."""
     generator = torch.Generator().manual_seed(seed)
     size = channels * taps
+    layout = mask_search.lay_out(channels, taps, pattern)
     samples = torch.randn(4 * size, size, generator=generator, dtype=torch.float64)
     samples = samples @ torch.randn(size, size, generator=generator, dtype=torch.float64)
     hessian = samples.T @ samples / len(samples)
     hessian.diagonal().add_(0.01 * hessian.diagonal().mean())
     centre = torch.randn(outputs, size, generator=generator, dtype=torch.float64)
     width = taps if pattern.share_taps else 1
-    return mask_search.QuadraticProblem(hessian, centre @ hessian, pattern.n, pattern.m, width, pattern.block)
+    padded = layout.spread_square(hessian)
+    padded.diagonal()[layout.padding] = 1
+    cross = layout.spread(centre @ hessian)
+    return mask_search.QuadraticProblem(padded, cross, pattern.n, pattern.m, width, pattern.block, layout.short)
 
 
 def block_losses(problem: mask_search.QuadraticProblem, mask: torch.Tensor) -> torch.Tensor:
@@ -31,16 +35,24 @@ def block_losses(problem: mask_search.QuadraticProblem, mask: torch.Tensor) -> t
     return losses.view(-1, problem.block).sum(1)
 
 
+def choices_of_group(problem: mask_search.QuadraticProblem, group: int) -> list[list[bool]]:
+    """All masks of a group; its padding follows the real units, the kept part of it first."""
+    size, kept = problem.m, problem.n
+    if problem.short and (group + 1) % problem.short.every == 0:
+        size, kept = problem.short.size, problem.short.kept
+    padding = [place < problem.n - kept for place in range(problem.m - size)]
+    return [
+        [place in chosen for place in range(size)] + padding for chosen in itertools.combinations(range(size), kept)
+    ]
+
+
 def best_losses(problem: mask_search.QuadraticProblem) -> torch.Tensor:
     """The least loss of each block over all its masks."""
-    groups = problem.units // problem.m
-    in_group = [
-        [place in kept for place in range(problem.m)] for kept in itertools.combinations(range(problem.m), problem.n)
-    ]
+    groups = [choices_of_group(problem, group) for group in range(problem.units // problem.m)]
     blocks = problem.cross.shape[0] // problem.block
     tried = [
         block_losses(problem, torch.tensor([list(itertools.chain(*choice))] * blocks))
-        for choice in itertools.product(in_group, repeat=groups)
+        for choice in itertools.product(*groups)
     ]
     return torch.stack(tried).min(0).values
 
@@ -52,13 +64,20 @@ PROBLEMS = [
     (Pattern(2, 4, block=2), 8, 1),
     (Pattern(2, 4, share_taps=True), 8, 3),
     (Pattern(1, 4, block=4, share_taps=True), 8, 2),
+    # The last group is shorter: it keeps some, none, all, or is the only one.
+    (Pattern(1, 4), 11, 1),
+    (Pattern(2, 4), 6, 2),
+    (Pattern(1, 4), 9, 1),
+    (Pattern(3, 4, block=2), 9, 1),
+    (Pattern(2, 4, block=2, share_taps=True), 6, 3),
+    (Pattern(4, 16), 10, 1),
 ]
 
 
 @pytest.mark.parametrize(('pattern', 'channels', 'taps'), PROBLEMS, ids=str)
 def test_masks_are_near_the_best_of_all_masks(pattern: Pattern, channels: int, taps: int) -> None:
     ratios = []
-    for seed in range(6):
+    for seed in range(12):
         problem = random_problem(8, pattern, channels, taps, seed)
         greedy = mask_search.greedy_mask(problem)
         found = block_losses(problem, mask_search.exchange(problem, greedy, rounds=6))
@@ -75,9 +94,14 @@ def test_no_single_exchange_improves_the_final_mask(pattern: Pattern, channels: 
     mask = mask_search.exchange(problem, mask_search.greedy_mask(problem), rounds=20)
     final = block_losses(problem, mask)
     for group in range(problem.units // problem.m):
+        allowed = choices_of_group(problem, group)
         places = range(group * problem.m, (group + 1) * problem.m)
+        assert all(row.tolist() in allowed for row in mask[:, places])
         for out, into in itertools.permutations(places, 2):
             other = mask.clone()
+            other[:, [out, into]] = mask[:, [into, out]]
+            if any(row.tolist() not in allowed for row in other[:, places]):
+                continue
             other[:, [out, into]] = mask[:, [into, out]]
             assert (block_losses(problem, other) >= final * (1 - 1e-4)).all()
 
@@ -150,17 +174,19 @@ NESTED = [
 ]
 
 
+@pytest.mark.parametrize('channels', [8, 7, 5])
 @pytest.mark.parametrize('patterns', NESTED, ids=str)
-def test_nested_masks_are_near_the_best_of_all_masks(patterns: list[Pattern]) -> None:
+def test_nested_masks_are_near_the_best_of_all_masks(patterns: list[Pattern], channels: int) -> None:
     """The cheapest candidate is free in its choice, each dearer one is bound to what the cheaper ones keep."""
-    channels, taps, outputs = 8, 2, 4
+    taps, outputs = 2, 4
+    size = channels * taps
     generator = torch.Generator().manual_seed(0)
     losses = []
     for _ in patterns:
-        samples = torch.randn(200, 16, generator=generator, dtype=torch.float64)
-        samples = samples @ torch.randn(16, 16, generator=generator, dtype=torch.float64)
-        losses.append((samples.T @ samples / 200, torch.randn(outputs, 16, generator=generator, dtype=torch.float64)))
-    dense = torch.randn(outputs, 16, generator=generator, dtype=torch.float64)
+        samples = torch.randn(200, size, generator=generator, dtype=torch.float64)
+        samples = samples @ torch.randn(size, size, generator=generator, dtype=torch.float64)
+        losses.append((samples.T @ samples / 200, torch.randn(outputs, size, generator=generator, dtype=torch.float64)))
+    dense = torch.randn(outputs, size, generator=generator, dtype=torch.float64)
     losses = [(hessian, dense @ hessian + 0.1 * noise) for hessian, noise in losses]
     ranks = nested_ranks(losses, dense, channels, patterns)
     assert ranks.dtype == torch.uint8
@@ -172,20 +198,31 @@ def test_nested_masks_are_near_the_best_of_all_masks(patterns: list[Pattern]) ->
         return by_row.view(-1, patterns[0].block).sum(1)
 
     cheapest = min(range(len(patterns)), key=lambda k: patterns[k].n)
+
+    def mask_at(pattern: Pattern) -> torch.Tensor:
+        return mask_of(ranks.view(outputs, channels, taps), pattern).flatten(1)
+
     for pattern in patterns:
-        mask = ranks < pattern.n
-        assert satisfies(mask.view(outputs, channels, taps).float(), pattern)
-        groups = mask.view(outputs, 2, 4, taps)
-        assert (groups.sum(2) == pattern.n).all()
-    found = block_loss(ranks < patterns[cheapest].n, *losses[cheapest])
+        mask = mask_at(pattern).view(outputs, channels, taps)
+        assert satisfies(mask.float(), pattern)
+        assert (mask.sum(1) == pattern.kept(channels)).all()
+    found = block_loss(mask_at(patterns[cheapest]), *losses[cheapest])
     best = torch.full_like(found, torch.inf)
-    in_group = list(itertools.combinations(range(4), patterns[cheapest].n))
     units = 1 if patterns[0].share_taps else taps
-    for choice in itertools.product(in_group, repeat=2 * units):
-        mask = torch.zeros(2, units, 4)
+    rest = patterns[cheapest].kept_of_rest(channels)
+    in_groups = [
+        list(
+            itertools.combinations(
+                range(first, min(first + 4, channels)), rest if first + 4 > channels else patterns[cheapest].n
+            )
+        )
+        for first in range(0, channels, 4)
+    ]
+    for choice in itertools.product(*in_groups * units):
+        mask = torch.zeros(units, channels)
         for place, kept in enumerate(choice):
-            mask[place // units, place % units, list(kept)] = 1
-        mask = mask.transpose(1, 2).expand(2, 4, taps).reshape(1, 16)
+            mask[place // len(in_groups), list(kept)] = 1
+        mask = mask.T.expand(channels, taps).reshape(1, size)
         best = torch.minimum(best, block_loss(mask, *losses[cheapest]))
     assert (found >= best - 1e-9).all()
     assert (found / best).mean() < 1.1

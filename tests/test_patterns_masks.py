@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from basicsr_classpruning.sparsity import Pattern
-from basicsr_classpruning.sparsity.masks import magnitude_rank, mismatch, rank, satisfies
+from basicsr_classpruning.sparsity.masks import magnitude_rank, mask_of, mismatch, rank, satisfies
 
 
 def oracle_ranks(importance: torch.Tensor, pattern: Pattern) -> torch.Tensor:
@@ -19,15 +19,16 @@ def oracle_ranks(importance: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     ranks = torch.zeros(values.shape, dtype=torch.uint8)
     out_channels, in_channels, taps = values.shape
     for block, group in itertools.product(range(0, out_channels, pattern.block), range(0, in_channels, pattern.m)):
+        size = min(pattern.m, in_channels - group)
         for tap_set in [range(taps)] if pattern.share_taps else [[tap] for tap in range(taps)]:
             shared = [
                 sum(
                     float(values[o, group + i, t]) ** 2
                     for o, t in itertools.product(range(block, block + pattern.block), tap_set)
                 )
-                for i in range(pattern.m)
+                for i in range(size)
             ]
-            for place, i in enumerate(sorted(range(pattern.m), key=lambda i: (-shared[i], i))):
+            for place, i in enumerate(sorted(range(size), key=lambda i: (-shared[i], i))):
                 for o, t in itertools.product(range(block, block + pattern.block), tap_set):
                     ranks[o, group + i, t] = place
     return ranks.reshape(importance.shape)
@@ -37,7 +38,7 @@ def oracle_ranks(importance: torch.Tensor, pattern: Pattern) -> torch.Tensor:
 def weights_and_patterns(draw):
     m = draw(st.sampled_from([1, 2, 3, 4, 8, 16, 32]))
     pattern = Pattern(draw(st.integers(1, m)), m, draw(st.integers(1, 3)), draw(st.booleans()))
-    shape = (pattern.block * draw(st.integers(1, 2)), m * draw(st.integers(1, 2)))
+    shape = (pattern.block * draw(st.integers(1, 2)), draw(st.integers(1, 2 * m + 1)))
     shape += draw(st.sampled_from([(), (1, 1), (3, 3), (1, 2)]))
     # Few distinct whole numbers: many ties, and sums of squares without rounding.
     levels = draw(st.sampled_from([1, 3, 50]))
@@ -54,16 +55,26 @@ def test_ranks_equal_those_of_sorting_each_group(case):
 
 @settings(max_examples=30, deadline=None)
 @given(weights_and_patterns())
-def test_masks_are_nested_and_keep_exactly_n_of_every_m(case):
+def test_masks_are_nested_and_keep_exactly_n_of_every_m_and_their_share_of_the_rest(case):
     weight, pattern = case
     ranks = magnitude_rank(weight, pattern)
-    masks = [ranks < n for n in range(1, pattern.m + 1)]
+    patterns = [Pattern(n, pattern.m, pattern.block, pattern.share_taps) for n in range(1, pattern.m + 1)]
+    masks = [mask_of(ranks, each) for each in patterns]
     for cheaper, dearer in itertools.pairwise(masks):
         assert not (cheaper & ~dearer).any()
-    for n, mask in enumerate(masks, start=1):
-        kept = mask.reshape(mask.shape[0], -1, pattern.m, *mask.shape[2:]).sum(2)
-        assert (kept == n).all()
-        assert satisfies(mask.float(), Pattern(n, pattern.m, pattern.block, pattern.share_taps))
+    channels = weight.shape[1]
+    for each, mask in zip(patterns, masks):
+        groups = [part.sum(1) for part in mask.split(pattern.m, 1)]
+        assert all((kept == each.n).all() for kept in groups[: channels // pattern.m])
+        total = sum(groups)
+        assert (total == each.kept(channels)).all()
+        assert satisfies(mask.float(), each)
+        alone = channels < pattern.m
+        nearest = min(range(alone, channels + 1), key=lambda kept: (abs(kept * pattern.m - each.n * channels), -kept))
+        assert each.kept(channels) == nearest
+        fuller = mask.clone()
+        fuller[:, channels // pattern.m * pattern.m :] = True
+        assert satisfies(fuller.float(), each) == torch.equal(fuller, mask)
     assert masks[-1].all()
 
 
@@ -108,11 +119,27 @@ def test_satisfies_looks_at_all_weights_that_share_a_mask(pattern, obeys):
     assert satisfies(weight, pattern) is obeys
 
 
-def test_what_does_not_divide_is_named():
+@pytest.mark.parametrize(
+    ('channels', 'kept'),
+    [(50, 13), (48, 12), (40, 10), (36, 9), (60, 15), (28, 7), (12, 3), (21, 5), (180, 45), (4, 1), (2, 1), (1, 1)],
+)
+def test_a_shorter_last_group_keeps_its_share(channels, kept):
+    assert Pattern(4, 16).kept(channels) == kept
+    assert Pattern(16, 16).kept(channels) == channels
+
+
+def test_why_a_layer_is_not_pruned_is_named():
     weight = torch.zeros(6, 8, 3, 3)
-    assert mismatch(weight, Pattern(2, 4, block=3)) == ''
-    assert '8 input channels' in mismatch(weight, Pattern(2, 3))
-    assert '6 output channels' in mismatch(weight, Pattern(2, 4, block=4))
+    assert mismatch(weight, Pattern(2, 4, block=3)) == mismatch(weight, Pattern(2, 3)) == ''
+    assert mismatch(weight, Pattern(2, 4, block=4)) == '6 output channels are no multiple of block = 4'
+    assert mismatch(weight, Pattern(2, 4, block=2), groups=3) == ''
+    assert (
+        mismatch(weight, Pattern(2, 4, block=3), groups=3) == '2 output channels a group are no multiple of block = 3'
+    )
+    assert mismatch(torch.zeros(6, 1, 3, 3), Pattern(2, 4), groups=6) == 'a depthwise convolution'
+    assert mismatch(torch.zeros(6, 3, 3, 3), Pattern(4, 16)) == '3 input channels: too few to choose among'
+    assert mismatch(torch.zeros(6, 1, 3, 3), Pattern(4, 16)) == '1 input channel: too few to choose among'
+    assert mismatch(torch.zeros(6, 2, 3, 3), Pattern(1, 2)) == ''
 
 
 def test_patterns_are_written_as_they_are_read():

@@ -12,8 +12,10 @@ from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.sparsity.calibration import (
     CalibrationOptions,
     Moments,
+    columns_of,
     draw_sampling,
     observe,
+    weight_of,
 )
 from basicsr_classpruning.sparsity.masks import magnitude_rank, satisfies
 from basicsr_classpruning.sparsity.pattern import Pattern
@@ -27,6 +29,11 @@ CONVOLUTIONS = {
     'same': nn.Conv2d(4, 4, 3, padding='same'),
     'reflecting': nn.Conv2d(4, 4, 3, padding=1, padding_mode='reflect'),
     'pointwise': nn.Conv2d(4, 4, 1),
+    'grouped': nn.Conv2d(4, 6, 3, padding=1, groups=2),
+    'transposed': nn.ConvTranspose2d(4, 6, 4, stride=2, padding=1),
+    'transposed, grouped': nn.ConvTranspose2d(4, 6, 3, stride=(2, 3), padding=1, output_padding=1, groups=2),
+    'transposed, dilated': nn.ConvTranspose2d(4, 6, (2, 3), stride=2, dilation=2),
+    'transposed, cropped': nn.ConvTranspose2d(4, 6, 2, stride=2, padding=1),
 }
 
 
@@ -38,9 +45,34 @@ def test_observed_columns_times_the_weight_are_the_outputs(name: str, limit: int
     inputs = torch.randn(3, 4, 11, 13)
     outputs = conv(inputs)
     sampling = draw_sampling(conv, outputs, limit, torch.Generator().manual_seed(0))
-    columns, wanted = (torch.cat(parts, 1) for parts in zip(*observe(conv, inputs, outputs, sampling)))
-    torch.testing.assert_close(conv.weight.flatten(1) @ columns + conv.bias[:, None], wanted)
-    assert columns.shape[1] <= 5 / 3 * limit
+    columns, wanted = (torch.cat(parts, 2) for parts in zip(*observe(conv, inputs, outputs, sampling)))
+    weights = columns_of(conv, conv.weight)
+    torch.testing.assert_close((weights @ columns).flatten(0, 1) + conv.bias[:, None], wanted.flatten(0, 1))
+    assert torch.equal(weight_of(conv, weights), conv.weight)
+    assert columns.shape[2] <= 5 / 3 * limit
+
+
+@torch.no_grad()
+def test_every_phase_of_a_transposed_convolution_is_observed() -> None:
+    conv = nn.ConvTranspose2d(4, 4, 2, stride=2)
+    inputs = torch.rand(1, 4, 40, 40) + 1
+    outputs = conv(inputs)
+    sampling = draw_sampling(conv, outputs, 400, torch.Generator().manual_seed(0))
+    assert sampling.step > 1
+    columns, _ = next(observe(conv, inputs, outputs, sampling))
+    seen = (columns[0].view(4, 4, -1) != 0).float().mean((0, 2))
+    assert (seen > 0.15).all()
+    assert seen.sum() == 1
+
+
+@torch.no_grad()
+def test_a_transposed_convolution_asked_for_a_size_is_observed_at_it() -> None:
+    conv = nn.ConvTranspose2d(4, 4, 3, stride=2, padding=1)
+    inputs = torch.randn(2, 4, 5, 6)
+    outputs = conv(inputs, output_size=[10, 12])
+    sampling = draw_sampling(conv, outputs, 1000, torch.Generator().manual_seed(0))
+    ((columns, wanted),) = observe(conv, inputs, outputs, sampling)
+    torch.testing.assert_close((columns_of(conv, conv.weight) @ columns)[0] + conv.bias[:, None], wanted[0])
 
 
 @torch.no_grad()
@@ -49,7 +81,7 @@ def test_observed_rows_of_a_linear_layer() -> None:
     inputs = torch.randn(2, 7, 9, 6)
     outputs = linear(inputs)
     sampling = draw_sampling(linear, outputs, 30, torch.Generator().manual_seed(0))
-    columns, wanted = (torch.cat(parts, 1) for parts in zip(*observe(linear, inputs, outputs, sampling)))
+    columns, wanted = (torch.cat(parts, 2)[0] for parts in zip(*observe(linear, inputs, outputs, sampling)))
     torch.testing.assert_close(linear(columns.T), wanted.T)
     assert 20 <= columns.shape[1] <= 50
 
@@ -58,12 +90,12 @@ def test_moments_are_exact_far_from_zero_and_in_any_chunks() -> None:
     inputs, outputs = torch.randn(500, 4) + 300, torch.randn(500, 2) - 200
     moments = Moments()
     for part in ((0, 7), (7, 300), (300, 500)):
-        moments.add(inputs[slice(*part)].T, outputs[slice(*part)].T)
+        moments.add(inputs[slice(*part)].T[None], outputs[slice(*part)].T[None])
     x, y = inputs.double(), outputs.double()
-    squares, products = moments.second(centred=True)
+    squares, products = (moment[0] for moment in moments.second(centred=True))
     torch.testing.assert_close(squares, torch.cov(x.T, correction=0), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(products, (y - y.mean(0)).T @ (x - x.mean(0)) / 500, rtol=1e-5, atol=1e-5)
-    squares, products = moments.second(centred=False)
+    squares, products = (moment[0] for moment in moments.second(centred=False))
     torch.testing.assert_close(squares, x.T @ x / 500)
     torch.testing.assert_close(products, y.T @ x / 500)
 
@@ -204,10 +236,10 @@ def test_few_samples_do_not_overrule_the_dense_weights() -> None:
     linear = nn.Linear(64, 8)
     moments = Moments()
     inputs = torch.randn(4, 64)
-    moments.add(inputs.T, linear(inputs).detach().T)
+    moments.add(inputs.T[None], linear(inputs).detach().T[None])
     pruned = prune_layer(linear, moments, Pattern(2, 4), CalibrationOptions())
     assert (pruned.weight - linear.weight).norm() < linear.weight.norm()
-    hessian, _ = damped(moments, linear.weight.detach().double(), True, 0.01)
+    hessian, _ = damped(moments, linear.weight.detach().double()[None], True, 0.01)
     torch.linalg.cholesky(hessian)
 
 

@@ -12,16 +12,18 @@ from torch.nn import functional
 
 from basicsr_classpruning.sparsity import (
     DENSE,
+    LayerUse,
     Pattern,
     Selection,
     SparseConv2d,
+    SparseConvTranspose2d,
     SparseLinear,
     choose_layers,
     freeze,
     sparse_layers,
     sparsify,
 )
-from basicsr_classpruning.sparsity.masks import magnitude_rank, satisfies
+from basicsr_classpruning.sparsity.masks import magnitude_rank, mask_of, satisfies
 
 PATTERNS = (Pattern(1, 4), Pattern(2, 4), Pattern(4, 4))
 
@@ -78,9 +80,9 @@ def test_parameter_names_and_values_stay():
         ('branches.0', ''),
         ('attention', ''),
         ('shared', ''),
-        ('depthwise', 'a grouped convolution'),
+        ('depthwise', 'a depthwise convolution'),
         ('odd', ''),
-        ('last', '6 input channels are no multiple of M = 4'),
+        ('last', ''),
     ],
 )
 def test_each_layer_is_pruned_or_says_why_not(name, reason):
@@ -97,7 +99,7 @@ def test_layers_are_replaced_wherever_they_are():
     assert isinstance(net.attention, SparseLinear)
     assert net.again is net.shared
     assert [name for name, _ in sparse_layers(net)] == [
-        'body.0', 'body.2.0', 'branches.0', 'attention', 'shared', 'odd',
+        'body.0', 'body.2.0', 'branches.0', 'attention', 'shared', 'odd', 'last',
     ]  # fmt: skip
 
 
@@ -114,11 +116,49 @@ def test_subclasses_of_convolutions_are_left_alone():
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return 2 * super().forward(x)
 
-    net = nn.Sequential(nn.Conv2d(4, 8, 1), Scaled(8, 8, 1), nn.ConvTranspose2d(8, 8, 1), nn.Conv2d(8, 8, 1))
+    net = nn.Sequential(nn.Conv2d(4, 8, 1), Scaled(8, 8, 1), nn.Conv1d(8, 8, 1), nn.Conv2d(8, 8, 1))
     reasons = [choice.reason for choice in choose_layers(net, PATTERNS)]
-    assert reasons[1] == 'a Scaled, not an nn.Conv2d or nn.Linear itself'
-    assert reasons[2].startswith('a ConvTranspose2d')
+    assert reasons[1] == 'a Scaled, not an nn.Conv2d, nn.ConvTranspose2d or nn.Linear itself'
+    assert reasons[2].startswith('a Conv1d')
     assert reasons[3] == ''
+
+
+def test_what_a_run_showed_is_what_stays_dense():
+    use = LayerUse('body.0', frozenset({'shared'}))
+    reasons = {choice.name: choice.reason for choice in choose_layers(Net(), PATTERNS, use=use)}
+    assert reasons['first'] == ''
+    assert reasons['body.0'] == 'the first layer'
+    assert reasons['shared'] == 'its weight is used by other code too'
+
+
+def test_normalised_weights_stay_dense():
+    net = nn.Sequential(nn.Conv2d(4, 8, 1), nn.utils.weight_norm(nn.Conv2d(8, 8, 1)))
+    assert choose_layers(net, PATTERNS)[1].reason.startswith('its weight is computed')
+
+
+class InATuple(nn.Module):
+    """Runs its layers from a plain tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 1)
+        self.layers = (self.first, self.second)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_layers_that_are_run_from_a_plain_tuple_are_pruned():
+    net = InATuple()
+    selection = sparsify(net, choose_layers(net, PATTERNS), True)
+    x = torch.randn(1, 4, 5, 5)
+    dense = net(x)
+    selection.candidate = 0
+    assert not torch.equal(net(x), dense)
+    assert torch.equal(freeze(net, 0)(x), net(x))
+    assert torch.equal(freeze(net, DENSE)(x), dense)
 
 
 def test_the_dense_selection_is_the_plain_network_bit_for_bit():
@@ -178,6 +218,46 @@ def test_convolutions_of_every_kind(padding_mode, stride, dilation, kernel, padd
     x = torch.randn(2, 8, 12, 11)
     assert torch.equal(layer(x), masked(x))
     assert torch.equal(layer.frozen(1)(x), masked(x))
+
+
+@pytest.mark.parametrize('own_weights', [False, True])
+@pytest.mark.parametrize('channels', [16, 20])
+@pytest.mark.parametrize('groups', [1, 2])
+def test_transposed_convolutions_are_pruned_along_their_input_channels(channels, groups, own_weights):
+    torch.manual_seed(0)
+    patterns = (Pattern(1, 4, block=2), Pattern(4, 16, block=2), Pattern(16, 16))[1:]
+    dense = nn.ConvTranspose2d(channels, 12, 3, 2, 1, 1, groups=groups)
+    weight, each = dense.weight.detach().clone(), channels // groups
+    # Group by group, as a convolution would store it: output channels first.
+    kept = torch.zeros_like(weight)
+    for group in range(groups):
+        own = slice(group * each, (group + 1) * each)
+        by_output = weight[own].transpose(0, 1)
+        kept[own] = (by_output * mask_of(magnitude_rank(by_output, patterns[0]), patterns[0])).transpose(0, 1)
+    layer = SparseConvTranspose2d.from_dense(dense, patterns, own_weights, Selection())
+    layer.selection.candidate = 0
+    x = torch.randn(2, channels, 5, 6)
+    wanted = functional.conv_transpose2d(x, kept, dense.bias, 2, 1, 1, groups)
+    assert torch.equal(layer(x), wanted)
+    assert torch.equal(layer.frozen(0)(x), wanted)
+    assert int((kept != 0).sum()) == patterns[0].kept(each) * 12 * 9
+    assert not layer.broken_patterns()
+    assert layer(x, output_size=[9, 11]).shape[2:] == (9, 11)
+
+
+@pytest.mark.parametrize('own_weights', [False, True])
+def test_grouped_convolutions_are_pruned_inside_each_group(own_weights):
+    torch.manual_seed(0)
+    dense = nn.Conv2d(48, 8, 3, padding=1, groups=4)
+    pattern = Pattern(2, 8)
+    kept = dense.weight.detach() * mask_of(magnitude_rank(dense.weight, pattern), pattern)
+    layer = SparseConv2d.from_dense(dense, (pattern, Pattern(8, 8)), own_weights, Selection())
+    layer.selection.candidate = 0
+    x = torch.randn(2, 48, 5, 6)
+    wanted = functional.conv2d(x, kept, dense.bias, padding=1, groups=4)
+    assert torch.equal(layer(x), wanted)
+    assert torch.equal(layer.frozen(0)(x), wanted)
+    assert (layer.frozen(0).weight != 0).float().mean() == 0.25
 
 
 def test_linear_layers_take_any_leading_dimensions():

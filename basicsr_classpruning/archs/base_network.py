@@ -13,9 +13,14 @@ from torch import Tensor, nn
 from basicsr_classpruning.archs.ecbsr_fold import fold_ecbsr
 from basicsr_classpruning.archs.support import refusal
 from basicsr_classpruning.errors import UsageError, UserError
+from basicsr_classpruning.sizes import Inputs, probe
 
 # Input channels by the names that restoration networks give them.
-_CHANNEL_OPTIONS = ('num_in_ch', 'in_channels', 'in_chans', 'img_channel', 'in_nc', 'n_colors')
+_CHANNEL_OPTIONS = (
+    'num_in_ch', 'in_channels', 'in_chans', 'img_channel', 'img_channels', 'in_nc', 'n_colors', 'inp_channels', 'in_ch',
+    'in_chn', 'input_nc', 'nc_in', 'colors',
+)  # fmt: skip
+_MOST_CHANNELS = 16  # tried where no layer says more
 
 
 def build_base(base: Mapping[str, Any]) -> nn.Module:
@@ -38,20 +43,37 @@ def build_base(base: Mapping[str, Any]) -> nn.Module:
     return fold_ecbsr(net) if name == 'ECBSR' else net
 
 
+def find_inputs(net: nn.Module, base: Mapping[str, Any]) -> Inputs:
+    """What images a base network takes and how it uses its layers, found by running it.
+
+    The channels tried are those that its options or their defaults name, 3, 1 and 4, then those that its layers take,
+    in the order of their definition, then the rest of the small numbers. Raises UserError as ``probe`` does.
+    """
+    return probe(net, _channels_to_try(net, base))
+
+
 def input_channels(net: nn.Module, base: Mapping[str, Any]) -> int:
-    """Channels of the images that a base network takes, from its options, defaults or first convolution."""
+    """Channels of the images that a base network takes, see ``find_inputs``."""
+    return find_inputs(net, base).channels
+
+
+def _channels_to_try(net: nn.Module, base: Mapping[str, Any]) -> list[int]:
+    """Numbers of input channels, the most probable first, each once."""
     defaults = inspect.signature(type(net).__init__).parameters
-    for key in _CHANNEL_OPTIONS:
-        value = base.get(key, defaults[key].default if key in defaults else None)
-        if isinstance(value, int):
-            return value
-    first = next((module for module in net.modules() if isinstance(module, nn.Conv2d)), None)
-    return 3 if first is None else first.in_channels
+    options = [base.get(key, defaults[key].default if key in defaults else None) for key in _CHANNEL_OPTIONS]
+    layers = [layer.in_channels for layer in net.modules() if isinstance(layer, nn.modules.conv._ConvNd)]
+    named = [value for value in options if isinstance(value, int) and value > 0]
+    return list(dict.fromkeys([*named, 3, 1, 4, *layers, *range(1, _MOST_CHANNELS + 1)]))
 
 
 def load_fitting(module: nn.Module, params: Mapping[str, Tensor]) -> None:
-    """Loads a state dict; raises UserError with one line where keys or shapes do not fit."""
+    """Loads a state dict; raises UserError with one line where keys or shapes do not fit.
+
+    Counters of batch normalisation may be missing, as in files older than these counters: nothing depends on them.
+    """
     wanted = module.state_dict()
+    counters = {key: value for key, value in wanted.items() if key.endswith('num_batches_tracked')}
+    params = {**counters, **params}
     problems = [f'{key} is missing' for key in wanted if key not in params]
     problems += [f'{key} is not a key of this network' for key in params if key not in wanted]
     problems += [

@@ -13,15 +13,15 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from basicsr_classpruning.archs.base_network import build_base, input_channels, load_fitting
+from basicsr_classpruning.archs.base_network import build_base, find_inputs, load_fitting
 from basicsr_classpruning.archs.ecbsr_fold import fold_ecbsr_state_dict
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.once import Once
 from basicsr_classpruning.routing.ladder import Candidate, Ladder, LadderError, SparseCandidate
-from basicsr_classpruning.routing.network import REFERENCE_SIDE, RoutedNetwork, Subnetwork
+from basicsr_classpruning.routing.network import RoutedNetwork, Subnetwork
 from basicsr_classpruning.routing.price import FIRST_LOG_PRICE, probabilities
 from basicsr_classpruning.routing.router import Router
-from basicsr_classpruning.sizes import SizeRequirements, probe_sizes, run_padded
+from basicsr_classpruning.sizes import run_padded
 from basicsr_classpruning.sparsity import (
     DENSE,
     NetworkMacs,
@@ -88,8 +88,11 @@ class ClassPruning(nn.Module):
             raise UsageError(error.text, key=f'network_g.{error.place}') from None
         self._once = Once()
         self.base = build_base(base) if base_net is None else base_net
-        self.num_in_ch = input_channels(self.base, base)
-        self.choices = tuple(choose_layers(self.base, self.ladder.patterns, skip, self.ladder.layers))
+        inputs = find_inputs(self.base, base)
+        self.num_in_ch = inputs.channels
+        self.sizes = inputs.sizes
+        """Which image sizes the base network takes, and its scale."""
+        self.choices = tuple(choose_layers(self.base, self.ladder.patterns, skip, self.ladder.layers, inputs.use))
         if not any(choice.patterns for choice in self.choices):
             reasons = '; '.join(sorted({choice.reason for choice in self.choices})) or 'it has no such layers'
             raise UsageError(
@@ -195,11 +198,6 @@ class ClassPruning(nn.Module):
     # ----------------------------------------------------------------- sizes
 
     @property
-    def sizes(self) -> SizeRequirements:
-        """Which image sizes the base network takes, and its scale; found once."""
-        return self._once.get('sizes', lambda: probe_sizes(freeze(self.base, DENSE), self.num_in_ch))
-
-    @property
     def scale(self) -> int:
         """Output size over input size: 1 for denoising, 4 for ×4 super-resolution."""
         return self.sizes.scale
@@ -221,8 +219,8 @@ class ClassPruning(nn.Module):
 
     @property
     def reference_macs(self) -> NetworkMacs:
-        """MACs of a 64×64 image, counted once; those of other sizes are in proportion to the pixels."""
-        return self._once.get('macs', lambda: self.macs(REFERENCE_SIDE, REFERENCE_SIDE))
+        """MACs of a small image (``sizes.reference``), counted once; others are in proportion to the pixels."""
+        return self._once.get('macs', lambda: self.macs(self.sizes.reference, self.sizes.reference))
 
     def costs(self) -> Tensor:
         """Each candidate's MACs, the classifier's included, as a fraction of the dense ones: ``(K,)``."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from basicsr_classpruning.routing.network import REFERENCE_SIDE, RoutedNetwork, Subnetwork
+from basicsr_classpruning.routing.network import RoutedNetwork, Subnetwork
 from basicsr_classpruning.sizes import SizeRequirements, probe_sizes, run_padded
 from basicsr_classpruning.sparsity import NetworkMacs, count_by_module
 
@@ -50,8 +50,8 @@ class DenseNetwork(nn.Module):
 
     def routed(self) -> RoutedNetwork:
         """This network as inference sees it: a ladder of one."""
-        dense = self.dense
-        return RoutedNetwork(self, (dense,), dense, None, lambda: self.macs(REFERENCE_SIDE, REFERENCE_SIDE))
+        dense, side = self.dense, self.sizes.reference
+        return RoutedNetwork(self, (dense,), dense, None, lambda: self.macs(side, side))
 
     def forward(self, x: Tensor) -> Tensor:
         """Restores images ``(B, C, H, W)`` of any size."""

@@ -39,30 +39,41 @@ def allocate_layers(net: ClassPruning, crops: Crops, progress: Progress = untold
         What ``network_g.layers`` takes: for each pruned layer, by a regular expression for its name, its ladder.
     """
     macs = {layer.name: layer.dense for layer in net.reference_macs.layers if layer.pruned and layer.dense}
+    channels = {choice.name: choice.channels for choice in net.choices}
     general = next(choice.patterns for choice in net.choices if choice.patterns)
     m = general[0].m
     allowed, errors = _layer_errors(net, list(macs), general, crops, progress)
-    sizes = np.array(list(macs.values())) / sum(macs.values())
+    shares = np.array(list(macs.values())) / sum(macs.values())
+
+    def cost(n: int) -> np.ndarray:
+        """MACs of each layer at N, as a share of all these layers' dense ones."""
+        return shares * [Pattern(n, m).kept(channels[name]) / channels[name] for name in macs]
+
+    costs = np.stack([cost(n) for n in allowed], axis=1)
     columns: list[np.ndarray] = []
     most = np.full(len(macs), allowed[-1])
     for pattern in reversed(general):
         if pattern.is_dense:
             columns.append(np.full(len(macs), m))
         else:
-            most = _least_error(errors, np.array(allowed), sizes, most, pattern.n)
+            most = _least_error(errors, np.array(allowed), costs, most, float(cost(pattern.n).sum()))
             columns.append(most)
     ladders = np.stack(columns[::-1], axis=1).tolist()
     return {f'^{re.escape(name)}$': [f'{n}:{m}' for n in ladder] for name, ladder in zip(macs, ladders)}
 
 
-def _least_error(errors: np.ndarray, allowed: np.ndarray, sizes: np.ndarray, most: np.ndarray, n: int) -> np.ndarray:
-    """N of every layer, at most ``most``, with the least sum of ``errors``, ``(L, N)``, and on average at most ``n``.
+def _least_error(
+    errors: np.ndarray, allowed: np.ndarray, costs: np.ndarray, most: np.ndarray, budget: float
+) -> np.ndarray:
+    """N of every layer, at most ``most``, with the least sum of ``errors`` and costs of at most ``budget``.
+
+    Errors and costs are ``(L, N)``.
 
     One binary number says whether a layer has an N: the multiple-choice knapsack problem.
     """
     layers, choices = errors.shape
     one_each = LinearConstraint(np.kron(np.eye(layers), np.ones(choices)), 1, 1)
-    average = LinearConstraint(np.outer(sizes, allowed).reshape(1, -1), -np.inf, n * (1 + 1e-9))
+    average = LinearConstraint(costs.reshape(1, -1), -np.inf, budget * (1 + 1e-9))
     possible = (allowed[None] <= most[:, None]).ravel()
     found = milp(
         (errors / max(errors.mean(), 1e-30)).ravel(),

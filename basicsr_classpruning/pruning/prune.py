@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,8 +29,9 @@ from basicsr_classpruning.routing.budget import solve_budget
 from basicsr_classpruning.routing.bypass import Bypass, LinearFilter
 from basicsr_classpruning.routing.errors import relative_errors
 from basicsr_classpruning.routing.ladder import Ladder
+from basicsr_classpruning.sizes import bytes_of_image
 from basicsr_classpruning.sparsity import sparse_layers
-from basicsr_classpruning.sparsity.second_order import prune_second_order, rank_second_order
+from basicsr_classpruning.sparsity.second_order import prune_second_order, rank_second_order, unreached_layers
 
 DEFAULT_TARGET = 0.6  # average MACs of the default routing, of which the paper speaks
 # Weights are fitted on crops that run through the network together, so their number is bounded by the memory that
@@ -36,6 +39,7 @@ DEFAULT_TARGET = 0.6  # average MACs of the default routing, of which the paper 
 _WEIGHT_CROPS = (8, 48)
 _WEIGHT_SIDE = 64
 _WEIGHT_OUTPUT_PIXELS = 800_000
+_WEIGHT_BYTES = 5 * 2**29  # and by that which all tensors take at a time
 _LAYER_CROPS = 16  # of these, on which single layers are compared
 _TILE = 96  # what `restore` cuts pictures into
 _ERROR_MACS = 4e12  # work spent on measuring the candidates' errors: a minute or two on two cores
@@ -44,6 +48,8 @@ _ERROR_CROPS = (48, 600)
 _FIT_STEPS = 3000
 _HELD_OUT = 24
 _BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+
+logger = logging.getLogger('basicsr_classpruning')
 
 
 @dataclass(frozen=True)
@@ -162,9 +168,13 @@ def prune_with_data(
         UserError: a picture cannot be read, or the network cannot be calibrated.
     """
     alternative = build(_copy(dense), options.alternative, {'type': 'DifficultyClassifier'})
-    few, many = _WEIGHT_CROPS
-    count = min(max(_WEIGHT_OUTPUT_PIXELS // (_WEIGHT_SIDE * alternative.scale) ** 2, few), many)
+    count = _weight_crops(alternative)
     weight_crops = _cut(alternative, pictures, degradation, count, _WEIGHT_SIDE, options.seed, progress)
+    unreached = _unreached(alternative, weight_crops)
+    if unreached:
+        logger.warning('left dense, because no calibration picture reaches them: %s', ', '.join(unreached))
+        options = replace(options, skip=(*options.skip, *(f'^{re.escape(name)}$' for name in unreached)))
+        alternative = build(_copy(dense), options.alternative, {'type': 'DifficultyClassifier'})
     if options.per_layer:
         some = next(weight_crops.batches(_LAYER_CROPS))
         options = replace(options, layers=allocate_layers(alternative, some, progress))
@@ -178,6 +188,21 @@ def prune_with_data(
         alternative.classifier = net.classifier
     held_out = _cut(net, pictures, degradation, _HELD_OUT, _TILE, options.seed + 2, progress)
     return Calibrated(net, measure_candidates(net, held_out), alternative, measure_candidates(alternative, held_out))
+
+
+def _weight_crops(net: ClassPruning) -> int:
+    """How many crops the weights are fitted on: all candidates run on all of them at a time."""
+    few, many = _WEIGHT_CROPS
+    side = net.sizes.padded(_WEIGHT_SIDE)
+    each = bytes_of_image(net.dense.net, net.num_in_ch, side) * (len(net.candidates) + 1)
+    wanted = min(max(_WEIGHT_OUTPUT_PIXELS // (_WEIGHT_SIDE * net.scale) ** 2, few), many)
+    return max(min(wanted, _WEIGHT_BYTES // each), 1)
+
+
+def _unreached(net: ClassPruning, crops: Crops) -> list[str]:
+    """Pruned layers that no crop reaches."""
+    names = [choice.name for choice in net.choices if choice.patterns]
+    return unreached_layers(net.dense.net, names, list(crops.lq.split(8)))
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,6 @@ from basicsr_classpruning.sizes import SizeRequirements, run_padded
 from basicsr_classpruning.sparsity.macs import NetworkMacs, count_by_module
 from basicsr_classpruning.sparsity.pattern import Pattern
 
-REFERENCE_SIDE = 64
-"""Side of the images for which MACs are counted; those of other sizes are in proportion to the pixels."""
-
 
 @dataclass(frozen=True)
 class Subnetwork:
@@ -108,7 +105,7 @@ class RoutedNetwork:
     router: Router | None
     """None where there is nothing to choose, and nothing to choose with."""
     count_macs: Callable[[], NetworkMacs]
-    """Counts the MACs of an image of about ``REFERENCE_SIDE`` pixels a side."""
+    """Counts the MACs of an image of ``sizes.reference`` pixels a side; others are in proportion."""
     budget: float | None = None
     """The average MACs wanted by default, as a fraction of the dense ones; None: the router's price decides."""
 

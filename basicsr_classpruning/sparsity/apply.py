@@ -6,16 +6,25 @@ import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from torch import nn
 
-from basicsr_classpruning.sparsity.layers import Selection, SparseConv2d, SparseLayer, SparseLinear
+from basicsr_classpruning.sparsity.layers import (
+    Selection,
+    SparseConv2d,
+    SparseConvTranspose2d,
+    SparseLayer,
+    SparseLinear,
+)
 from basicsr_classpruning.sparsity.masks import mismatch
+from basicsr_classpruning.sparsity.orientation import by_output, channels_of, groups_of
 from basicsr_classpruning.sparsity.pattern import Pattern
 
 # Exact classes only: a subclass may compute something else with its weight.
-_SPARSE_CLASSES: dict[type, type[SparseConv2d] | type[SparseLinear]] = {
+_SPARSE_CLASSES: dict[type, type[SparseLayer]] = {
     nn.Conv2d: SparseConv2d,
+    nn.ConvTranspose2d: SparseConvTranspose2d,
     nn.Linear: SparseLinear,
 }
 
@@ -30,6 +39,22 @@ class LayerChoice:
     """Pattern of each candidate, cheapest first; empty where the layer stays dense."""
     reason: str
     """Why the layer stays dense; empty where it is pruned."""
+    channels: int = 0
+    """Input channels that one output channel sees; 0 where the layer stays dense."""
+
+    def kept(self, candidate: int) -> Fraction:
+        """Share of the layer's weights, and MACs, that a candidate keeps."""
+        return Fraction(self.patterns[candidate].kept(self.channels), self.channels) if self.patterns else Fraction(1)
+
+
+@dataclass(frozen=True)
+class LayerUse:
+    """How a network uses its layers, as a run of it shows."""
+
+    first: str = ''
+    """Name of the first layer with a weight that runs; empty where that is not known."""
+    read: frozenset[str] = frozenset()
+    """Names of layers whose weights the network's own code reads, besides or instead of calling the layer."""
 
 
 def choose_layers(
@@ -37,6 +62,7 @@ def choose_layers(
     patterns: Sequence[Pattern],
     skip: Sequence[str] = (),
     layer_patterns: Mapping[str, Sequence[Pattern]] | None = None,
+    use: LayerUse | None = None,
 ) -> list[LayerChoice]:
     """Decides for every layer with a weight whether it is pruned, and how.
 
@@ -45,61 +71,67 @@ def choose_layers(
         patterns: pattern of each candidate, cheapest first.
         skip: regular expressions; a layer whose dotted name one of them matches (``re.search``) stays dense.
         layer_patterns: patterns that replace the general ones in layers whose name the expression matches.
+        use: what a run of the network showed. The first layer stays dense: the first that runs, or, where that is not
+            known, the first one defined.
     """
+    use = use or LayerUse()
+    layers = {name: module for name, module in net.named_modules() if is_layer(module)}
+    first = use.first or next((name for name, module in layers.items() if can_be_first(module)), '')
     choices = []
-    first = True
-    for name, module in net.named_modules():
-        weight = getattr(module, 'weight', None)
-        if not isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) or weight is None:
-            continue
+    for name, module in layers.items():
         own_patterns = tuple(patterns)
         for expression, replacement in (layer_patterns or {}).items():
             if re.search(expression, name):
                 own_patterns = tuple(replacement)
-        reason = _why_dense(module, own_patterns[0])
-        if not reason and first:
-            reason = 'the first layer'
+        reason = 'the first layer' if name == first else _why_dense(module, own_patterns[0])
+        if not reason and name in use.read:
+            reason = 'its weight is used by other code too'
         if not reason and any(re.search(expression, name) for expression in skip):
             reason = 'named in skip'
-        if type(module) in _SPARSE_CLASSES:
-            first = False
-        choices.append(LayerChoice(name, () if reason else own_patterns, reason))
+        if reason:
+            choices.append(LayerChoice(name, (), reason))
+        else:
+            choices.append(LayerChoice(name, own_patterns, '', channels_of(module)))
     return choices
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module is a convolution of any kind or a linear layer, with a weight."""
+    return isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) and getattr(module, 'weight', None) is not None
+
+
+def can_be_first(module: nn.Module) -> bool:
+    """Whether a layer counts as the first one of its network: one that could be pruned elsewhere."""
+    return type(module) in _SPARSE_CLASSES
 
 
 def _why_dense(module: nn.Module, pattern: Pattern) -> str:
     if type(module) not in _SPARSE_CLASSES:
-        return f'a {type(module).__name__}, not an nn.Conv2d or nn.Linear itself'
-    if getattr(module, 'groups', 1) != 1:
-        return 'a grouped convolution'
-    return mismatch(module.weight, pattern)  # type: ignore[arg-type]
+        return f'a {type(module).__name__}, not an nn.Conv2d, nn.ConvTranspose2d or nn.Linear itself'
+    if 'weight' not in module._parameters:
+        return 'its weight is computed from others (weight or spectral normalisation)'
+    assert isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))
+    return mismatch(by_output(module, module.weight), pattern, groups_of(module))
 
 
 def sparsify(net: nn.Module, choices: Sequence[LayerChoice], own_weights: bool) -> Selection:
-    """Replaces the chosen layers of a network in place; parameter names stay as they are.
+    """Turns the chosen layers of a network into sparse ones in place; parameter names stay as they are.
 
     Returns:
         The selection that all new layers obey.
     """
     selection = Selection()
     chosen = {choice.name: choice.patterns for choice in choices if choice.patterns}
-    replaced: dict[nn.Module, nn.Module] = {}
-    # With duplicates, so that a module used in several places is replaced by one layer in all of them.
-    for name, module in list(net.named_modules(remove_duplicate=False)):
+    for name, module in list(net.named_modules()):
         if name in chosen:
-            sparse_class = _SPARSE_CLASSES[type(module)]
-            replaced[module] = sparse_class.from_dense(module, chosen[name], own_weights, selection)
-    for parent in list(net.modules()):
-        for child_name, child in list(parent._modules.items()):
-            if child in replaced:
-                parent._modules[child_name] = replaced[child]
+            _SPARSE_CLASSES[type(module)].from_dense(module, chosen[name], own_weights, selection)
     return selection
 
 
 def sparse_layers(net: nn.Module) -> Iterator[tuple[str, SparseLayer]]:
     """The sparse layers of a network with their names."""
     for name, module in net.named_modules():
-        if isinstance(module, (SparseConv2d, SparseLinear)):
+        if isinstance(module, SparseLayer):
             yield name, module
 
 

@@ -1,14 +1,15 @@
-"""Convolution and linear layers that hold every candidate's weights, for training."""
+"""Convolutions, transposed convolutions and linear layers that hold every candidate's weights, for training."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from basicsr_classpruning.sparsity.masks import magnitude_rank, satisfies
+from basicsr_classpruning.sparsity.masks import magnitude_rank, mask_of, satisfies
+from basicsr_classpruning.sparsity.orientation import as_stored, by_output
 from basicsr_classpruning.sparsity.pattern import Pattern
 
 if TYPE_CHECKING:
@@ -82,19 +83,18 @@ class _SparseLayer(nn.Module):
     def from_dense(
         cls, dense: nn.Module, patterns: tuple[Pattern, ...], own_weights: bool, selection: Selection
     ) -> Self:
-        """Makes the layer that replaces a dense one, whose parameters it takes over.
+        """Turns a dense layer into one of this class, in place, and returns it.
+
+        In place, so that it is sparse wherever the network refers to it: networks keep layers in plain tuples too.
 
         Args:
-            dense: an ``nn.Conv2d`` or ``nn.Linear``, the class this layer extends.
+            dense: of the class that this one extends, itself.
             patterns: one for each candidate, cheapest first, alike but for N.
             own_weights: whether each sparse candidate has its own weights, or all share one set with nested masks.
             selection: says which candidate runs; shared with the other layers of the network.
         """
-        layer = cls.__new__(cls)
-        layer.__dict__.update(dense.__dict__)
-        # The dictionaries of a module must not be shared with the layer it replaces.
-        for registry in ('_parameters', '_buffers', '_modules'):
-            layer.__dict__[registry] = dense.__dict__[registry].copy()
+        dense.__class__ = cls
+        layer = cast('Self', dense)
         layer._init_sparse(patterns, own_weights, selection)
         return layer
 
@@ -121,22 +121,30 @@ class _SparseLayer(nn.Module):
         for bias in self.biases:
             bias.copy_(self.bias)
         if self.own_weights:
-            ranks = magnitude_rank(self.weight, self.patterns[0])
+            ranks = self._ranks_by_magnitude()
             for candidate, slot in self._slots.items():
-                self.weights[slot].copy_(self.weight * (ranks < self.patterns[candidate].n))
+                self.weights[slot].copy_(self.weight * self._mask(ranks, candidate))
 
     @torch.no_grad()
     def rank_by_magnitude(self) -> None:
         """Renews the nested masks of shared weights from the weights as they are now."""
         if not self.own_weights:
-            self.ranks.copy_(magnitude_rank(self.weight, self.patterns[0]))
+            self.ranks.copy_(self._ranks_by_magnitude())
+
+    def _ranks_by_magnitude(self) -> Tensor:
+        """Ranks in the shape of the weight."""
+        return as_stored(self, magnitude_rank(by_output(self, self.weight), self.patterns[0]))
+
+    def _mask(self, ranks: Tensor, candidate: int) -> Tensor:
+        """What a candidate keeps, in the shape of the weight."""
+        return as_stored(self, mask_of(by_output(self, ranks), self.patterns[candidate]))
 
     def broken_patterns(self) -> list[Pattern]:
         """The patterns of candidates whose own weights have too few zeros for them."""
         if not self.own_weights:
             return []
         mine = [(self.patterns[candidate], self.weights[slot]) for candidate, slot in self._slots.items()]
-        return [pattern for pattern, weight in mine if not satisfies(weight.detach(), pattern)]
+        return [pattern for pattern, weight in mine if not satisfies(by_output(self, weight.detach()), pattern)]
 
     @torch.no_grad()
     def set_candidate(self, candidate: int, weight: Tensor, bias: Tensor | None) -> None:
@@ -164,8 +172,7 @@ class _SparseLayer(nn.Module):
         if self.own_weights:
             own = self.weights[slot]
             return _OwnWeight.apply(own)
-        mask = self.ranks < self.patterns[candidate].n
-        return _StraightThrough.apply(self.weight, mask, self.selection.decay)
+        return _StraightThrough.apply(self.weight, self._mask(self.ranks, candidate), self.selection.decay)
 
 
 class SparseConv2d(_SparseLayer, nn.Conv2d):
@@ -184,11 +191,67 @@ class SparseConv2d(_SparseLayer, nn.Conv2d):
             self.stride,  # type: ignore[arg-type]
             self.padding,  # type: ignore[arg-type]
             self.dilation,  # type: ignore[arg-type]
+            self.groups,
             bias=self.bias is not None,
             padding_mode=self.padding_mode,
             device='meta',
         )
         return _fill(conv, self, candidate)
+
+
+class SparseConvTranspose2d(_SparseLayer, nn.ConvTranspose2d):
+    """A transposed convolution that runs as the selected candidate. Made with ``from_dense``."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        candidate = self.selection.candidate
+        return run_transposed(
+            self, input, self.candidate_weight(candidate), self.candidate_bias(candidate), output_size
+        )
+
+    def frozen(self, candidate: int) -> nn.ConvTranspose2d:
+        """A plain transposed convolution with the candidate's weights, detached and copied."""
+        conv = nn.ConvTranspose2d(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,  # type: ignore[arg-type]
+            self.stride,  # type: ignore[arg-type]
+            self.padding,  # type: ignore[arg-type]
+            self.output_padding,  # type: ignore[arg-type]
+            self.groups,
+            bias=self.bias is not None,
+            dilation=self.dilation,  # type: ignore[arg-type]
+            device='meta',
+        )
+        return _fill(conv, self, candidate)
+
+
+def run_transposed(
+    layer: nn.ConvTranspose2d,
+    inputs: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    output_size: list[int] | None = None,
+) -> Tensor:
+    """A transposed convolution with another weight and bias; as ``layer(inputs, output_size)`` otherwise."""
+    padding = layer._output_padding(
+        inputs,
+        output_size,
+        layer.stride,  # type: ignore[arg-type]
+        layer.padding,  # type: ignore[arg-type]
+        layer.kernel_size,  # type: ignore[arg-type]
+        2,
+        layer.dilation,  # type: ignore[arg-type]
+    )
+    return functional.conv_transpose2d(
+        inputs,
+        weight,
+        bias,
+        layer.stride,
+        layer.padding,  # type: ignore[arg-type]
+        padding,
+        layer.groups,
+        layer.dilation,
+    )
 
 
 class SparseLinear(_SparseLayer, nn.Linear):  # type: ignore[misc]  # nn.Linear's bias may be None too
@@ -204,7 +267,7 @@ class SparseLinear(_SparseLayer, nn.Linear):  # type: ignore[misc]  # nn.Linear'
         return _fill(linear, self, candidate)
 
 
-SparseLayer = SparseConv2d | SparseLinear
+SparseLayer = SparseConv2d | SparseConvTranspose2d | SparseLinear
 
 
 def _fill(plain: Any, layer: _SparseLayer, candidate: int) -> Any:

@@ -95,7 +95,7 @@ def network_macs(
     layers = []
     for choice in choices:
         dense = counts.get(choice.name, 0)
-        pruned = tuple(dense * pattern.n // pattern.m for pattern in choice.patterns) or (dense,) * candidates
+        pruned = tuple(int(dense * choice.kept(candidate)) for candidate in range(candidates))
         layers.append(LayerMacs(choice.name, dense, pruned, choice.reason))
     total = counts['']
     saved = [sum(layer.dense - layer.candidates[k] for layer in layers) for k in range(candidates)]

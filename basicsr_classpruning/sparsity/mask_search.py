@@ -9,6 +9,10 @@ error of each zero pushed onto the columns to come ("SparseGPT", Frantar and Ali
 and a dropped weight inside a group, accepted where the loss with all kept weights re-solved falls; and least squares
 on the final mask.
 
+Where M does not divide the channels, the last group is shorter. It is filled up to M with columns that multiply nothing
+(*padding*), of which so many count as kept that the real ones keep their number: so all groups are of one size, and the
+rest need not know. Padding never exchanges its place.
+
 The smallest thing a mask decides about is a *unit*: one column, or all taps of an input channel where masks are shared
 over taps. The output channels of a block share their masks, so a block is a row of the mask and a right-hand side with
 several columns.
@@ -30,6 +34,18 @@ _LEAST_GAIN = 1e-6  # share of a block's loss that an exchange must gain: above 
 
 
 @dataclass(frozen=True)
+class ShortGroups:
+    """The groups that are shorter than M, filled up with padding at their ends."""
+
+    every: int
+    """Each ``every``-th group is one: there is one for each kernel tap that has masks of its own."""
+    size: int
+    """Real units in them, 1 to M − 1."""
+    kept: int
+    """Real units kept in them."""
+
+
+@dataclass(frozen=True)
 class QuadraticProblem:
     """A layer's loss, in units: the columns of a unit stand together."""
 
@@ -45,6 +61,8 @@ class QuadraticProblem:
     """Columns of a unit."""
     block: int
     """Output channels that share a mask."""
+    short: ShortGroups | None = None
+    """Where M does not divide the channels."""
 
     @property
     def units(self) -> int:
@@ -57,10 +75,52 @@ class QuadraticProblem:
         return torch.cholesky_solve(self.cross.T, torch.linalg.cholesky(self.hessian)).T
 
 
-def unit_order(channels: int, taps: int, pattern: Pattern) -> Tensor:
-    """Order of a weight's columns ``(K,)``, as ``flatten(1)`` has them, that puts each unit and each group together."""
-    columns = torch.arange(channels * taps).view(channels, taps)
-    return (columns if pattern.share_taps else columns.T).reshape(-1)
+@dataclass(frozen=True)
+class Layout:
+    """How the columns of a weight's ``flatten(1)`` stand in a problem, where each unit and each group is together."""
+
+    places: Tensor
+    """For each column of the problem that is no padding, its place in it: ``(K,)``."""
+    columns: Tensor
+    """For each of these the column of the weight: ``(K,)``."""
+    size: int
+    """Columns of the problem, padding among them."""
+    short: ShortGroups | None
+
+    @property
+    def padding(self) -> Tensor:
+        """Which columns of the problem are padding, ``(size,)``."""
+        return torch.ones(self.size, dtype=torch.bool).scatter_(0, self.places, False)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Values ``(…, K)`` by column of the weight in the problem's columns ``(…, size)``; padding gets 0."""
+        spread = values.new_zeros(*values.shape[:-1], self.size)
+        spread[..., self.places] = values[..., self.columns]
+        return spread
+
+    def spread_square(self, values: Tensor) -> Tensor:
+        """The same for both sides of a matrix ``(K, K)``."""
+        return self.spread(self.spread(values).T).T
+
+    def gather(self, values: Tensor) -> Tensor:
+        """The inverse of ``spread``."""
+        gathered = values.new_empty(*values.shape[:-1], len(self.columns))
+        gathered[..., self.columns] = values[..., self.places]
+        return gathered
+
+
+def lay_out(channels: int, taps: int, pattern: Pattern) -> Layout:
+    """The layout of a layer with that many input channels (of a group) and kernel taps."""
+    groups = -(-channels // pattern.m)
+    padded = groups * pattern.m
+    columns = torch.full((padded, taps), -1)
+    columns[:channels] = torch.arange(channels * taps).view(channels, taps)
+    ordered = (columns if pattern.share_taps else columns.T).reshape(-1)
+    short = None
+    if padded > channels:
+        short = ShortGroups(groups, channels % pattern.m, pattern.kept_of_rest(channels))
+    places = (ordered >= 0).nonzero()[:, 0]
+    return Layout(places, ordered[places], len(ordered), short)
 
 
 def solve(hessian: Tensor, cross: Tensor, channels: int, pattern: Pattern, rounds: int) -> Tensor:
@@ -69,24 +129,25 @@ def solve(hessian: Tensor, cross: Tensor, channels: int, pattern: Pattern, round
     Args:
         hessian: H ``(K, K)``, in the order of a weight's ``flatten(1)``.
         cross: C H, ``(O, K)``, where C are the best dense weights.
-        channels: input channels of the layer.
-        pattern: what may be kept; its M divides ``channels`` and its block divides O.
+        channels: input channels of the layer (of a convolution group).
+        pattern: what may be kept; its block divides O.
         rounds: how often kept and dropped weights are exchanged; 0 keeps the greedy mask.
     """
     taps = hessian.shape[0] // channels
-    order = unit_order(channels, taps, pattern)
+    layout = lay_out(channels, taps, pattern)
+    padded = layout.spread_square(hessian)
+    padded.diagonal()[layout.padding] = hessian.diagonal().mean()  # any number that leaves it well-conditioned
     problem = QuadraticProblem(
-        hessian[order][:, order],
-        cross[:, order],
+        padded,
+        layout.spread(cross),
         pattern.n,
         pattern.m,
         taps if pattern.share_taps else 1,
         pattern.block,
+        layout.short,
     )
     mask = exchange(problem, greedy_mask(problem), rounds)
-    weights = torch.empty_like(cross)
-    weights[:, order] = least_squares(problem, mask)
-    return weights
+    return layout.gather(least_squares(problem, mask))
 
 
 def loss(problem: QuadraticProblem, weights: Tensor) -> Tensor:
@@ -107,6 +168,10 @@ def greedy_mask(problem: QuadraticProblem) -> Tensor:
         diagonal = factor.diagonal()[first : first + step]
         now = weights[:, first : first + step].clone()
         scores = (now / diagonal).square().view(len(mask), problem.block, problem.m, problem.width).sum((1, 3))
+        short = problem.short
+        if short and group % short.every == short.every - 1:
+            scores[:, short.size :] = -torch.inf
+            scores[:, short.size : short.size + problem.n - short.kept] = torch.inf
         kept = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, scores.topk(problem.n, 1).indices, True)
         mask[:, group * problem.m : (group + 1) * problem.m] = kept
         dropped = ~kept.repeat_interleave(problem.block, 0).repeat_interleave(problem.width, 1)
@@ -152,6 +217,7 @@ def exchange(problem: QuadraticProblem, mask: Tensor, rounds: int) -> Tensor:
         problem.m,
         problem.width,
         problem.block,
+        problem.short,
     )
     for blocks in _chunks(problem, mask):
         for _ in range(rounds):
@@ -197,6 +263,10 @@ def _exchange_round(problem: QuadraticProblem, mask: Tensor, blocks: Tensor) -> 
         in_groups(solution, n)[:, :, :, None],
         -in_groups(residual, rest)[:, :, None],
     )
+    if problem.short:
+        last = change.unflatten(1, (-1, problem.short.every))[:, :, -1]  # a view
+        last[:, :, problem.short.kept :] = torch.inf
+        last[:, :, :, problem.short.size - problem.short.kept :] = torch.inf
     best, pair = change.flatten(2).min(2)
     chosen = (
         best.topk(min(groups, max(1, _GREATEST_TABLEAU // (2 * width))), dim=1, largest=False).indices.sort(1).values
@@ -225,7 +295,8 @@ def _exchange_round(problem: QuadraticProblem, mask: Tensor, blocks: Tensor) -> 
         1,
     )
     scale = (solution * _right_sides(problem.cross, problem.block, blocks, kept_columns)).sum((1, 2))
-    made = _exchange_in_tableau(torch.cat([tableau, sides], 2), width, _LEAST_GAIN * scale)
+    allowed = best.gather(1, chosen) < torch.inf
+    made = _exchange_in_tableau(torch.cat([tableau, sides], 2), width, allowed, _LEAST_GAIN * scale)
     block_index, pair_index = made.nonzero(as_tuple=True)
     mask[blocks[block_index], kept.gather(1, out)[block_index, pair_index]] = False
     mask[blocks[block_index], dropped.gather(1, into)[block_index, pair_index]] = True
@@ -249,13 +320,23 @@ def exchange_change(
     return cost - (side_after * _small_solve(after, side_after)).sum((-2, -1))
 
 
-def _exchange_in_tableau(tableau: Tensor, width: int, least_gain: Tensor) -> Tensor:
-    """Makes the exchanges i ↔ i + half of a tableau one by one, best first; returns which were made ``(B, half)``."""
+def _exchange_in_tableau(tableau: Tensor, width: int, allowed: Tensor, least_gain: Tensor) -> Tensor:
+    """Makes the allowed exchanges i ↔ i + half of a tableau one by one, best first.
+
+    Args:
+        tableau: see ``pivot``.
+        width: columns of a unit.
+        allowed: which exchanges may be made, ``(B, half)``.
+        least_gain: what an exchange must gain, ``(B,)``.
+
+    Returns:
+        Which exchanges were made, ``(B, half)``.
+    """
     half = tableau.shape[1] // width // 2
     made = torch.zeros(len(tableau), half, dtype=torch.bool)
     lines = torch.arange(len(tableau))  # the tableaus that still change
     for _ in range(half):
-        best, pair = _tableau_changes(tableau, half, width).masked_fill(made[lines], torch.inf).min(1)
+        best, pair = _tableau_changes(tableau, half, width).masked_fill((made | ~allowed)[lines], torch.inf).min(1)
         going = best < -least_gain[lines]
         if not going.any():
             break

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from basicsr_classpruning.sparsity.pattern import Pattern
 
+_FEWEST_CHANNELS = 4  # a layer of fewer reads images or single maps: little to save, nothing to choose among
 
-def mismatch(weight: Tensor, pattern: Pattern) -> str:
-    """Why a weight ``(O, C, ...)`` cannot carry the pattern; an empty string where it can."""
-    out_channels, in_channels = weight.shape[:2]
-    if in_channels % pattern.m:
-        return f'{in_channels} input channels are no multiple of M = {pattern.m}'
+
+def mismatch(weight: Tensor, pattern: Pattern, groups: int = 1) -> str:
+    """Why a weight ``(O, C, ...)`` is not pruned to the pattern; an empty string where it is.
+
+    Args:
+        weight: C is the number of input channels of one convolution group.
+        pattern: what it should be pruned to.
+        groups: of the convolution.
+    """
+    out_channels, in_channels = weight.shape[0] // groups, weight.shape[1]
+    if groups > 1 and in_channels == 1:
+        return 'a depthwise convolution'
+    each = ' a group' if groups > 1 else ''
+    if in_channels < min(_FEWEST_CHANNELS, pattern.m):
+        return f'{in_channels} input channel{"s" * (in_channels > 1)}{each}: too few to choose among'
     if out_channels % pattern.block:
-        return f'{out_channels} output channels are no multiple of block = {pattern.block}'
+        return f'{out_channels} output channels{each} are no multiple of block = {pattern.block}'
     return ''
 
 
-def grouped(values: Tensor, pattern: Pattern) -> Tensor:
-    """Views ``(O, C, *taps)`` as ``(O / block, block, C / M, M, taps)``."""
+def grouped(values: Tensor, block: int, size: int) -> Tensor:
+    """Views ``(O, C, *taps)`` as ``(O / block, block, C / size, size, taps)``."""
     out_channels, in_channels = values.shape[:2]
-    return values.reshape(
-        out_channels // pattern.block, pattern.block, in_channels // pattern.m, pattern.m, values[0, 0].numel()
-    )
+    return values.reshape(out_channels // block, block, in_channels // size, size, values[0, 0].numel())
 
 
 def rank(importance: Tensor, pattern: Pattern) -> Tensor:
@@ -37,7 +48,21 @@ def rank(importance: Tensor, pattern: Pattern) -> Tensor:
     Returns:
         uint8 tensor of the same shape with values 0 … M − 1. Of equal importances the earlier channel ranks first.
     """
-    groups = grouped(importance.detach(), pattern)
+    parts = [_rank_groups(part, pattern, size) for part, size in _parts(importance.detach(), pattern)]
+    return torch.cat(parts, dim=1)
+
+
+def _parts(values: Tensor, pattern: Pattern) -> Iterator[tuple[Tensor, int]]:
+    """The full groups of ``(O, C, *taps)`` and the shorter last one, where there are any, with the size of a group."""
+    full = values.shape[1] // pattern.m * pattern.m
+    if full:
+        yield values[:, :full], pattern.m
+    if full < values.shape[1]:
+        yield values[:, full:], values.shape[1] - full
+
+
+def _rank_groups(importance: Tensor, pattern: Pattern, size: int) -> Tensor:
+    groups = grouped(importance, pattern.block, size)
     shared_dims = (1, 4) if pattern.share_taps else (1,)
     if pattern.block > 1 or pattern.share_taps:
         scores = groups.float().square().sum(shared_dims, keepdim=True)
@@ -45,8 +70,8 @@ def rank(importance: Tensor, pattern: Pattern) -> Tensor:
         scores = groups
     # Pairwise comparison, one opponent at a time: sorting small groups is an order of magnitude slower.
     ranks = torch.zeros(scores.shape, dtype=torch.uint8, device=scores.device)
-    position = torch.arange(pattern.m, device=scores.device).view(1, 1, 1, -1, 1)
-    for opponent in range(pattern.m):
+    position = torch.arange(size, device=scores.device).view(1, 1, 1, -1, 1)
+    for opponent in range(size):
         other = scores[:, :, :, opponent : opponent + 1]
         ranks += (other > scores) | ((other == scores) & (opponent < position))
     return ranks.expand(groups.shape).reshape(importance.shape)
@@ -57,9 +82,27 @@ def magnitude_rank(weight: Tensor, pattern: Pattern) -> Tensor:
     return rank(weight.abs(), pattern)
 
 
+def mask_of(ranks: Tensor, pattern: Pattern) -> Tensor:
+    """The mask ``(O, C, *taps)`` of a candidate, True where kept: the ranks below N, in the last group below its own.
+
+    Masks are nested: a candidate with a larger N keeps at least what one with a smaller N keeps.
+    """
+    mask = ranks < pattern.n
+    channels = ranks.shape[1]
+    full = channels // pattern.m * pattern.m
+    if full < channels:
+        mask[:, full:] = ranks[:, full:] < pattern.kept_of_rest(channels)
+    return mask
+
+
 def satisfies(weight: Tensor, pattern: Pattern) -> bool:
     """Whether the zeros of a weight ``(O, C, *taps)`` obey the pattern."""
-    used = grouped(weight != 0, pattern).any(dim=1, keepdim=True)
-    if pattern.share_taps:
-        used = used.any(dim=4, keepdim=True)
-    return bool((used.sum(dim=3) <= pattern.n).all())
+    channels = weight.shape[1]
+    for part, size in _parts(weight, pattern):
+        used = grouped(part != 0, pattern.block, size).any(dim=1, keepdim=True)
+        if pattern.share_taps:
+            used = used.any(dim=4, keepdim=True)
+        most = pattern.n if size == pattern.m else pattern.kept_of_rest(channels)
+        if not bool((used.sum(dim=3) <= most).all()):
+            return False
+    return True

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from basicsr_classpruning.sparsity.mask_search import unit_order
+from basicsr_classpruning.sparsity.mask_search import ShortGroups, lay_out
 from basicsr_classpruning.sparsity.pattern import Pattern
 
 _CHUNK_BYTES = 96 * 2**20  # of Q
@@ -30,7 +30,7 @@ def nested_ranks(
     Args:
         losses: H ``(K, K)`` and C H ``(O, K)`` of each candidate, in the order of a weight's ``flatten(1)``.
         dense: the weights ``(O, K)``.
-        channels: input channels of the layer.
+        channels: input channels of the layer (of a convolution group).
         patterns: one for each candidate, alike but for N.
 
     Returns:
@@ -39,30 +39,35 @@ def nested_ranks(
     """
     pattern = patterns[0]
     taps = dense.shape[1] // channels
-    order = unit_order(channels, taps, pattern)
+    layout = lay_out(channels, taps, pattern)
     width = taps if pattern.share_taps else 1
-    weights = dense[:, order].view(-1, pattern.block, dense.shape[1])
-    level = torch.full((len(weights), weights.shape[2] // width), len(patterns), dtype=torch.int64)
+    weights = layout.spread(dense).view(-1, pattern.block, layout.size)
+    padding = layout.padding[::width]
+    level = torch.full((len(weights), len(padding)), len(patterns), dtype=torch.int64)
     by_density = sorted(range(len(patterns)), key=lambda k: patterns[k].n)
     for place, k in enumerate(by_density):
         hessian, cross = losses[k]
-        hessian, cross = hessian[order][:, order], cross[:, order].view(weights.shape)
+        hessian, cross = layout.spread_square(hessian), layout.spread(cross).view(weights.shape)
+        drops = _drops(len(padding) // pattern.m, channels, layout.short, patterns[k])
         size = max(1, _CHUNK_BYTES // (4 * hessian.numel() // width))
         for blocks in torch.arange(len(weights)).split(size):
             quadratic, linear = _in_units(hessian, cross[blocks], weights[blocks], width)
-            locked = level[blocks] < place
-            kept = _drop_least(quadratic, linear, locked, patterns[k])
+            # Padding stays among the kept, so that nothing is exchanged for it.
+            locked = (level[blocks] < place) | padding
+            kept = _drop_least(quadratic, linear, locked, drops)
             kept = _exchange(quadratic, linear, kept, locked, pattern.m)
             level[blocks] = torch.where(kept & ~locked, place, level[blocks])
-    magnitude = weights.square().sum(1).unflatten(1, (-1, width)).sum(2)
-    ranks = torch.empty_like(dense, dtype=torch.uint8)
-    ranks[:, order] = (
-        _rank_levels(level, magnitude, pattern.m)
-        .repeat_interleave(width, 1)
-        .repeat_interleave(pattern.block, 0)
-        .to(torch.uint8)
-    )
-    return ranks
+    magnitude = weights.square().sum(1).unflatten(1, (-1, width)).sum(2).masked_fill(padding, -1)
+    ranks = _rank_levels(level, magnitude, pattern.m).repeat_interleave(width, 1).repeat_interleave(pattern.block, 0)
+    return layout.gather(ranks.to(torch.uint8))
+
+
+def _drops(groups: int, channels: int, short: ShortGroups | None, pattern: Pattern) -> Tensor:
+    """How many units each of the groups drops, ``(groups,)``."""
+    drops = torch.full((groups,), pattern.m - pattern.n)
+    if short:
+        drops[short.every - 1 :: short.every] = short.size - pattern.kept_of_rest(channels)
+    return drops
 
 
 def _in_units(hessian: Tensor, cross: Tensor, weights: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -79,14 +84,19 @@ def _in_units(hessian: Tensor, cross: Tensor, weights: Tensor, width: int) -> tu
     return quadratic.float(), (weights * cross).sum(1).unflatten(1, (units, width)).sum(2).float()
 
 
-def _drop_least(quadratic: Tensor, linear: Tensor, locked: Tensor, pattern: Pattern) -> Tensor:
-    """A first mask ``(B, U)``: all units, less the one of each group that costs least, again and again."""
+def _drop_least(quadratic: Tensor, linear: Tensor, locked: Tensor, drops: Tensor) -> Tensor:
+    """A first mask ``(B, U)``: all units, less the one of each group that costs least, again and again.
+
+    Each group loses as many as ``drops`` ``(groups,)`` says.
+    """
+    groups = len(drops)
     own = quadratic.diagonal(dim1=1, dim2=2)
     kept = torch.ones_like(locked)
-    for _ in range(pattern.m - pattern.n):
+    for round_number in range(int(drops.max())):
         slope = (quadratic @ kept.to(own)[:, :, None])[:, :, 0] - linear
-        change = (own - 2 * slope).masked_fill(locked | ~kept, torch.inf).unflatten(1, (-1, pattern.m))
+        change = (own - 2 * slope).masked_fill(locked | ~kept, torch.inf).unflatten(1, (groups, -1))
         least = torch.zeros_like(change, dtype=torch.bool).scatter_(2, change.argmin(2, keepdim=True), True)
+        least &= (round_number < drops)[:, None]
         kept &= ~least.flatten(1)
     return kept
 

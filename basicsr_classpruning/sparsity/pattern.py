@@ -13,7 +13,8 @@ class Pattern:
     """An N:M pattern: of every ``m`` consecutive input channels at most ``n`` weights are non-zero.
 
     Groups run along the input channels of a convolution ``(O, C, kh, kw)`` or a linear layer ``(O, C)``. One mask
-    belongs to one output channel and one kernel tap, unless it is shared more widely.
+    belongs to one output channel and one kernel tap, unless it is shared more widely. Where ``m`` does not divide the
+    channels, the last group is shorter and keeps its share, see ``kept_of_rest``.
     """
 
     n: int
@@ -43,8 +44,22 @@ class Pattern:
 
     @property
     def density(self) -> float:
-        """Share of the weights kept, above 0 and at most 1."""
+        """Share of the weights kept, above 0 and at most 1; in a layer with a shorter last group about that."""
         return self.n / self.m
+
+    def kept_of_rest(self, channels: int) -> int:
+        """Weights kept in the shorter last group of a layer of ``channels`` input channels; 0 where there is none.
+
+        So many that the layer's total is nearest to N/M of its weights; of two as near, the larger. At least 1 where
+        the layer has no other group.
+        """
+        full, rest = divmod(channels, self.m)
+        nearest = (2 * self.n * rest + self.m) // (2 * self.m)
+        return max(nearest, 1) if rest and not full else nearest
+
+    def kept(self, channels: int) -> int:
+        """Weights kept of ``channels`` input channels, at one output channel and one kernel tap."""
+        return channels // self.m * self.n + self.kept_of_rest(channels)
 
     @property
     def is_dense(self) -> bool:

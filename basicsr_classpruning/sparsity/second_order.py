@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,13 +25,19 @@ from basicsr_classpruning.sparsity import mask_search
 from basicsr_classpruning.sparsity.calibration import (
     CalibrationOptions,
     Moments,
-    PrunableLayer,
     PrunedLayer,
+    columns_of,
     draw_sampling,
     observe,
+    weight_of,
 )
+from basicsr_classpruning.sparsity.layers import run_transposed
+from basicsr_classpruning.sparsity.masks import mask_of
 from basicsr_classpruning.sparsity.nested_search import nested_ranks
+from basicsr_classpruning.sparsity.orientation import PrunableLayer, as_stored, by_output, channels_of
 from basicsr_classpruning.sparsity.pattern import Pattern
+
+_MOMENTS_BYTES = 2**29  # of the moments of several layers together
 
 LayerSolver = Callable[[str, PrunableLayer, Sequence[Moments]], Sequence[PrunedLayer]]
 
@@ -46,8 +52,9 @@ def prune_second_order(
     """Prunes a network to several candidates, each with its own weights.
 
     Args:
-        net: the dense network; it is not changed. Its named layers are ``nn.Conv2d`` with groups = 1 or ``nn.Linear``.
-        layers: for each sparse candidate the pattern of each layer that it prunes.
+        net: the dense network; it is not changed.
+        layers: for each sparse candidate the pattern of each layer that it prunes, which are
+            ``nn.Conv2d``, ``nn.ConvTranspose2d`` or ``nn.Linear``.
         batches: calibration inputs ``(B, C, H, W)``, all of one C, H and W, as the network will meet them. They run
             together: memory grows with their number times that of the candidates.
         options: how much work to spend.
@@ -56,7 +63,7 @@ def prune_second_order(
     Returns:
         For each candidate its pruned layers by name, in the order in which they run. Biases are corrected too; a layer
         without a bias gets none. A layer with a dense pattern is as it was. A layer that the network never calls is
-        pruned by magnitude.
+        pruned by magnitude (see ``unreached_layers``).
 
     Raises:
         UserError: the network treats a batch as something else than independent pictures.
@@ -103,16 +110,21 @@ def rank_second_order(
     ranks: dict[str, Tensor] = {}
 
     def solve(name: str, layer: PrunableLayer, moments: Sequence[Moments]) -> list[PrunedLayer]:
-        dense = layer.weight.detach().flatten(1).double().cpu()
+        dense = columns_of(layer, layer.weight.detach()).double().cpu()
         own = [k for k, candidate in enumerate(layers) if name in candidate]
         losses = [damped(moments[k], dense, layer.bias is not None, options.damping) for k in own]
-        columns = nested_ranks(losses, dense, layer.weight.shape[1], [layers[k][name] for k in own])
-        ranks[name] = columns.view(layer.weight.shape).to(layer.weight.device)
+        patterns = [layers[k][name] for k in own]
+        columns = [
+            nested_ranks([(squares[g], cross[g]) for squares, cross in losses], part, channels_of(layer), patterns)
+            for g, part in enumerate(dense)
+        ]
+        ranks[name] = weight_of(layer, torch.stack(columns)).to(layer.weight.device)
         pruned = [_as_it_was(layer)] * len(layers)
         for k in own:
-            weights = dense * (columns < layers[k][name].n)
-            bias = corrected_bias(layer, moments[k], weights)
-            pruned[k] = PrunedLayer(weights.view(layer.weight.shape).to(layer.weight), bias)
+            mask = as_stored(layer, mask_of(by_output(layer, ranks[name]), layers[k][name]))
+            weight = layer.weight.detach() * mask
+            bias = corrected_bias(layer, moments[k], columns_of(layer, weight).double().cpu())
+            pruned[k] = PrunedLayer(weight, bias)
         return pruned
 
     told = partial(progress, 'pruning, shared weights')
@@ -160,10 +172,7 @@ def errors_of_single_layers(
         for pattern in layers[name]:
             pruned = prune_layer(layer, moments, pattern, options)
 
-            def forward(own: PrunableLayer, inputs: Tensor, new: PrunedLayer = pruned) -> Tensor:
-                return _run(own, inputs, new.weight, new.bias)
-
-            twin = _with_forwards(net, {name: forward})
+            twin = _with_forwards(net, {name: partial(_run_pruned, pruned)})
             moved = torch.cat([twin(batch) for batch in batches]).clamp(0, 1) - dense
             errors[name].append(float((importance * moved.square().mean((1, 2, 3))).mean()))
         progress('comparing layers', len(errors), len(named))
@@ -174,10 +183,15 @@ def prune_layer(layer: PrunableLayer, moments: Moments, pattern: Pattern, option
     """Prunes one layer so that it answers as wanted on the inputs observed; see ``mask_search.solve``."""
     if pattern.is_dense:
         return _as_it_was(layer)
-    dense = layer.weight.detach().flatten(1).double().cpu()
-    hessian, cross = damped(moments, dense, layer.bias is not None, options.damping)
-    weights = mask_search.solve(hessian, cross, layer.weight.shape[1], pattern, options.rounds)
-    return PrunedLayer(weights.view(layer.weight.shape).to(layer.weight), corrected_bias(layer, moments, weights))
+    dense = columns_of(layer, layer.weight.detach()).double().cpu()
+    hessians, crosses = damped(moments, dense, layer.bias is not None, options.damping)
+    weights = torch.stack(
+        [
+            mask_search.solve(hessian, cross, channels_of(layer), pattern, options.rounds)
+            for hessian, cross in zip(hessians, crosses)
+        ]
+    )
+    return PrunedLayer(weight_of(layer, weights).to(layer.weight), corrected_bias(layer, moments, weights))
 
 
 def damped(moments: Moments, dense: Tensor, centred: bool, damping: float) -> tuple[Tensor, Tensor]:
@@ -185,27 +199,31 @@ def damped(moments: Moments, dense: Tensor, centred: bool, damping: float) -> tu
 
     Args:
         moments: what the layer receives and should answer.
-        dense: its dense weights W, ``(O, K)`` float64.
+        dense: its dense weights W, ``(G, O / G, K)`` float64; G are convolution groups.
         centred: whether a bias takes care of the means.
         damping: see ``CalibrationOptions``. With few samples it grows, as far as they say nothing.
+
+    Returns:
+        ``(G, K, K)`` and ``(G, O / G, K)``, float64 on the CPU.
     """
     if moments.count == 0:
-        return torch.eye(dense.shape[1], dtype=torch.float64), dense
+        return torch.eye(dense.shape[2], dtype=torch.float64).repeat(len(dense), 1, 1), dense
     hessian, cross = (moment.cpu() for moment in moments.second(centred))
-    scale = float(hessian.diagonal().mean()) or 1.0  # a layer that receives only zeros is pruned by magnitude
-    weight = scale * max(damping, min(1.0, len(hessian) / moments.count / 10))
-    hessian.diagonal().add_(weight)
-    return hessian, cross + weight * dense
+    scale = hessian.diagonal(dim1=1, dim2=2).mean(1)
+    scale[scale == 0] = 1.0  # a layer that receives only zeros is pruned by magnitude
+    weight = scale * max(damping, min(1.0, hessian.shape[1] / moments.count / 10))
+    hessian.diagonal(dim1=1, dim2=2).add_(weight[:, None])
+    return hessian, cross + weight[:, None, None] * dense
 
 
 def corrected_bias(layer: PrunableLayer, moments: Moments, weights: Tensor) -> Tensor | None:
-    """The bias ``(O,)`` with which weights ``(O, K)`` answer the wanted mean; None where the layer has none."""
+    """The bias ``(O,)`` with which weights ``(G, O / G, K)`` answer the wanted mean; None where the layer has none."""
     if layer.bias is None:
         return None
     if moments.count == 0:
         return layer.bias.detach().clone()
     inputs, outputs = moments.means()
-    return (outputs - weights.to(inputs) @ inputs).to(layer.bias)
+    return (outputs - (weights.to(inputs) @ inputs[:, :, None])[:, :, 0]).flatten().to(layer.bias)
 
 
 def _as_it_was(layer: PrunableLayer) -> PrunedLayer:
@@ -217,8 +235,8 @@ def _named_layers(net: nn.Module, layers: Sequence[Mapping[str, Pattern]]) -> di
     named: dict[str, PrunableLayer] = {}
     for name in dict.fromkeys(name for candidate in layers for name in candidate):
         module = modules.get(name)
-        if not isinstance(module, (nn.Conv2d, nn.Linear)) or getattr(module, 'groups', 1) != 1:
-            raise ValueError(f'{name!r} is no convolution with groups = 1 and no linear layer of the network')
+        if not isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            raise ValueError(f'{name!r} is no convolution and no linear layer of the network')
         named[name] = module
     return named
 
@@ -228,10 +246,20 @@ def _generator(name: str, options: CalibrationOptions) -> torch.Generator:
     return torch.Generator().manual_seed(options.seed + zlib.crc32(name.encode()))
 
 
-def _run(layer: PrunableLayer, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _run(
+    layer: PrunableLayer, inputs: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None = None
+) -> Tensor:
     if isinstance(layer, nn.Conv2d):
         return layer._conv_forward(inputs, weight, bias)
+    if isinstance(layer, nn.ConvTranspose2d):
+        return run_transposed(layer, inputs, weight, bias, output_size)
     return functional.linear(inputs, weight, bias)
+
+
+def _run_pruned(
+    pruned: PrunedLayer, layer: PrunableLayer, inputs: Tensor, output_size: list[int] | None = None
+) -> Tensor:
+    return _run(layer, inputs, pruned.weight, pruned.bias, output_size)
 
 
 class _Sweep:
@@ -252,10 +280,12 @@ class _Sweep:
         self._known = known
         self._done = done
 
-    def forward(self, name: str, layer: PrunableLayer, inputs: Tensor) -> Tensor:
+    def forward(self, name: str, layer: PrunableLayer, inputs: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Stands in for the forward of a layer; ``inputs`` are those of all networks, one after the other."""
+        if len(inputs) % (self._candidates + 1):
+            raise _NotByPicture
         dense, *pruned = inputs.chunk(self._candidates + 1)
-        wanted = _run(layer, dense, layer.weight, layer.bias)
+        wanted = _run(layer, dense, layer.weight, layer.bias, output_size)
         if name not in self.solved:
             if name in self._known:
                 moments = [self._known[name]] * self._candidates
@@ -267,8 +297,12 @@ class _Sweep:
                         seen.add(*chunk)
             self.solved[name] = self._solve(name, layer, moments)
             self._done()
-        outputs = [_run(layer, own, new.weight, new.bias) for own, new in zip(pruned, self.solved[name])]
+        outputs = [_run(layer, own, new.weight, new.bias, output_size) for own, new in zip(pruned, self.solved[name])]
         return torch.cat([wanted, *outputs])
+
+
+class _NotByPicture(Exception):
+    """A layer receives something else than equal parts of the pictures of each network."""
 
 
 @torch.no_grad()
@@ -287,11 +321,19 @@ def _sweep(
     known = _dense_moments(net, repeated, pictures, options)
     total = sum(count > 0 for count in calls.values())
     sweep = _Sweep(candidates, solve, options, known, lambda: done(len(sweep.solved), total))
-    output = _with_forwards(net, {name: partial(sweep.forward, name) for name in named})(
-        pictures.repeat(candidates + 1, *[1] * (pictures.dim() - 1))
-    )
-    if not torch.allclose(output[:1], reference, rtol=1e-3, atol=1e-3 * float(reference.abs().max())):
-        raise UserError(f'{type(net).__name__} does not treat a batch as independent pictures: it cannot be calibrated')
+    try:
+        output = _with_forwards(net, {name: partial(sweep.forward, name) for name in named})(
+            pictures.repeat(candidates + 1, *[1] * (pictures.dim() - 1))
+        )
+        fits = _close(output[:1], reference)
+    except _NotByPicture:
+        fits = False
+    if not fits:
+        if not _close(net(pictures)[:1], reference):
+            raise UserError(
+                f'{type(net).__name__} does not treat a batch as independent pictures: it cannot be calibrated'
+            )
+        return _solve_apart(net, named, candidates, pictures, solve, options, done)
     solved = dict(sweep.solved)
     for name, layer in named.items():
         if name not in solved:
@@ -299,7 +341,59 @@ def _sweep(
     return solved
 
 
-def _with_forwards(net: nn.Module, forwards: Mapping[str, Callable[[PrunableLayer, Tensor], Tensor]]) -> nn.Module:
+def _close(output: Tensor, reference: Tensor) -> bool:
+    return torch.allclose(output, reference, rtol=1e-3, atol=1e-3 * float(reference.abs().max()))
+
+
+def _solve_apart(
+    net: nn.Module,
+    named: Mapping[str, PrunableLayer],
+    candidates: int,
+    pictures: Tensor,
+    solve: LayerSolver,
+    options: CalibrationOptions,
+    done: Callable[[int, int], None],
+) -> dict[str, Sequence[PrunedLayer]]:
+    """Solves for each layer by what it receives in the dense network, as far as pictures reach it.
+
+    For networks that hand a layer some pictures, or some tokens, of a batch only, as experts do that are chosen by the
+    input: what a layer receives cannot be told apart by candidate then.
+    """
+    solved: dict[str, Sequence[PrunedLayer]] = {}
+    for names in _few_at_a_time(named):
+        for name, moments in _dense_moments(net, names, pictures, options).items():
+            solved[name] = solve(name, named[name], [moments] * candidates)
+            done(len(solved), len(named))
+    return solved
+
+
+def _few_at_a_time(named: Mapping[str, PrunableLayer]) -> Iterator[list[str]]:
+    """Names of layers in parts whose moments fit into memory together."""
+    names: list[str] = []
+    size = 0
+    for name, layer in named.items():
+        groups, _, columns = columns_of(layer, layer.weight).shape
+        size += 8 * groups * columns**2
+        if names and size > _MOMENTS_BYTES:
+            yield names
+            names, size = [], 0
+        names.append(name)
+    if names:
+        yield names
+
+
+@torch.no_grad()
+def unreached_layers(net: nn.Module, names: Sequence[str], batches: Sequence[Tensor]) -> list[str]:
+    """Those of the named layers that no picture of the batches reaches, as an expert that is chosen by the input."""
+    calls = dict.fromkeys(names, 0)
+    named = {name: layer for name, layer in net.named_modules() if name in calls}
+    for batch in batches:
+        for name, count in _count_calls(net, named, batch)[0].items():
+            calls[name] += count
+    return [name for name, count in calls.items() if not count]
+
+
+def _with_forwards(net: nn.Module, forwards: Mapping[str, Callable[..., Tensor]]) -> nn.Module:
     """A copy of a network in eval mode whose named layers have other forwards, called with the layer and its input."""
     twin = copy.deepcopy(net).eval()
     modules = dict(twin.named_modules())
@@ -308,15 +402,15 @@ def _with_forwards(net: nn.Module, forwards: Mapping[str, Callable[[PrunableLaye
     return twin
 
 
-def _count_calls(net: nn.Module, names: Mapping[str, PrunableLayer], picture: Tensor) -> tuple[dict[str, int], Tensor]:
-    """How often each layer is called for one picture ``(1, C, H, W)``, and the network's output."""
+def _count_calls(net: nn.Module, names: Mapping[str, PrunableLayer], pictures: Tensor) -> tuple[dict[str, int], Tensor]:
+    """How often each layer is called for pictures ``(B, C, H, W)``, and the network's output."""
     calls = dict.fromkeys(names, 0)
 
-    def forward(name: str, layer: PrunableLayer, inputs: Tensor) -> Tensor:
+    def forward(name: str, layer: PrunableLayer, inputs: Tensor, output_size: list[int] | None = None) -> Tensor:
         calls[name] += 1
-        return _run(layer, inputs, layer.weight, layer.bias)
+        return _run(layer, inputs, layer.weight, layer.bias, output_size)
 
-    output = _with_forwards(net, {name: partial(forward, name) for name in names})(picture)
+    output = _with_forwards(net, {name: partial(forward, name) for name in names})(pictures)
     return calls, output
 
 
@@ -330,8 +424,8 @@ def _dense_moments(
     moments = {name: Moments() for name in names}
     generators = {name: _generator(name, options) for name in names}
 
-    def forward(name: str, layer: PrunableLayer, inputs: Tensor) -> Tensor:
-        outputs = _run(layer, inputs, layer.weight, layer.bias)
+    def forward(name: str, layer: PrunableLayer, inputs: Tensor, output_size: list[int] | None = None) -> Tensor:
+        outputs = _run(layer, inputs, layer.weight, layer.bias, output_size)
         sampling = draw_sampling(layer, outputs, options.samples, generators[name])
         for chunk in observe(layer, inputs, outputs, sampling):
             moments[name].add(*chunk)

@@ -1,0 +1,193 @@
+"""Every kind of layer and wiring goes the whole way: pruned, saved, restored, trained, exported, accelerated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from basicsr.archs import build_network
+from kinds import KINDS
+from tiny import randomise, training_options, write_pictures, write_yaml
+from torch import nn
+from training import model_of, step
+
+from basicsr_classpruning import kernels, load
+from basicsr_classpruning.archs.base_network import input_channels, load_fitting
+from basicsr_classpruning.archs.classpruning_arch import ClassPruning
+from basicsr_classpruning.checkpoint import write_checkpoint
+from basicsr_classpruning.cli import main
+from basicsr_classpruning.sparsity import sparse_layers
+
+CANDIDATES = ['4:16', '8:16', '16:16']
+DENSE = {
+    'Ragged': {'head': 'the first layer'},
+    'Grouped': {'head': 'the first layer', 'depthwise': 'a depthwise convolution'},
+    'Transposed': {'head': 'the first layer'},
+    'RunsInAnotherOrder': {'head': 'the first layer', 'attention': '1 input channel: too few to choose among'},
+    'Recurrent': {'head': 'the first layer'},
+    'BatchNormalised': {'layers.0': 'the first layer'},
+    'Experts': {'head': 'the first layer'},
+    'InATuple': {'head': 'the first layer', 'read': 'its weight is used by other code too'},
+    'SwinIR': {'conv_first': 'the first layer'},
+}
+"""Layers that stay dense, and why."""
+
+
+def dense(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return randomise(build_network(KINDS[name]))
+
+
+def scale_of(name: str) -> int:
+    return 2 if name in ('Ragged', 'SwinIR') else 1
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures to calibrate with and to restore."""
+    folder = tmp_path_factory.mktemp('kinds')
+    write_pictures(folder / 'pictures', height=104, width=112)
+    picture = np.random.default_rng(0).integers(0, 256, (21, 26, 3), np.uint8)
+    cv2.imwrite(str(folder / 'small.png'), picture)
+    return folder
+
+
+@pytest.mark.usefixtures('little_work')
+@pytest.mark.parametrize('way', ['magnitude', 'calibrated'])
+@pytest.mark.parametrize('name', KINDS)
+def test_the_whole_way(folder, tmp_path, name, way):
+    net = dense(name)
+    write_checkpoint(tmp_path / 'dense.pth', {'params': net.state_dict()}, None)
+    arch = write_yaml(tmp_path / 'arch.yml', {'network_g': KINDS[name]})
+    degrade = f'bicubic{scale_of(name)}' if scale_of(name) > 1 else 'noise25-25'
+    calibration = ['--calibration', str(folder / 'pictures'), '--degrade', degrade] if way == 'calibrated' else []
+    pruned_file = str(tmp_path / 'pruned.pth')
+    call = ['prune', str(tmp_path / 'dense.pth'), '--arch', arch, '--out', pruned_file, '--candidates', *CANDIDATES]
+    assert main([*call, *calibration]) == 0
+
+    pruned = load(pruned_file)
+    assert isinstance(pruned, ClassPruning)
+    check_zeros_and_macs(pruned)
+    x = torch.rand(2, 3, 21, 26)
+    torch.testing.assert_close(pruned.restore_with(x, '16:16'), net_on(net, x, pruned))
+    assert not torch.equal(pruned.restore_with(x, '4:16'), pruned.restore_with(x, '16:16'))
+
+    small = ['--model', pruned_file, '--output', str(tmp_path / 'restored'), '--candidate', '4:16']
+    assert main(['restore', str(folder / 'small.png'), *small]) == 0
+    (restored,) = (tmp_path / 'restored').glob('*.png')
+    assert cv2.imread(str(restored)).shape == (21 * scale_of(name), 26 * scale_of(name), 3)
+
+    check_kernels(pruned, x)
+    check_training(pruned_file, tmp_path, folder, name, pruned)
+    for target, file in (('basicsr', 'static.pth'), ('onnx', 'static.onnx')):
+        if target == 'onnx' and name == 'Experts':
+            continue  # what a graph holds cannot depend on the picture
+        out = str(tmp_path / file)
+        assert main(['export', '--model', pruned_file, '--to', target, '--candidate', '4:16', '--out', out]) == 0
+    again = dense(name)
+    load_fitting(again, load(tmp_path / 'static.pth', arch=KINDS[name]).net.state_dict())
+    torch.testing.assert_close(net_on(again, x, pruned), pruned.restore_with(x, '4:16'))
+
+
+def net_on(net: nn.Module, x: torch.Tensor, pruned: ClassPruning) -> torch.Tensor:
+    from basicsr_classpruning.sizes import run_padded
+
+    with torch.no_grad():
+        return run_padded(net, x, pruned.sizes)
+
+
+def check_zeros_and_macs(pruned: ClassPruning) -> None:
+    """MACs of each layer are in proportion to the weights that are not zero, which are as many as the patterns say."""
+    macs = {layer.name: layer for layer in pruned.macs(32, 32).layers}
+    for index, candidate in enumerate(pruned.candidates):
+        frozen = pruned.subnetwork(candidate).net
+        for choice in pruned.choices:
+            layer = macs[choice.name]
+            assert (layer.reason == '') == bool(choice.patterns)
+            if choice.patterns:
+                weight = frozen.get_submodule(choice.name).weight
+                assert layer.candidates[index] * weight.numel() == layer.dense * int(torch.count_nonzero(weight))
+    total = pruned.macs(32, 32)
+    for index in range(len(pruned.candidates)):
+        saved = sum(layer.dense - layer.candidates[index] for layer in total.layers)
+        assert total.candidates[index] == total.dense - saved
+
+
+def check_kernels(pruned: ClassPruning, x: torch.Tensor) -> None:
+    frozen, patterns = pruned.subnetwork('4:16').net, pruned.patterns('4:16')
+    for planned in kernels.plan(frozen, patterns):
+        layer = frozen.get_submodule(planned.name)
+        plain = type(layer) is nn.Linear or (type(layer) is nn.Conv2d and layer.groups == 1)
+        if planned.name in patterns and plain and planned.why != 'not called in the forward pass':
+            assert planned.engine != 'torch', planned
+        if not plain:
+            assert planned.engine == 'torch'
+            assert planned.why
+    side = pruned.sizes.padded(24)
+    x = torch.rand(2, 3, side, side)
+    with torch.no_grad():
+        wanted = frozen(x)
+        found = kernels.accelerate(frozen, patterns)(x)
+    assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+
+
+def check_training(pruned_file: str, tmp_path: Path, folder: Path, name: str, pruned: ClassPruning) -> None:
+    scale = scale_of(name)
+    options = training_options(folder / 'pictures')
+    options['scale'] = options['datasets']['train']['scale'] = scale
+    degradation = {'type': 'bicubic'} if scale > 1 else {'type': 'noise', 'sigma': [0, 50]}
+    options['datasets']['train'].update(degradation=degradation, gt_size=8 * scale)
+    del options['datasets']['train']['scale']
+    options['network_g'] = pruned.options
+    options['path'] = {'pretrain_network_g': pruned_file}
+    options['train']['stages'] = {'joint': 4}
+    model = model_of(tmp_path, options)
+    side = pruned.sizes.padded(8)
+    data = {'lq': torch.rand(3, 3, side, side), 'gt': torch.rand(3, 3, side * scale, side * scale)}
+    before = {layer_name: layer.candidate_weight(0) != 0 for layer_name, layer in sparse_layers(model.net_g.base)}
+    for iteration in (1, 2):
+        assert 'base' in step(model, iteration, data)
+    for layer_name, layer in sparse_layers(model.net_g.base):
+        assert not layer.broken_patterns()
+        if pruned.options['weights'] == 'own':
+            assert torch.equal(layer.candidate_weight(0) != 0, before[layer_name])
+
+
+@pytest.mark.parametrize('name', DENSE)
+def test_what_stays_dense_is_named(name):
+    net = ClassPruning(KINDS[name], CANDIDATES)
+    assert {choice.name: choice.reason for choice in net.choices if choice.reason} == DENSE[name]
+
+
+def test_experts_that_no_picture_reaches_stay_dense_and_are_named(folder, tmp_path, caplog, little_work):
+    write_checkpoint(tmp_path / 'dense.pth', {'params': dense('Experts').state_dict()}, None)
+    arch = write_yaml(tmp_path / 'arch.yml', {'network_g': KINDS['Experts']})
+    call = ['prune', str(tmp_path / 'dense.pth'), '--arch', arch, '--out', str(tmp_path / 'x.pth')]
+    assert main([*call, '--calibration', str(folder / 'pictures'), '--degrade', 'noise25-25']) == 0
+    assert 'no calibration picture reaches them: experts.0, experts.2' in caplog.text
+    reasons = {choice.name: choice.reason for choice in load(tmp_path / 'x.pth').choices}
+    assert reasons['experts.2'] == 'named in skip'
+    assert not reasons['tail']
+
+
+def test_channels_are_found_by_running():
+    for name in KINDS:
+        assert input_channels(dense(name), {}) == 3
+    assert input_channels(nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 1, 3, padding=1)), {}) == 1
+    unusual = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(20, 8, 3, padding=1), nn.PixelShuffle(2))
+    assert input_channels(unusual, {}) == 5
+
+
+def test_files_without_counters_of_batch_normalisation_are_loaded():
+    net = dense('BatchNormalised')
+    params = {key: value for key, value in net.state_dict().items() if not key.endswith('num_batches_tracked')}
+    other = build_network(KINDS['BatchNormalised']).eval()
+    load_fitting(other, params)
+    x = torch.rand(1, 3, 8, 8)
+    assert torch.equal(other(x), net(x))
+    pruned = ClassPruning(KINDS['BatchNormalised'], CANDIDATES).eval()
+    pruned.load_params(params)
+    assert torch.equal(pruned.restore_with(x, '16:16'), net(x))
