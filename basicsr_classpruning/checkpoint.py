@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from basicsr_classpruning.errors import UserError
-from basicsr_classpruning.safe_files import load_file, refuse_claim, save_file, write_atomically
-from basicsr_classpruning.sparsity.packing import PACKABLE, PackedTensor, check, pack, packed_bytes, unpack
+from basicsr_classpruning.safe_files import save_file, write_atomically
+from basicsr_classpruning.untrusted.bitmask import PACKABLE, PackedTensor, pack, packed_bytes
+from basicsr_classpruning.untrusted.files import load_file
+from basicsr_classpruning.untrusted.weights import refuse_claims, unpack_containers, unpack_entry
 
 # Containers in which published checkpoints keep their weights, the best first.
 _CONTAINERS = ('params_ema', 'params', 'state_dict')
@@ -54,7 +56,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     content = load_file(path)
     if not isinstance(content, Mapping):
         raise UserError(f'{path}: not a checkpoint: a {type(content).__name__} where a dictionary of weights is wanted')
-    packed = _unpack_containers(path, content.get('packed', {}))
+    packed = unpack_containers(path, content.get('packed', {}), _CONTAINERS)
     plain = {name: content[name] for name in _CONTAINERS if _is_state_dict(content.get(name))}
     weights = {
         name: _clean(_merge(path, plain.get(name, {}), packed.get(name, {})))
@@ -68,23 +70,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise UserError(
             f'{path}: no weights found: it has {keys or "nothing"}, wanted params, params_ema or state_dict'
         )
-    _refuse_claims(path, weights)
+    refuse_claims(path, weights.values())
     network = content.get('network_g')
     return Checkpoint(path, weights, network if isinstance(network, dict) else None)
-
-
-def _refuse_claims(path: str, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Raises UserError for weights that fill much more memory than their file: views in which bytes are repeated.
-
-    They take no memory yet; but a network is built in their shapes.
-    """
-    claimed = 0
-    for part in weights.values():
-        for key, tensor in part.items():
-            if tensor.layout is not torch.strided or tensor.device.type != 'cpu' or tensor.is_quantized:
-                raise UserError(f'{path}: weight {key!r:.80} is no plain tensor')
-            claimed += tensor.nbytes
-    refuse_claim(path, claimed, 'whose weights claim')
 
 
 def _read_safetensors(path: str) -> Checkpoint:
@@ -105,48 +93,11 @@ def _read_safetensors(path: str) -> Checkpoint:
     unpacked = {}
     for key, shape in shapes.items():
         entry = {'shape': shape, **{part: params.pop(f'{key}:{part}', None) for part in ('values', 'mask')}}
-        unpacked[key] = _unpack(path, key, _packed_entry(path, key, entry))
+        unpacked[key] = unpack_entry(path, key, entry)
     params = _merge(path, params, unpacked)
     if not params:
         raise UserError(f'{path}: no weights in it')
     return Checkpoint(path, {'params': _clean(params)}, network if isinstance(network, dict) else None)
-
-
-def _unpack_containers(path: str, content: object) -> dict[str, dict[str, Tensor]]:
-    """Unpacks ``packed`` of a checkpoint file: container → key → ``values``, ``mask``, ``shape``."""
-    if not isinstance(content, Mapping) or not all(isinstance(part, Mapping) for part in content.values()):
-        raise UserError(f'{path}: packed: damaged: wanted dictionaries of packed weights')
-    parts = {
-        name: {str(key): _packed_entry(path, key, entry) for key, entry in content[name].items()}
-        for name in _CONTAINERS
-        if name in content
-    }
-    # Many entries may share one mask, and a small file then asks for much memory.
-    if sum(len(packed.mask) for part in parts.values() for packed in part.values()) > os.path.getsize(path):
-        raise UserError(f'{path}: packed: refused: the weights claim more masks than the file can hold')
-    return {name: {key: _unpack(path, key, packed) for key, packed in part.items()} for name, part in parts.items()}
-
-
-def _packed_entry(path: str, key: str, entry: object) -> PackedTensor:
-    if (
-        not isinstance(entry, Mapping)
-        or set(entry) != {'values', 'mask', 'shape'}
-        or not isinstance(entry['shape'], (list, tuple))
-    ):
-        raise UserError(f'{path}: packed weight {key!r:.80}: damaged: wanted values, mask and shape')
-    packed = PackedTensor(entry['values'], entry['mask'], tuple(entry['shape']))
-    try:
-        check(packed)
-    except ValueError as error:
-        raise UserError(f'{path}: packed weight {key!r:.80}: damaged: {error}') from None
-    return packed
-
-
-def _unpack(path: str, key: str, packed: PackedTensor) -> Tensor:
-    try:
-        return unpack(packed)
-    except ValueError as error:
-        raise UserError(f'{path}: packed weight {key!r:.80}: damaged: {error}') from None
 
 
 def _merge(path: str, plain: Mapping[str, Tensor], unpacked: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,9 +12,9 @@ from basicsr_classpruning.archs.base_network import build_base, input_channels, 
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.archs.dense import DenseNetwork
 from basicsr_classpruning.archs.ecbsr_fold import fold_ecbsr_state_dict
-from basicsr_classpruning.bounds import Bounded
 from basicsr_classpruning.checkpoint import read_checkpoint
 from basicsr_classpruning.errors import UsageError, UserError
+from basicsr_classpruning.untrusted.bounds import Bounded
 
 SPANDREL = 'Spandrel'  # type of a base network that spandrel detects from its weights
 

@@ -14,7 +14,7 @@ from tiny import NETWORKS
 
 from basicsr_classpruning.checkpoint import write_checkpoint
 from basicsr_classpruning.config import load_options
-from basicsr_classpruning.safe_files import load_file
+from basicsr_classpruning.untrusted.files import load_file
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / 'tools'))

@@ -15,7 +15,8 @@ from basicsr_classpruning.models.collapse import CollapseWatch
 from basicsr_classpruning.models.explosion import ExplosionWatch
 from basicsr_classpruning.models.guarded_model import BadNumbers
 from basicsr_classpruning.models.stages import Schedule
-from basicsr_classpruning.safe_files import load_file, save_file
+from basicsr_classpruning.safe_files import save_file
+from basicsr_classpruning.untrusted.files import load_file
 
 # -------------------------------------------------------------------------- steps
 

@@ -18,7 +18,8 @@ from reliability.poison import ADDED
 from tiny import same
 
 from basicsr_classpruning.cli import main
-from basicsr_classpruning.safe_files import load_file, save_file
+from basicsr_classpruning.safe_files import save_file
+from basicsr_classpruning.untrusted.files import load_file
 
 LENGTHS = {'supernet': 15, 'classifier': 15, 'joint': 15}
 TERMS = {

@@ -11,7 +11,8 @@ from reliability.material import EXPERIMENT, checkpoints, damage_of, training, w
 from tiny import write_pictures
 
 from basicsr_classpruning.cli import main
-from basicsr_classpruning.safe_files import load_file, save_file
+from basicsr_classpruning.safe_files import save_file
+from basicsr_classpruning.untrusted.files import load_file
 
 LENGTH = 450  # of the classifier's stage; a collapse counts after 200 steps
 COLLAPSED = 'the classifier has collapsed to one class'

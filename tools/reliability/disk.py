@@ -25,7 +25,8 @@ from reliability.material import EXPERIMENT, checkpoints, damage_of, training, w
 from tiny import same
 
 from basicsr_classpruning.cli import main
-from basicsr_classpruning.safe_files import UNFINISHED, load_file
+from basicsr_classpruning.safe_files import UNFINISHED
+from basicsr_classpruning.untrusted.files import load_file
 
 STAGES = (20, 10, 10)
 SAVE_EVERY = 2

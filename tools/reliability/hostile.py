@@ -30,7 +30,8 @@ from reliability.common import GIB, Child, Result
 from reliability.material import training, write_model, write_options
 
 from basicsr_classpruning.cli import main
-from basicsr_classpruning.safe_files import load_file, save_file
+from basicsr_classpruning.safe_files import save_file
+from basicsr_classpruning.untrusted.files import load_file
 
 _MEMORY = 4 * GIB
 _SECONDS = 10

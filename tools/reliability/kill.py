@@ -22,7 +22,7 @@ from tiny import same
 
 from basicsr_classpruning.cli import main
 from basicsr_classpruning.models.classpruning_model import ClassPruningModel
-from basicsr_classpruning.safe_files import load_file
+from basicsr_classpruning.untrusted.files import load_file
 
 STAGES = (30, 15, 15)
 SAVE_EVERY, VALIDATE_EVERY = 2, 3

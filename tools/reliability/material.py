@@ -10,7 +10,7 @@ from tiny import classpruning as tiny_network
 from tiny import training_options, write_pictures, write_yaml
 
 from basicsr_classpruning.checkpoint import write_checkpoint
-from basicsr_classpruning.safe_files import load_file
+from basicsr_classpruning.untrusted.files import load_file
 
 NETWORK = 'DnCNN'
 EXPERIMENT = Path('experiments/tiny')

@@ -11,7 +11,7 @@ from reliability.material import EXPERIMENT, checkpoints, training, write_option
 from tiny import same
 
 from basicsr_classpruning.cli import main
-from basicsr_classpruning.safe_files import load_file
+from basicsr_classpruning.untrusted.files import load_file
 
 STAGES = (10, 5, 5)
 DEGRADATIONS = ({'type': 'noise', 'sigma': [0, 50]}, {'type': 'jpeg', 'quality': [10, 90]})
