@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from basicsr_classpruning.archs.adapters import adapter_of
 from basicsr_classpruning.archs.base_network import build_base, input_channels, load_fitting
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.archs.dense import DenseNetwork
-from basicsr_classpruning.archs.ecbsr_fold import fold_ecbsr_state_dict
 from basicsr_classpruning.checkpoint import read_checkpoint
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.untrusted.bounds import Bounded
@@ -83,9 +83,7 @@ def load_dense(options: Mapping[str, Any] | None, params: Mapping[str, Tensor]) 
         net, channels, options = detect(params)
         return DenseNetwork(net, channels, options)
     net = build_base(options)
-    if options.get('type') == 'ECBSR':
-        params = fold_ecbsr_state_dict(options, dict(params))
-    load_fitting(net, params)
+    load_fitting(net, adapter_of(options).fold_params(options, params))
     return DenseNetwork(net, input_channels(net, options), dict(options))
 
 

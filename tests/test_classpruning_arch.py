@@ -14,7 +14,7 @@ from tiny import NETWORKS, classpruning, dense, network_g, scale_of
 from torch import nn
 
 from basicsr_classpruning.archs.classpruning_arch import image_scores
-from basicsr_classpruning.archs.ecbsr_fold import fold_ecbsr
+from basicsr_classpruning.archs.ecbsr_adapter import fold_ecbsr
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.sparsity import sparse_layers
 from basicsr_classpruning.sparsity.masks import satisfies

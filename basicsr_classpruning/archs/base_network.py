@@ -10,7 +10,7 @@ from typing import Any
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from basicsr_classpruning.archs.ecbsr_fold import fold_ecbsr
+from basicsr_classpruning.archs.adapters import adapter_of
 from basicsr_classpruning.archs.support import refusal
 from basicsr_classpruning.errors import UsageError, UserError
 
@@ -35,7 +35,7 @@ def build_base(base: Mapping[str, Any]) -> nn.Module:
     except Exception as error:  # a constructor may stumble over its arguments in any way
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(f'network_g.base: {name} cannot be built: {reason}') from None
-    return fold_ecbsr(net) if name == 'ECBSR' else net
+    return adapter_of(base).fold(net)
 
 
 def input_channels(net: nn.Module, base: Mapping[str, Any]) -> int:

@@ -14,8 +14,8 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
+from basicsr_classpruning.archs.adapters import adapter_of
 from basicsr_classpruning.archs.base_network import build_base, input_channels, load_fitting
-from basicsr_classpruning.archs.ecbsr_fold import fold_ecbsr_state_dict
 from basicsr_classpruning.archs.sizes import Sizes, probe_sizes, run_padded
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.sparsity import (
@@ -314,8 +314,7 @@ class ClassPruning(nn.Module):
                 if broken:
                     raise UserError(f'weights do not fit the network: {name} keeps more of them than {broken[0]}')
             return
-        if self.options['base'].get('type') == 'ECBSR':
-            params = fold_ecbsr_state_dict(self.options['base'], params)
+        params = adapter_of(self.options['base']).fold_params(self.options['base'], params)
         candidates_only = {k: v for k, v in self.base.state_dict().items() if _is_candidate_key(self.base, k)}
         load_fitting(self.base, {**params, **candidates_only})
         for _, layer in sparse_layers(self.base):

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
-from basicsr.archs.ecbsr_arch import ECBSR
 from torch import Tensor, nn
 
+from basicsr_classpruning.archs.adapters import adapter_of
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.archs.dense import DenseNetwork
 from basicsr_classpruning.archs.sizes import Sizes
@@ -32,8 +31,7 @@ class StaticNetwork:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The weights under the keys of the base network as BasicSR, or the program it comes from, builds it."""
-        state = self.net.state_dict()
-        return unfold_ecbsr_state_dict(self.options, state) if self.options.get('type') == 'ECBSR' else state
+        return adapter_of(self.options).unfold_params(self.options, self.net.state_dict())
 
 
 def take_candidate(network: ClassPruning | DenseNetwork, candidate: str | None) -> StaticNetwork:
@@ -48,28 +46,3 @@ def take_candidate(network: ClassPruning | DenseNetwork, candidate: str | None) 
     name = candidate or network.candidates[-1]
     options = cast(dict[str, Any], network.options['base'])
     return StaticNetwork(name, network.frozen(name), options, network.num_in_ch, network.sizes)
-
-
-@torch.no_grad()
-def unfold_ecbsr_state_dict(options: dict[str, Any], folded: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Turns weights of a folded ECBSR into those of BasicSR's own, which computes the same.
-
-    The merged kernel goes to each block's 3×3 branch, less the identity where the block adds one; the other branches
-    become zero.
-
-    Args:
-        options: options of the ECBSR, with or without ``type``.
-        folded: state dict of a ``FoldedECBSR`` with these options.
-    """
-    net = ECBSR(**{key: value for key, value in options.items() if key != 'type'})
-    for parameter in net.parameters():
-        if parameter.requires_grad:  # the others are the fixed kernels of the edge branches
-            parameter.zero_()
-    for number, block in enumerate(net.backbone):
-        block.conv3x3.weight.copy_(folded[f'backbone.{number}.conv.weight'])
-        block.conv3x3.bias.copy_(folded[f'backbone.{number}.conv.bias'])
-        if block.with_idt:
-            block.conv3x3.weight.diagonal()[1, 1] -= 1
-    state = net.state_dict()
-    state.update({key: value for key, value in folded.items() if '.act.' in key})
-    return state

@@ -7,7 +7,7 @@ import torch
 from basicsr.archs.ecbsr_arch import ECBSR
 from torch import nn
 
-from basicsr_classpruning.archs.ecbsr_fold import fold_ecbsr, fold_ecbsr_state_dict
+from basicsr_classpruning.archs.ecbsr_adapter import fold_ecbsr, fold_ecbsr_state_dict
 from basicsr_classpruning.errors import UserError
 
 OPTIONS = {

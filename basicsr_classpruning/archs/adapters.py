@@ -1,0 +1,72 @@
+"""Architectures that must be changed before they can be pruned, and changed back for other programs.
+
+An adapter is an object for one architecture, registered under its type:
+
+    @register_adapter('ECBSR')
+    class ECBSRAdapter(Adapter): ...
+
+Those of this package are in ``archs/NAME_adapter.py``, where they are found by their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from basicsr_classpruning.errors import UsageError
+
+
+class Adapter:
+    """Leaves a network as it is, as all need that are made of plain layers.
+
+    *Folded* is the network that is pruned, restored with and stored in ClassPruning checkpoints; *plain* the registered
+    one, as dense checkpoints and other programs know it.
+    """
+
+    def fold(self, net: nn.Module) -> nn.Module:
+        """The folded network that computes, in eval mode, what the plain one does."""
+        return net
+
+    def fold_params(self, options: Mapping[str, Any], params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Turns a state dict of the plain network into one of the folded; one already folded is returned as it is.
+
+        Args:
+            options: of the plain network, with or without ``type``.
+            params: without prefixes.
+
+        Raises UserError with one line where the parameters do not fit the options.
+        """
+        return dict(params)
+
+    def unfold_params(self, options: Mapping[str, Any], params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Turns a state dict of the folded network into one of the plain network, which computes the same."""
+        return dict(params)
+
+
+_Class = TypeVar('_Class', bound=Callable[[], Adapter])
+_PLAIN = Adapter()
+_adapters: dict[str, Adapter] = {}
+
+
+def register_adapter(architecture: str) -> Callable[[_Class], _Class]:
+    """Decorates the adapter of an architecture, named as in ``ARCH_REGISTRY``.
+
+    Raises UsageError where the architecture has one already.
+    """
+
+    def register(adapter: _Class) -> _Class:
+        if architecture in _adapters:
+            raise UsageError(f'{architecture} has an adapter already, {type(_adapters[architecture]).__name__}')
+        _adapters[architecture] = adapter()
+        return adapter
+
+    return register
+
+
+def adapter_of(options: Mapping[str, Any]) -> Adapter:
+    """The adapter of the architecture that ``options`` name by ``type``; one that changes nothing where none is."""
+    name = options.get('type')
+    # BasicSR's registry knows some of its own by both names.
+    return _adapters.get(name.removesuffix('_basicsr'), _PLAIN) if isinstance(name, str) else _PLAIN
