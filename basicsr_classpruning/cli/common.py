@@ -14,7 +14,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what every command that loads a model takes: ``--import`` and ``--arch``."""
     parser.add_argument(
         '--import', dest='imports', metavar='MODULE', action='append', default=[],
-        help='module that registers your own networks (may be given several times)',
+        help='module that registers your own networks, classifiers or degradations (may be given several times)',
     )  # fmt: skip
     parser.add_argument(
         '--arch',
