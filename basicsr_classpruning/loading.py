@@ -8,26 +8,32 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from basicsr_classpruning.archs.adapters import adapter_of
+from basicsr_classpruning.archs.adapters import folded_params, recognise
 from basicsr_classpruning.archs.base_network import build_base, input_channels, load_fitting
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.archs.dense import DenseNetwork
 from basicsr_classpruning.checkpoint import read_checkpoint
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.untrusted.bounds import Bounded
+from basicsr_classpruning.untrusted.containers import variants
 
+_NAME_IT = 'name it with --arch FILE.yml (a network_g block)'
 SPANDREL = 'Spandrel'  # type of a base network that spandrel detects from its weights
 
 
 def load(
-    path: str | os.PathLike[str], arch: Mapping[str, Any] | None = None, imports: Iterable[str] = ()
+    path: str | os.PathLike[str],
+    arch: Mapping[str, Any] | None = None,
+    imports: Iterable[str] = (),
+    param_key: str | None = None,
 ) -> ClassPruning | DenseNetwork:
     """Loads a network from a ClassPruning or a dense checkpoint.
 
     Args:
-        path: BasicSR's format, a raw state dict or safetensors.
+        path: BasicSR's format, safetensors, a raw state dict or one that other programs put into a container.
         arch: options of the network (``network_g``), for a dense file that does not say what it is.
         imports: names of the user's modules that register networks.
+        param_key: keys that lead to the weights, joined by dots, in a file that holds several networks.
 
     Returns:
         The network in eval mode; it takes images ``(B, C, H, W)`` in [0, 1] of any size.
@@ -40,7 +46,7 @@ def load(
         from basicsr_classpruning.config import import_modules  # needs pydantic, which takes a while to load
 
         import_modules(imports)
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, param_key)
     params = checkpoint.params()
     options = dict(checkpoint.network_g or arch or {})
     try:
@@ -78,12 +84,13 @@ def load_classpruning(options: Mapping[str, Any], params: Mapping[str, Tensor]) 
 
 
 def load_dense(options: Mapping[str, Any] | None, params: Mapping[str, Tensor]) -> DenseNetwork:
-    """Loads a dense network; without options, spandrel finds out what it is."""
+    """Loads a dense network; without options, an adapter or spandrel finds out what it is."""
+    options = options or recognise(params)
     if options is None or options.get('type') == SPANDREL:
         net, channels, options = detect(params)
         return DenseNetwork(net, channels, options)
     net = build_base(options)
-    load_fitting(net, adapter_of(options).fold_params(options, params))
+    load_fitting(net, folded_params(options, params, net.state_dict()))
     return DenseNetwork(net, input_channels(net, options), dict(options))
 
 
@@ -95,18 +102,24 @@ def detect(params: Mapping[str, Tensor]) -> tuple[nn.Module, int, dict[str, Any]
     """
     import spandrel
 
-    try:
-        descriptor = spandrel.ModelLoader(device='cpu').load_from_state_dict(dict(params))
-    except spandrel.UnsupportedModelError:
-        raise UsageError(
-            'its architecture is neither in the file nor detected; name it with --arch FILE.yml (a network_g block)'
-        ) from None
-    except Exception as error:  # detection stumbles in many ways over files that are not quite what they seem
-        raise UserError(f'its architecture could not be detected ({type(error).__name__}: {error})') from None
-    if not isinstance(descriptor, spandrel.ImageModelDescriptor):
-        raise UsageError(f'a {descriptor.architecture.name} network does not restore single images')
-    options = {'type': SPANDREL, 'architecture': descriptor.architecture.id}
-    return descriptor.model, descriptor.input_channels, options
+    problem = UsageError(f'its architecture is neither in the file nor detected; {_NAME_IT}')
+    for variant in variants(params):
+        try:
+            descriptor = spandrel.ModelLoader(device='cpu').load_from_state_dict(variant)
+        except spandrel.UnsupportedModelError:
+            continue
+        except UserError:
+            raise
+        except Exception as error:  # detection stumbles in many ways over files that are not quite what they seem
+            lines = [line.strip() for line in str(error).splitlines()][:2]
+            reason = f'{type(error).__name__}: {" ".join(lines)}'[:160]
+            problem = UsageError(f'its architecture is not quite one that is detected ({reason}); {_NAME_IT}')
+            continue
+        if not isinstance(descriptor, spandrel.ImageModelDescriptor):
+            raise UsageError(f'a {descriptor.architecture.name} network does not restore single images')
+        options = {'type': SPANDREL, 'architecture': descriptor.architecture.id}
+        return descriptor.model, descriptor.input_channels, options
+    raise problem
 
 
 def _belongs_to_candidates(key: str) -> bool:

@@ -10,12 +10,13 @@ Those of this package are in ``archs/NAME_adapter.py``, where they are found by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from basicsr_classpruning.errors import UsageError
+from basicsr_classpruning.errors import UsageError, UserError
+from basicsr_classpruning.untrusted.containers import variants
 
 
 class Adapter:
@@ -44,6 +45,10 @@ class Adapter:
         """Turns a state dict of the folded network into one of the plain network, which computes the same."""
         return dict(params)
 
+    def recognise(self, params: Mapping[str, Tensor]) -> dict[str, Any] | None:
+        """Options of the plain network that has exactly these parameters; None where they are another network's."""
+        return None
+
 
 _Class = TypeVar('_Class', bound=Callable[[], Adapter])
 _PLAIN = Adapter()
@@ -70,3 +75,39 @@ def adapter_of(options: Mapping[str, Any]) -> Adapter:
     name = options.get('type')
     # BasicSR's registry knows some of its own by both names.
     return _adapters.get(name.removesuffix('_basicsr'), _PLAIN) if isinstance(name, str) else _PLAIN
+
+
+def recognise(params: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """Options of the registered network that a file without options holds; None where no adapter knows it."""
+    found = (adapter.recognise(variant) for variant in variants(params) for adapter in _adapters.values())
+    return next(filter(None, found), None)
+
+
+def folded_params(options: Mapping[str, Any], params: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
+    """A state dict of the network that ``options`` describe, under the names of the folded network.
+
+    Prefixes that something put before all names, and other networks beside it, are left out where more names fit then.
+
+    Args:
+        options: of the plain network.
+        params: of the plain network or of the folded one, as a file has them.
+        wanted: names of the folded network's parameters.
+
+    Raises UserError with one line where the parameters do not fit the options.
+    """
+    names = set(wanted)
+    fitting: list[dict[str, Tensor]] = []
+    problem = None
+    for variant in variants(params):
+        try:
+            found = adapter_of(options).fold_params(options, variant)
+        except UserError as error:
+            problem = problem or error
+            continue
+        if found.keys() == names:
+            return found
+        fitting.append(found)
+    best = max(fitting, key=lambda found: (len(names & found.keys()), -len(found.keys() - names)), default={})
+    if problem is not None and not names & best.keys():
+        raise problem
+    return best

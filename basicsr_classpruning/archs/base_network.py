@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
+from basicsr.utils import get_root_logger
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
@@ -63,3 +64,22 @@ def load_fitting(module: nn.Module, params: Mapping[str, Tensor]) -> None:
         more = f' (and {len(problems) - 1} more)' if len(problems) > 1 else ''
         raise UserError(f'weights do not fit the network: {problems[0]}{more}')
     module.load_state_dict(params)
+
+
+def load_what_fits(module: nn.Module, params: Mapping[str, Tensor]) -> None:
+    """Loads the part of a state dict that fits, as BasicSR does with ``strict_load_g: false``, and logs what does not.
+
+    To start a ×4 network from a ×2 one, say. Raises UserError where nothing fits.
+    """
+    wanted = module.state_dict()
+    fitting = {key: value for key, value in params.items() if key in wanted and value.shape == wanted[key].shape}
+    if not any(value.data_ptr() != wanted[key].data_ptr() for key, value in fitting.items()):  # its own are no news
+        raise UserError('weights do not fit the network: none of them has the name and shape of one of its own')
+    left = [f'{key} {tuple(value.shape)}' for key, value in wanted.items() if key not in fitting]
+    unused = [f'{key} {tuple(value.shape)}' for key, value in params.items() if key not in fitting]
+    module.load_state_dict(fitting, strict=False)
+    if left or unused:
+        get_root_logger().warning(
+            f'{len(fitting)} of {len(wanted)} weights loaded; as they were: {", ".join(left) or "none"}; '
+            f'not used: {", ".join(unused) or "none"}'
+        )

@@ -14,8 +14,8 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from basicsr_classpruning.archs.adapters import adapter_of
-from basicsr_classpruning.archs.base_network import build_base, input_channels, load_fitting
+from basicsr_classpruning.archs.adapters import folded_params
+from basicsr_classpruning.archs.base_network import build_base, input_channels, load_fitting, load_what_fits
 from basicsr_classpruning.archs.sizes import Sizes, probe_sizes, run_padded
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.sparsity import (
@@ -301,22 +301,27 @@ class ClassPruning(nn.Module):
         self.drop_frozen()
 
     @torch.no_grad()
-    def load_params(self, params: Mapping[str, Tensor]) -> None:
+    def load_params(self, params: Mapping[str, Tensor], strict: bool = True) -> None:
         """Loads a ClassPruning state dict, or a dense one of the base network from which all candidates start.
+
+        Args:
+            params: in the names of the network, or of the file that it comes from.
+            strict: as in ``nn.Module.load_state_dict``; without, what fits is loaded (``load_what_fits``).
 
         Raises UserError with one line where keys, shapes or zeros do not fit.
         """
+        load = load_fitting if strict else load_what_fits
         own_keys = self.state_dict().keys()
         if any(key.startswith('base.') and key in own_keys for key in params):
-            load_fitting(self, params)
+            load(self, params)
             for name, layer in sparse_layers(self.base):
                 broken = layer.broken_patterns()
                 if broken:
                     raise UserError(f'weights do not fit the network: {name} keeps more of them than {broken[0]}')
             return
-        params = adapter_of(self.options['base']).fold_params(self.options['base'], params)
         candidates_only = {k: v for k, v in self.base.state_dict().items() if _is_candidate_key(self.base, k)}
-        load_fitting(self.base, {**params, **candidates_only})
+        wanted = self.base.state_dict().keys() - candidates_only.keys()
+        load(self.base, {**folded_params(self.options['base'], params, wanted), **candidates_only})
         for _, layer in sparse_layers(self.base):
             layer.reset_candidates()
         self.drop_frozen()

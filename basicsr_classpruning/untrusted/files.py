@@ -8,6 +8,7 @@ import os
 import pickle
 import pickletools
 import re
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,12 @@ from basicsr_classpruning.errors import UserError
 # What torch's own files look up.
 _TORCH_NAME = re.compile(r'torch\.\w+|torch\._utils\._rebuild_\w+|collections\.OrderedDict')
 _PICKLE_PROTOCOL = 2
+# What NumPy's pickles look up.
+_NUMPY_NAMES = (
+    *((f'numpy.{core}.multiarray', name) for core in ('core', '_core') for name in ('scalar', '_reconstruct')),
+    ('numpy', 'dtype'),
+    ('numpy', 'ndarray'),
+)
 # Greatest ratio of an archive's contents to the archive.
 _MOST_UNPACKED = 64
 
@@ -32,6 +39,7 @@ def load_file(path: str | os.PathLike[str]) -> Any:
     path = os.fspath(path)
     try:
         _refuse_bomb(path)
+        _refuse_by_kind(path)
         return torch.load(path, map_location='cpu', weights_only=True)
     except UserError:
         raise
@@ -46,6 +54,44 @@ def load_file(path: str | os.PathLike[str]) -> Any:
     except Exception as error:  # torch raises many kinds for damaged archives
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f'{path}: not a checkpoint, or damaged ({detail[:120]})') from None
+
+
+def load_weights(path: str | os.PathLike[str]) -> Any:
+    """As ``load_file``, but NumPy's values, which training scripts write beside the weights, are read as placeholders.
+
+    Nothing of NumPy is run. With torch before 2.5 such files are refused.
+    """
+    if not hasattr(torch.serialization, 'safe_globals'):
+        return load_file(path)
+    with torch.serialization.safe_globals(_LEFT_OUT):
+        return load_file(path)
+
+
+class _LeftOut:
+    """Stands for a NumPy value in what is read; made of anything, without looking at it."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+_LEFT_OUT: list[Any] = [type(name, (_LeftOut,), {'__module__': module}) for module, name in _NUMPY_NAMES]
+
+
+def _refuse_by_kind(path: str) -> None:
+    """Raises UserError for files of torch that are no dictionary of tensors."""
+    if _is_archive(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if any(name.endswith('/constants.pkl') or '/code/' in name for name in names):
+            raise UserError(
+                f'{path}: refused: a TorchScript program, which holds code; load it where you trust it, and save its '
+                'state_dict()'
+            )
+    elif tarfile.is_tarfile(path):
+        raise UserError(f"{path}: refused: torch's tar format of 2016, which cannot be read without running code")
 
 
 def _is_archive(path: str) -> bool:
