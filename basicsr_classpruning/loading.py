@@ -6,19 +6,16 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from basicsr_classpruning.archs.adapters import folded_params, recognise
+from basicsr_classpruning.archs.adapters import adapter_of, folded_params, recognise
 from basicsr_classpruning.archs.base_network import build_base, input_channels, load_fitting
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.archs.dense import DenseNetwork
+from basicsr_classpruning.archs.spandrel_adapter import SPANDREL, detect
 from basicsr_classpruning.checkpoint import read_checkpoint
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.untrusted.bounds import Bounded
-from basicsr_classpruning.untrusted.containers import variants
-
-_NAME_IT = 'name it with --arch FILE.yml (a network_g block)'
-SPANDREL = 'Spandrel'  # type of a base network that spandrel detects from its weights
 
 
 def load(
@@ -70,14 +67,13 @@ def load(
 def load_classpruning(options: Mapping[str, Any], params: Mapping[str, Tensor]) -> ClassPruning:
     """Builds a ClassPruning network from its options and loads its weights."""
     options = {key: value for key, value in options.items() if key != 'type'}
-    base_net = None
-    if options.get('base', {}).get('type') == SPANDREL:
-        dense = {
-            key.removeprefix('base.'): value
-            for key, value in params.items()
-            if key.startswith('base.') and not _belongs_to_candidates(key)
-        }
-        base_net = detect(dense)[0]
+    base = options.get('base', {})
+    dense = {
+        key.removeprefix('base.'): value
+        for key, value in params.items()
+        if key.startswith('base.') and not _belongs_to_candidates(key)
+    }
+    base_net = adapter_of(base).build(base, dense or params)
     net = ClassPruning(**options, base_net=base_net)
     net.load_params(params)
     return net
@@ -89,37 +85,11 @@ def load_dense(options: Mapping[str, Any] | None, params: Mapping[str, Tensor]) 
     if options is None or options.get('type') == SPANDREL:
         net, channels, options = detect(params)
         return DenseNetwork(net, channels, options)
-    net = build_base(options)
-    load_fitting(net, folded_params(options, params, net.state_dict()))
+    built = adapter_of(options).build(options, params)
+    net = build_base(options) if built is None else built
+    if built is None:
+        load_fitting(net, folded_params(options, params, net.state_dict()))
     return DenseNetwork(net, input_channels(net, options), dict(options))
-
-
-def detect(params: Mapping[str, Tensor]) -> tuple[nn.Module, int, dict[str, Any]]:
-    """Lets spandrel build the network that fits a state dict.
-
-    Returns:
-        The network with its weights, its input channels and the options that stand for it.
-    """
-    import spandrel
-
-    problem = UsageError(f'its architecture is neither in the file nor detected; {_NAME_IT}')
-    for variant in variants(params):
-        try:
-            descriptor = spandrel.ModelLoader(device='cpu').load_from_state_dict(variant)
-        except spandrel.UnsupportedModelError:
-            continue
-        except UserError:
-            raise
-        except Exception as error:  # detection stumbles in many ways over files that are not quite what they seem
-            lines = [line.strip() for line in str(error).splitlines()][:2]
-            reason = f'{type(error).__name__}: {" ".join(lines)}'[:160]
-            problem = UsageError(f'its architecture is not quite one that is detected ({reason}); {_NAME_IT}')
-            continue
-        if not isinstance(descriptor, spandrel.ImageModelDescriptor):
-            raise UsageError(f'a {descriptor.architecture.name} network does not restore single images')
-        options = {'type': SPANDREL, 'architecture': descriptor.architecture.id}
-        return descriptor.model, descriptor.input_channels, options
-    raise problem
 
 
 def _belongs_to_candidates(key: str) -> bool:

@@ -26,6 +26,15 @@ class Adapter:
     one, as dense checkpoints and other programs know it.
     """
 
+    def build(self, options: Mapping[str, Any], params: Mapping[str, Tensor]) -> nn.Module | None:
+        """The folded network with its weights, where a file's options do not suffice to build it; None where they do.
+
+        Args:
+            options: as a file has them.
+            params: of the plain network or of the folded one.
+        """
+        return None
+
     def fold(self, net: nn.Module) -> nn.Module:
         """The folded network that computes, in eval mode, what the plain one does."""
         return net

@@ -41,6 +41,8 @@ def build_base(base: Mapping[str, Any]) -> nn.Module:
 
 def input_channels(net: nn.Module, base: Mapping[str, Any]) -> int:
     """Channels of the images that a base network takes, from its options, defaults or first convolution."""
+    if isinstance(base.get('net'), Mapping):  # a network around another
+        return input_channels(next(net.children()), base['net'])
     defaults = inspect.signature(type(net).__init__).parameters
     for key in _CHANNEL_OPTIONS:
         value = base.get(key, defaults[key].default if key in defaults else None)
@@ -48,6 +50,13 @@ def input_channels(net: nn.Module, base: Mapping[str, Any]) -> int:
             return value
     first = next((module for module in net.modules() if isinstance(module, nn.Conv2d)), None)
     return 3 if first is None else first.in_channels
+
+
+def network_name(options: Mapping[str, Any]) -> str:
+    """What a network is called in reports: the architecture that spandrel detected, or the type."""
+    if isinstance(options.get('net'), Mapping):
+        return network_name(options['net'])
+    return options.get('architecture') or options.get('type', '')
 
 
 def load_fitting(module: nn.Module, params: Mapping[str, Tensor]) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from basicsr_classpruning.archs.adapters import folded_params
 from basicsr_classpruning.archs.base_network import build_base, input_channels, load_fitting, load_what_fits
 from basicsr_classpruning.archs.sizes import Sizes, probe_sizes, run_padded
+from basicsr_classpruning.archs.value_range_arch import in_range
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.sparsity import (
     DENSE,
@@ -53,6 +54,7 @@ class ClassPruning(nn.Module):
         classifier: options of the classifier, ``DifficultyClassifier`` by default.
         weights: ``'shared'``: one weight set with nested masks. ``'own'``: own weights for each sparse candidate.
         layers: regular expression → patterns that replace ``candidates`` in the layers it matches.
+        value_range: what white is to the base network, 1 or 255; the options of this one have it in ``base``.
         base_net: the base network itself, where it cannot be built from options.
     """
 
@@ -66,9 +68,11 @@ class ClassPruning(nn.Module):
         classifier: Mapping[str, Any] | None = None,
         weights: str = 'shared',
         layers: Mapping[str, Sequence[str]] | None = None,
+        value_range: float = 1,
         base_net: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        base = in_range(base, value_range)
         if weights not in ('shared', 'own'):
             raise UsageError(f'network_g.weights: {weights!r} is not allowed; shared or own')
         classifier = dict(classifier or {'type': 'DifficultyClassifier'})

@@ -31,6 +31,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the sub-command."""
+    from basicsr_classpruning.archs.base_network import network_name
     from basicsr_classpruning.export import take_candidate
 
     _check_call(args)
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     static = take_candidate(network, args.candidate)
     how = _export_one(static, args)
-    what = f'{static.options.get("architecture", static.options.get("type"))}, {static.name}'
+    what = f'{network_name(static.options)}, {static.name}'
     if candidates and args.candidate is None:
         what += f' (the dearest of {", ".join(candidates)}; --candidate names another)'
     print(f'{args.out}: {what}, {_megabytes(args.out)}{how}')
