@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from basicsr_classpruning.archs.adapters import adapter_of, folded_params, recognise
+from basicsr_classpruning.archs.adapters import adapter_of, fitting_params, recognise
 from basicsr_classpruning.archs.base_network import build_base, input_channels, load_fitting
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.archs.dense import DenseNetwork
@@ -88,7 +88,7 @@ def load_dense(options: Mapping[str, Any] | None, params: Mapping[str, Tensor]) 
     built = adapter_of(options).build(options, params)
     net = build_base(options) if built is None else built
     if built is None:
-        load_fitting(net, folded_params(options, params, net.state_dict()))
+        load_fitting(net, fitting_params(options, params, net.state_dict()))
     return DenseNetwork(net, input_channels(net, options), dict(options))
 
 

@@ -370,3 +370,15 @@ def test_a_network_of_another_scale_starts_a_training(tmp_path, pictures, monkey
     save_file({'params': {'x': torch.ones(2)}}, tmp_path / 'x4.pth')
     with pytest.raises(UserError, match='none of them has the name and shape'):
         model_of(tmp_path, options)
+
+
+@pytest.mark.parametrize('name', ['EDSR', 'ECBSR', 'RRDBNet'])
+def test_a_dense_training_starts_from_what_other_programs_write(tmp_path, pictures, name):
+    plain = dense(name)
+    save_file({'state_dict': {f'net_g.{key}': value for key, value in plain.state_dict().items()}}, tmp_path / 'x.pth')
+    options = training_options(pictures, name)
+    options.update(model_type='GuardedSRModel', network_g=dict(NETWORKS[name]))
+    options['train'] = {k: v for k, v in options['train'].items() if k in ('optim_g', 'scheduler', 'pixel_opt')}
+    options['train']['total_iter'] = 4
+    options['path'] = {'pretrain_network_g': str(tmp_path / 'x.pth')}
+    assert same(model_of(tmp_path, options).net_g.state_dict(), plain.state_dict())

@@ -92,31 +92,33 @@ def recognise(params: Mapping[str, Tensor]) -> dict[str, Any] | None:
     return next(filter(None, found), None)
 
 
-def folded_params(options: Mapping[str, Any], params: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
-    """A state dict of the network that ``options`` describe, under the names of the folded network.
+def fitting_params(
+    options: Mapping[str, Any], params: Mapping[str, Tensor], wanted: Iterable[str]
+) -> dict[str, Tensor]:
+    """A state dict of the network that ``options`` describe, under the names that the network at hand has, as far as
+    they can be found.
 
     Prefixes that something put before all names, and other networks beside it, are left out where more names fit then.
 
     Args:
         options: of the plain network.
         params: of the plain network or of the folded one, as a file has them.
-        wanted: names of the folded network's parameters.
+        wanted: names of the parameters of the network at hand, plain or folded.
 
     Raises UserError with one line where the parameters do not fit the options.
     """
     names = set(wanted)
-    fitting: list[dict[str, Tensor]] = []
+    found: list[dict[str, Tensor]] = []
     problem = None
     for variant in variants(params):
+        found.append(variant)
+        if variant.keys() == names:
+            return variant
         try:
-            found = adapter_of(options).fold_params(options, variant)
+            found.append(adapter_of(options).fold_params(options, variant))
         except UserError as error:
             problem = problem or error
-            continue
-        if found.keys() == names:
-            return found
-        fitting.append(found)
-    best = max(fitting, key=lambda found: (len(names & found.keys()), -len(found.keys() - names)), default={})
-    if problem is not None and not names & best.keys():
+    best = max(found, key=lambda each: (len(names & each.keys()), -len(each.keys() - names)))
+    if problem is not None and 2 * len(names & best.keys()) < len(names):
         raise problem
     return best

@@ -14,7 +14,7 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from basicsr_classpruning.archs.adapters import folded_params
+from basicsr_classpruning.archs.adapters import fitting_params
 from basicsr_classpruning.archs.base_network import build_base, input_channels, load_fitting, load_what_fits
 from basicsr_classpruning.archs.sizes import Sizes, probe_sizes, run_padded
 from basicsr_classpruning.archs.value_range_arch import in_range
@@ -325,7 +325,7 @@ class ClassPruning(nn.Module):
             return
         candidates_only = {k: v for k, v in self.base.state_dict().items() if _is_candidate_key(self.base, k)}
         wanted = self.base.state_dict().keys() - candidates_only.keys()
-        load(self.base, {**folded_params(self.options['base'], params, wanted), **candidates_only})
+        load(self.base, {**fitting_params(self.options['base'], params, wanted), **candidates_only})
         for _, layer in sparse_layers(self.base):
             layer.reset_candidates()
         self.drop_frozen()

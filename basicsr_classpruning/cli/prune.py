@@ -121,8 +121,8 @@ def run(args: argparse.Namespace) -> int:
     )
     if 'architecture' in base.get('net', base):
         print(
-            f'{report["network"]} was detected by spandrel: export --to basicsr keeps the names that spandrel gives the '
-            'weights, and network_g.base: {type: Spandrel, checkpoint: FILE} trains it'
+            f'{report["network"]} was detected by spandrel: export --to basicsr keeps the names that spandrel gives '
+            'the weights, and network_g.base: {type: Spandrel, checkpoint: FILE} trains it'
         )
     write_json(report, args.json)
     return 0
