@@ -12,9 +12,12 @@ from basicsr.archs import build_network
 from tiny import NETWORKS, dense
 
 import basicsr_classpruning
+from basicsr_classpruning.archs.classpruning_arch import ClassPruning
+from basicsr_classpruning.archs.spandrel_adapter import detect
 from basicsr_classpruning.checkpoint import read_checkpoint
 from basicsr_classpruning.cli import main
 from basicsr_classpruning.errors import UsageError, UserError
+from basicsr_classpruning.untrusted.containers import variants
 from basicsr_classpruning.untrusted.files import load_file
 
 WEIGHTS = {'conv.weight': torch.arange(36.0).reshape(1, 4, 3, 3), 'conv.bias': torch.ones(1)}
@@ -145,6 +148,14 @@ def test_a_network_whose_only_part_is_called_model_keeps_its_names(tmp_path):
     assert torch.equal(found, wanted)
 
 
+@pytest.mark.parametrize('prefix', ['module.' * 10**5, 'a.' * 10**5])
+def test_a_name_of_endless_prefixes_is_not_followed_for_ever(tmp_path, prefix):
+    path = saved(tmp_path, {f'{prefix}weight': torch.ones(2, 2)})
+    assert len(list(variants(read_checkpoint(path).params()))) < 10
+    with pytest.raises(UserError):
+        basicsr_classpruning.load(path)
+
+
 @pytest.mark.parametrize('command', ['analyze', 'export'])
 def test_the_key_is_an_option_of_every_command(tmp_path, capsys, command):
     state = dense('EDSR').state_dict()
@@ -248,6 +259,17 @@ def test_old_esrgan_is_exported_with_basicsrs_names(tmp_path):
     plain.load_state_dict(torch.load(out, weights_only=True)['params'])
     with torch.no_grad():
         torch.testing.assert_close(plain(X), basicsr_classpruning.load(pruned).restore_with(X, '2:4'))
+
+
+def test_a_checkpoint_pruned_when_spandrel_read_esrgans_network_is_loaded(tmp_path):
+    pytest.importorskip('spandrel')
+    torch.manual_seed(0)
+    base, _, options = detect(build_network({**RRDBNET, 'num_grow_ch': 32}).state_dict())
+    net = ClassPruning(options, ['1:4', '4:4'], weights='own', base_net=base).eval()
+    path = saved(tmp_path, {'params': net.state_dict(), 'network_g': net.options})
+    assert 'base.model.0.weight' in net.state_dict()
+    with torch.no_grad():
+        assert torch.equal(basicsr_classpruning.load(path).restore_with(X, '1:4'), net.restore_with(X, '1:4'))
 
 
 def test_what_is_nearly_a_known_network_is_one_line_with_a_hint(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -10,8 +11,8 @@ from torch import Tensor
 ORDINARY = ('params_ema', 'params-ema', 'params', 'state_dict')
 """Containers of BasicSR and of most published files, the best first."""
 # Put before every key by DataParallel, DistributedDataParallel and torch.compile.
-_WRAPPERS = ('module.', '_orig_mod.')
-_DEEPEST = 3  # dictionaries inside each other that are looked into
+_WRAPPERS = re.compile(r'\A(?:module\.|_orig_mod\.)+')
+_DEEPEST = 3  # dictionaries, or prefixes, inside each other that are looked into
 _MOST_GROUPS = 8  # networks in one state dict that are told apart by their prefix
 
 
@@ -50,15 +51,7 @@ def is_state_dict(value: object) -> bool:
 def plain_names(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a state dict, without the prefixes that wrappers put before every name."""
     tensors = {key: value for key, value in state_dict.items() if isinstance(value, Tensor)}
-    while any(key.startswith(_WRAPPERS) for key in tensors):
-        tensors = {_unwrapped(key): value for key, value in tensors.items()}
-    return tensors
-
-
-def _unwrapped(key: str) -> str:
-    for prefix in _WRAPPERS:
-        key = key.removeprefix(prefix)
-    return key
+    return {_WRAPPERS.sub('', key, count=1): value for key, value in tensors.items()}
 
 
 def choose(names: Iterable[str]) -> str | None:
@@ -90,16 +83,22 @@ def variants(params: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     bare = {key: value for key, value in current.items() if value.ndim > 0 or '.' in key}  # counters beside the weights
     if bare and len(bare) < len(current):
         yield bare
-    while True:
-        groups: dict[str, dict[str, Tensor]] = {}
-        for key, value in bare.items():
-            first, _, rest = key.partition('.')
-            if rest:
-                groups.setdefault(first, {})[rest] = value
+    groups = _by_first_part(bare)
+    for _ in range(_DEEPEST):
         if len(groups) != 1:
             break
         bare = next(iter(groups.values()))
         yield bare
+        groups = _by_first_part(bare)
     if len(groups) <= _MOST_GROUPS:
         # Averaged weights first.
         yield from (groups[name] for name in sorted(groups, key=lambda name: 'ema' not in name.lower()))
+
+
+def _by_first_part(params: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, value in params.items():
+        first, _, rest = key.partition('.')
+        if rest:
+            groups.setdefault(first, {})[rest] = value
+    return groups
