@@ -112,12 +112,15 @@ def fitting_params(
     problem = None
     for variant in variants(params):
         found.append(variant)
-        if variant.keys() == names:
-            return variant
         try:
             found.append(adapter_of(options).fold_params(options, variant))
         except UserError as error:
             problem = problem or error
+        except (KeyError, RuntimeError) as error:  # an adapter may count on names and shapes that are not there
+            problem = problem or UserError(f'weights do not fit the network: {type(error).__name__}: {error}')
+        for each in found[-2:]:
+            if each.keys() == names:
+                return each
     best = max(found, key=lambda each: (len(names & each.keys()), -len(each.keys() - names)))
     if problem is not None and 2 * len(names & best.keys()) < len(names):
         raise problem
