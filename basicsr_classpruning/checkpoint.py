@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from basicsr_classpruning.errors import UserError
-from basicsr_classpruning.safe_files import load_file, refuse_claim, save_file, write_atomically
-from basicsr_classpruning.sparsity.packing import PACKABLE, PackedTensor, check, pack, packed_bytes, unpack
+from basicsr_classpruning.safe_files import save_file, write_atomically
+from basicsr_classpruning.untrusted.bitmask import PACKABLE, PackedTensor, pack, packed_bytes
+from basicsr_classpruning.untrusted.containers import ORDINARY, choose, plain_names, weights_at
+from basicsr_classpruning.untrusted.files import load_weights
+from basicsr_classpruning.untrusted.weights import refuse_claims, unpack_containers, unpack_entry
 
-# Containers in which published checkpoints keep their weights, the best first.
-_CONTAINERS = ('params_ema', 'params', 'state_dict')
-# Put before every key by DataParallel.
-_PREFIX = 'module.'
+_log = logging.getLogger(__name__)
 # Tensors are packed where that saves this share of their bytes, and more than the file's own book-keeping takes.
 _PACKING_SAVES = 0.1
 _PACKING_SAVES_BYTES = 1024
@@ -31,60 +32,83 @@ class Checkpoint:
 
     path: str
     weights: Mapping[str, Mapping[str, Tensor]]
-    """State dicts by container, ``params`` and ``params_ema`` in BasicSR's format; a raw state dict is ``params``."""
+    """State dicts by the keys that lead to them, ``params`` and ``params_ema`` in BasicSR's format; a raw one is
+    ``params``."""
     network_g: dict[str, Any] | None = None
     """Options that rebuild the network; None in files of other programs."""
 
     def params(self, prefer: str | None = None) -> dict[str, Tensor]:
-        """The state dict in one container, by default the averaged weights where there are any."""
-        for name in (prefer, *_CONTAINERS):
-            if name is not None and name in self.weights:
-                return dict(self.weights[name])
-        raise UserError(f'{self.path}: no weights in it')  # unreachable for files read by read_checkpoint
+        """The state dict in one container, by default the averaged weights where there are any.
+
+        Raises UserError where there are several and none of them is known to be the network.
+        """
+        name = prefer if prefer in self.weights else choose(self.weights)
+        if name is None:
+            raise UserError(
+                f'{self.path}: it holds several networks; name one with --param-key (in options files '
+                f'path.param_key_g): {", ".join(self.weights)}'
+            )
+        if name not in ORDINARY:
+            _log.warning('%s: weights taken from %r', self.path, name)
+        return dict(self.weights[name])
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Reads BasicSR's format, raw state dicts (with or without ``module.``) and safetensors files.
+def read_checkpoint(path: str | os.PathLike[str], param_key: str | None = None) -> Checkpoint:
+    """Reads BasicSR's format, safetensors files, and what other programs write: see ``untrusted.containers``.
 
-    Raises UserError with one line where the file cannot be read or holds no weights.
+    Args:
+        path: the file.
+        param_key: keys that lead to the weights, joined by dots, where the file holds several dictionaries of them; the
+            last may be a prefix of names in one. Then these are ``params``, and nothing else is read.
+
+    Raises UserError with one line where the file cannot be read, or holds no weights there.
     """
     path = os.fspath(path)
-    if path.endswith('.safetensors'):
-        return _read_safetensors(path)
-    content = load_file(path)
+    checkpoint = _read_safetensors(path) if path.endswith('.safetensors') else _read_pickled(path)
+    if param_key is None:
+        return checkpoint
+    found = _part(checkpoint.weights, param_key)
+    if found is None:
+        raise UserError(f'{path}: --param-key {param_key}: no weights there; it holds {", ".join(checkpoint.weights)}')
+    return replace(checkpoint, weights={'params': found})
+
+
+def _part(weights: Mapping[str, Mapping[str, Tensor]], param_key: str) -> dict[str, Tensor] | None:
+    if param_key in weights:
+        return dict(weights[param_key])
+    prefixes = {name: param_key.removeprefix(f'{name}.') for name in weights if param_key.startswith(f'{name}.')}
+    if len(weights) == 1:
+        prefixes.setdefault(next(iter(weights)), param_key)
+    for name, prefix in prefixes.items():
+        part = {
+            key.removeprefix(f'{prefix}.'): value
+            for key, value in weights[name].items()
+            if key.startswith(f'{prefix}.')
+        }
+        if part:
+            return part
+    return None
+
+
+def _read_pickled(path: str) -> Checkpoint:
+    content = load_weights(path)
     if not isinstance(content, Mapping):
         raise UserError(f'{path}: not a checkpoint: a {type(content).__name__} where a dictionary of weights is wanted')
-    packed = _unpack_containers(path, content.get('packed', {}))
-    plain = {name: content[name] for name in _CONTAINERS if _is_state_dict(content.get(name))}
-    weights = {
-        name: _clean(_merge(path, plain.get(name, {}), packed.get(name, {})))
-        for name in _CONTAINERS
-        if plain.get(name) or packed.get(name)
-    }
-    if not weights and _is_state_dict(content):
-        weights = {'params': _clean(content)}
+    plain = weights_at(content)
+    packed = unpack_containers(path, content.get('packed', {}), ORDINARY)
+    for name in packed.keys() - plain.keys():
+        if isinstance(content.get(name), Mapping):  # hardly anything is left in it
+            plain[name] = plain_names(content[name])
+    weights = {name: _merge(path, plain.get(name, {}), packed.get(name, {})) for name in {**plain, **packed}}
+    weights = {name: part for name, part in weights.items() if part}
     if not weights:
         keys = ', '.join(map(repr, list(content)[:5]))
         raise UserError(
             f'{path}: no weights found: it has {keys or "nothing"}, wanted params, params_ema or state_dict'
         )
-    _refuse_claims(path, weights)
+    refuse_claims(path, weights.values())
     network = content.get('network_g')
     return Checkpoint(path, weights, network if isinstance(network, dict) else None)
-
-
-def _refuse_claims(path: str, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Raises UserError for weights that fill much more memory than their file: views in which bytes are repeated.
-
-    They take no memory yet; but a network is built in their shapes.
-    """
-    claimed = 0
-    for part in weights.values():
-        for key, tensor in part.items():
-            if tensor.layout is not torch.strided or tensor.device.type != 'cpu' or tensor.is_quantized:
-                raise UserError(f'{path}: weight {key!r:.80} is no plain tensor')
-            claimed += tensor.nbytes
-    refuse_claim(path, claimed, 'whose weights claim')
 
 
 def _read_safetensors(path: str) -> Checkpoint:
@@ -105,48 +129,11 @@ def _read_safetensors(path: str) -> Checkpoint:
     unpacked = {}
     for key, shape in shapes.items():
         entry = {'shape': shape, **{part: params.pop(f'{key}:{part}', None) for part in ('values', 'mask')}}
-        unpacked[key] = _unpack(path, key, _packed_entry(path, key, entry))
+        unpacked[key] = unpack_entry(path, key, entry)
     params = _merge(path, params, unpacked)
     if not params:
         raise UserError(f'{path}: no weights in it')
-    return Checkpoint(path, {'params': _clean(params)}, network if isinstance(network, dict) else None)
-
-
-def _unpack_containers(path: str, content: object) -> dict[str, dict[str, Tensor]]:
-    """Unpacks ``packed`` of a checkpoint file: container → key → ``values``, ``mask``, ``shape``."""
-    if not isinstance(content, Mapping) or not all(isinstance(part, Mapping) for part in content.values()):
-        raise UserError(f'{path}: packed: damaged: wanted dictionaries of packed weights')
-    parts = {
-        name: {str(key): _packed_entry(path, key, entry) for key, entry in content[name].items()}
-        for name in _CONTAINERS
-        if name in content
-    }
-    # Many entries may share one mask, and a small file then asks for much memory.
-    if sum(len(packed.mask) for part in parts.values() for packed in part.values()) > os.path.getsize(path):
-        raise UserError(f'{path}: packed: refused: the weights claim more masks than the file can hold')
-    return {name: {key: _unpack(path, key, packed) for key, packed in part.items()} for name, part in parts.items()}
-
-
-def _packed_entry(path: str, key: str, entry: object) -> PackedTensor:
-    if (
-        not isinstance(entry, Mapping)
-        or set(entry) != {'values', 'mask', 'shape'}
-        or not isinstance(entry['shape'], (list, tuple))
-    ):
-        raise UserError(f'{path}: packed weight {key!r:.80}: damaged: wanted values, mask and shape')
-    packed = PackedTensor(entry['values'], entry['mask'], tuple(entry['shape']))
-    try:
-        check(packed)
-    except ValueError as error:
-        raise UserError(f'{path}: packed weight {key!r:.80}: damaged: {error}') from None
-    return packed
-
-
-def _unpack(path: str, key: str, packed: PackedTensor) -> Tensor:
-    try:
-        return unpack(packed)
-    except ValueError as error:
-        raise UserError(f'{path}: packed weight {key!r:.80}: damaged: {error}') from None
+    return Checkpoint(path, {'params': plain_names(params)}, network if isinstance(network, dict) else None)
 
 
 def _merge(path: str, plain: Mapping[str, Tensor], unpacked: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -171,18 +158,6 @@ def _worth_packing(tensor: Tensor) -> bool:
     if tensor.dtype not in PACKABLE or tensor.nbytes < _PACKING_SAVES_BYTES:
         return False
     return tensor.nbytes - packed_bytes(tensor) >= max(_PACKING_SAVES_BYTES, _PACKING_SAVES * tensor.nbytes)
-
-
-def _is_state_dict(value: object) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and len(value) > 0
-        and all(isinstance(key, str) and isinstance(item, Tensor) for key, item in value.items())
-    )
-
-
-def _clean(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key.removeprefix(_PREFIX): value for key, value in state_dict.items()}
 
 
 def write_checkpoint(

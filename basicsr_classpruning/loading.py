@@ -6,28 +6,31 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from basicsr_classpruning.archs.adapters import adapter_of, fitting_params, recognise
 from basicsr_classpruning.archs.base_network import build_base, input_channels, load_fitting
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.archs.dense import DenseNetwork
-from basicsr_classpruning.archs.ecbsr_fold import fold_ecbsr_state_dict
-from basicsr_classpruning.bounds import Bounded
+from basicsr_classpruning.archs.spandrel_adapter import SPANDREL, detect
 from basicsr_classpruning.checkpoint import read_checkpoint
 from basicsr_classpruning.errors import UsageError, UserError
-
-SPANDREL = 'Spandrel'  # type of a base network that spandrel detects from its weights
+from basicsr_classpruning.untrusted.bounds import Bounded
 
 
 def load(
-    path: str | os.PathLike[str], arch: Mapping[str, Any] | None = None, imports: Iterable[str] = ()
+    path: str | os.PathLike[str],
+    arch: Mapping[str, Any] | None = None,
+    imports: Iterable[str] = (),
+    param_key: str | None = None,
 ) -> ClassPruning | DenseNetwork:
     """Loads a network from a ClassPruning or a dense checkpoint.
 
     Args:
-        path: BasicSR's format, a raw state dict or safetensors.
+        path: BasicSR's format, safetensors, a raw state dict or one that other programs put into a container.
         arch: options of the network (``network_g``), for a dense file that does not say what it is.
         imports: names of the user's modules that register networks.
+        param_key: keys that lead to the weights, joined by dots, in a file that holds several networks.
 
     Returns:
         The network in eval mode; it takes images ``(B, C, H, W)`` in [0, 1] of any size.
@@ -40,7 +43,7 @@ def load(
         from basicsr_classpruning.config import import_modules  # needs pydantic, which takes a while to load
 
         import_modules(imports)
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, param_key)
     params = checkpoint.params()
     options = dict(checkpoint.network_g or arch or {})
     try:
@@ -64,51 +67,29 @@ def load(
 def load_classpruning(options: Mapping[str, Any], params: Mapping[str, Tensor]) -> ClassPruning:
     """Builds a ClassPruning network from its options and loads its weights."""
     options = {key: value for key, value in options.items() if key != 'type'}
-    base_net = None
-    if options.get('base', {}).get('type') == SPANDREL:
-        dense = {
-            key.removeprefix('base.'): value
-            for key, value in params.items()
-            if key.startswith('base.') and not _belongs_to_candidates(key)
-        }
-        base_net = detect(dense)[0]
+    base = options.get('base', {})
+    dense = {
+        key.removeprefix('base.'): value
+        for key, value in params.items()
+        if key.startswith('base.') and not _belongs_to_candidates(key)
+    }
+    base_net = adapter_of(base).build(base, dense or params)
     net = ClassPruning(**options, base_net=base_net)
     net.load_params(params)
     return net
 
 
 def load_dense(options: Mapping[str, Any] | None, params: Mapping[str, Tensor]) -> DenseNetwork:
-    """Loads a dense network; without options, spandrel finds out what it is."""
+    """Loads a dense network; without options, an adapter or spandrel finds out what it is."""
+    options = options or recognise(params)
     if options is None or options.get('type') == SPANDREL:
         net, channels, options = detect(params)
         return DenseNetwork(net, channels, options)
-    net = build_base(options)
-    if options.get('type') == 'ECBSR':
-        params = fold_ecbsr_state_dict(options, dict(params))
-    load_fitting(net, params)
+    built = adapter_of(options).build(options, params)
+    net = build_base(options) if built is None else built
+    if built is None:
+        load_fitting(net, fitting_params(options, params, net.state_dict()))
     return DenseNetwork(net, input_channels(net, options), dict(options))
-
-
-def detect(params: Mapping[str, Tensor]) -> tuple[nn.Module, int, dict[str, Any]]:
-    """Lets spandrel build the network that fits a state dict.
-
-    Returns:
-        The network with its weights, its input channels and the options that stand for it.
-    """
-    import spandrel
-
-    try:
-        descriptor = spandrel.ModelLoader(device='cpu').load_from_state_dict(dict(params))
-    except spandrel.UnsupportedModelError:
-        raise UsageError(
-            'its architecture is neither in the file nor detected; name it with --arch FILE.yml (a network_g block)'
-        ) from None
-    except Exception as error:  # detection stumbles in many ways over files that are not quite what they seem
-        raise UserError(f'its architecture could not be detected ({type(error).__name__}: {error})') from None
-    if not isinstance(descriptor, spandrel.ImageModelDescriptor):
-        raise UsageError(f'a {descriptor.architecture.name} network does not restore single images')
-    options = {'type': SPANDREL, 'architecture': descriptor.architecture.id}
-    return descriptor.model, descriptor.input_channels, options
 
 
 def _belongs_to_candidates(key: str) -> bool:

@@ -27,7 +27,8 @@ from basicsr_classpruning.config.loading import parse_options
 from basicsr_classpruning.data.samplers import ResumableSampler
 from basicsr_classpruning.data.seeded_dataset import SeededDataset
 from basicsr_classpruning.errors import UsageError, UserError
-from basicsr_classpruning.safe_files import UNFINISHED, load_file
+from basicsr_classpruning.safe_files import UNFINISHED
+from basicsr_classpruning.untrusted.files import load_file
 
 
 def train(argv: Sequence[str]) -> None:

@@ -1,16 +1,11 @@
-"""Files read without running code, and written whole or not at all."""
+"""Files written whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
-import io
 import os
-import pickle
-import pickletools
-import re
 import uuid
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,103 +14,6 @@ import torch
 from basicsr_classpruning.errors import UserError
 
 UNFINISHED = '.tmp'  # ends the names of files that are being written; a killed process may leave one
-# What torch's own files look up.
-_TORCH_NAME = re.compile(r'torch\.\w+|torch\._utils\._rebuild_\w+|collections\.OrderedDict')
-_PICKLE_PROTOCOL = 2
-# Greatest ratio of an archive's contents to the archive.
-_MOST_UNPACKED = 64
-
-
-def load_file(path: str | os.PathLike[str]) -> Any:
-    """Reads a file written by ``torch.save``, tensors and plain values only, onto the CPU.
-
-    Raises UserError with one line where the file is missing, damaged, or holds a pickle that would run code.
-    """
-    path = os.fspath(path)
-    try:
-        _refuse_bomb(path)
-        return torch.load(path, map_location='cpu', weights_only=True)
-    except UserError:
-        raise
-    except FileNotFoundError:
-        raise UserError(f'{path}: no such file') from None
-    except IsADirectoryError:
-        raise UserError(f'{path}: a folder, not a checkpoint file') from None
-    except pickle.UnpicklingError as error:
-        raise UserError(f'{path}: {_why_refused(path, str(error))}') from None
-    except OSError as error:
-        raise UserError(f'{path}: {error.strerror or error}') from None
-    except Exception as error:  # torch raises many kinds for damaged archives
-        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f'{path}: not a checkpoint, or damaged ({detail[:120]})') from None
-
-
-def _is_archive(path: str) -> bool:
-    """Whether torch takes a file for a zip archive; its older format is a sequence of pickles."""
-    with open(path, 'rb') as file:
-        return file.read(4) == b'PK\x03\x04'
-
-
-def _refuse_bomb(path: str) -> None:
-    """Raises UserError for an archive that unpacks to much more than it is.
-
-    ``torch.save`` does not compress, but some published files were compressed afterwards: weights hardly shrink.
-    """
-    if _is_archive(path):
-        with zipfile.ZipFile(path) as archive:
-            refuse_claim(path, sum(entry.file_size for entry in archive.infolist()), 'that claims to hold')
-
-
-def _why_refused(path: str, reason: str) -> str:
-    """Why torch's reader without code does not take a file. Torch says it of some pickles only: in the others the names
-    of all that they would look up are read, and nothing is run."""
-    named = re.search(r'GLOBAL `?([\w.]+)', reason)
-    names, protocol = [named[1]] if named else [], 0
-    with contextlib.suppress(Exception):  # what is damaged has no names
-        for name, found in _globals(path):
-            protocol = max(protocol, found)
-            if not _TORCH_NAME.fullmatch(name):
-                names.append(name)
-    if names:
-        return f'refused: it holds {names[0]}, which is no tensor and could run code'
-    if protocol > _PICKLE_PROTOCOL:
-        return f'its pickle protocol is {protocol}; torch reads weights of protocol {_PICKLE_PROTOCOL}, its default'
-    return 'not a checkpoint, or damaged'
-
-
-def _globals(path: str) -> Iterator[tuple[str, int]]:
-    """Yields the modules and names of all that a file's pickles look up, each with the protocol of its pickle."""
-    if _is_archive(path):
-        with zipfile.ZipFile(path) as archive:
-            pickles = b''.join(archive.read(name) for name in archive.namelist() if name.endswith('data.pkl'))
-    else:
-        pickles = Path(path).read_bytes()
-    stream = io.BytesIO(pickles)
-    while stream.tell() < len(pickles):
-        protocol, texts = 0, ['', '']
-        argument: Any
-        for opcode, argument, _ in pickletools.genops(stream):
-            if opcode.name == 'PROTO':
-                protocol = argument
-            elif opcode.name in ('GLOBAL', 'INST'):
-                yield argument.replace(' ', '.'), protocol
-            elif opcode.name == 'STACK_GLOBAL':
-                yield '.'.join(texts[-2:]), protocol
-            elif isinstance(argument, str):
-                texts.append(argument)
-
-
-def refuse_claim(path: str, claimed: int, what: str) -> None:
-    """Raises UserError for a file whose contents would take much more memory than it has bytes.
-
-    Args:
-        path: the file.
-        claimed: bytes that its contents would take.
-        what: says of which contents; for the message.
-    """
-    size = os.path.getsize(path)
-    if claimed > _MOST_UNPACKED * size:
-        raise UserError(f'{path}: refused: a file of {size:,} bytes {what} {claimed:,}')
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:

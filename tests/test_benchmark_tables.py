@@ -9,7 +9,7 @@ from tiny import NETWORKS, REPOSITORY
 
 from basicsr_classpruning.checkpoint import write_checkpoint
 from basicsr_classpruning.config import load_options
-from basicsr_classpruning.safe_files import load_file
+from basicsr_classpruning.untrusted.files import load_file
 from tools.benchmark_tables import container, instances, permutation
 from tools.benchmark_tables.options import options_file, text
 

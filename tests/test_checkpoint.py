@@ -18,7 +18,8 @@ from safetensors.torch import save_file as save_safetensors
 
 from basicsr_classpruning.checkpoint import read_checkpoint
 from basicsr_classpruning.errors import UserError
-from basicsr_classpruning.safe_files import load_file, save_file, write_atomically
+from basicsr_classpruning.safe_files import save_file, write_atomically
+from basicsr_classpruning.untrusted.files import load_file
 
 WEIGHTS = {'conv.weight': torch.arange(36.0).reshape(1, 4, 3, 3), 'conv.bias': torch.ones(1)}
 AVERAGED = {key: value + 1 for key, value in WEIGHTS.items()}

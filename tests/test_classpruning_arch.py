@@ -12,7 +12,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from tiny import NETWORKS, classpruning, dense, in_threads, network_g, scale_of
 from torch import nn
 
-from basicsr_classpruning.archs.ecbsr_fold import fold_ecbsr
+from basicsr_classpruning.archs.ecbsr_adapter import fold_ecbsr
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.routing.errors import relative_errors
 from basicsr_classpruning.sparsity import sparse_layers

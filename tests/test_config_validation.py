@@ -11,6 +11,7 @@ from whole_options import CLASSPRUNING, EDSR, SWINIR_NETWORK, TEST, changed, opt
 import basicsr_classpruning  # noqa: F401  # registers the networks, losses and models
 from basicsr_classpruning.archs.support import refusal
 from basicsr_classpruning.config import load_network_options, load_options, validate, validate_network
+from basicsr_classpruning.data.degradations import GaussianNoise, Number, base, register_degradation
 from basicsr_classpruning.errors import UsageError
 
 
@@ -264,6 +265,45 @@ def test_classpruning_needs_its_model():
 
 def test_plain_video_network():
     assert problem(changed('network_g', {'type': 'EDVR'}, EDSR)).startswith("network_g.type: 'EDVR' is not allowed ")
+
+
+@pytest.fixture
+def haze(monkeypatch):
+    """A degradation of the user's own, which shares a key with another one."""
+
+    @register_degradation
+    class Haze(GaussianNoise):
+        type = 'haze'
+        place = 100
+        options = (Number('sigma', 0, 1, 'how thick'),)
+
+        @classmethod
+        def from_values(cls, values, scale):
+            return cls(values[0], values[0])
+
+    yield
+    del base._registered['haze']
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'type': 'haze', 'sigma': 2}, 'sigma: 2 is not allowed; a number of at least 0 and at most 1'),
+        ({'type': 'haze'}, 'sigma: is missing; a number'),
+        ({'type': 'haze', 'sigma': 0.5, 'quality': [1, 2]}, 'quality: is not an option of degradation haze'),
+        ({'type': 'haze', 'sigma': 0.5, 'sigmas': 1}, "sigmas: unknown key; did you mean 'sigma'?"),
+        ({'type': 'hase'}, "type: 'hase' is not allowed; 'noise', 'jpeg', 'bicubic', 'photo_noise' or 'haze'"),
+        ({'sigma': 1}, 'type: is missing'),
+        ('noise', "'noise' is not allowed; a mapping such as {type: noise, sigma: [0, 50]}"),
+    ],
+)
+def test_degradations_of_the_users_own(haze, options, message):
+    opt = changed('scale', 1)
+    opt['datasets']['train']['degradation'] = {'type': 'haze', 'sigma': 0.5}
+    opt['network_g']['base'] = {'type': 'DnCNN'}
+    assert validate(opt, 'FILE.yml')['datasets']['train']['degradation'] == {'type': 'haze', 'sigma': 0.5}
+    opt['datasets']['train']['degradation'] = options
+    assert problem(opt).removeprefix('datasets.train.degradation').lstrip('.: ').startswith(message)
 
 
 def test_degradation_that_needs_a_scale():

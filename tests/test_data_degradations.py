@@ -16,7 +16,9 @@ from basicsr_classpruning.data.degradations import (
     as_float,
     as_uint8,
     picture_rng,
+    register_degradation,
 )
+from basicsr_classpruning.data.degradations.photograph_noise import PhotographNoise
 from basicsr_classpruning.data.region import Region
 from basicsr_classpruning.errors import UsageError
 
@@ -119,6 +121,8 @@ def test_a_part_costs_little_more_than_itself():
         ('noise2.5-10', GaussianNoise(2.5, 10)),
         ('jpeg10-90', JpegCompression(10, 90)),
         ('bicubic4', BicubicDownscaling(4)),
+        ('noise~10', PhotographNoise(10)),
+        ('noise~2.5', PhotographNoise(2.5)),
     ],
 )
 def test_text_forms(text, expected):
@@ -129,7 +133,7 @@ def test_text_forms(text, expected):
 
 WRONG_TEXTS = """
     blur3 noise noise50-0 noise0-300 noise-5 Noise0-50 jpeg0-50 jpeg10-101 jpeg1.5-3
-    bicubic bicubic0 bicubic2-4 bicubic2.5
+    bicubic bicubic0 bicubic2-4 bicubic2.5 noise~ noise~1-2 noise~256
 """
 
 
@@ -147,6 +151,7 @@ def test_wrong_text_is_refused_in_one_line(text):
         ({'type': 'jpeg', 'quality': [10, 90]}, 1, JpegCompression(10, 90)),
         ({'type': 'jpeg', 'quality': [10, 90], 'sigma': None}, 1, JpegCompression(10, 90)),
         ({'type': 'bicubic'}, 3, BicubicDownscaling(3)),
+        ({'type': 'photo_noise', 'spread': 10}, 1, PhotographNoise(10)),
     ],
 )
 def test_option_forms(options, scale, expected):
@@ -168,11 +173,26 @@ def test_option_forms(options, scale, expected):
         ({'type': 'bicubic', 'sigma': [0, 1]}, 2, 'degradation.sigma'),
         ({'type': 'noise', 'sigma': [0, 50]}, 2, 'scale 1'),
         ({'type': 'bicubic'}, 0, 'scale 0'),
+        ({'type': 'photo_noise', 'spread': [0, 10]}, 1, 'degradation.spread'),
     ],
 )
 def test_wrong_options_are_refused_by_name(options, scale, named):
     with pytest.raises(UsageError, match=named):
         Degradation.from_options(options, scale)
+
+
+def test_photographs_have_one_plus_half_normal_noise():
+    clean = np.full((64, 64, 1), 0.5, np.float32)
+    rng = np.random.default_rng(0)
+    found = [255 * (PhotographNoise(10).degrade(clean, rng) - clean).std() for _ in range(400)]
+    assert min(found) > 0.9
+    assert np.mean(found) == pytest.approx(1 + 10 * np.sqrt(2 / np.pi), rel=0.1)
+    assert np.median(found) == pytest.approx(1 + 10 * 0.6745, rel=0.1)
+
+
+def test_a_name_is_given_once():
+    with pytest.raises(UsageError, match=r"degradation 'noise' is registered already, as GaussianNoise"):
+        register_degradation(type('Other', (GaussianNoise,), {}))
 
 
 def test_validation_strengths_are_fixed_for_all_time():

@@ -10,7 +10,7 @@ import torch
 from tiny import run_python, training_options, write_yaml
 
 from basicsr_classpruning.cli import main
-from basicsr_classpruning.safe_files import load_file
+from basicsr_classpruning.untrusted.files import load_file
 
 EXPERIMENT = Path('experiments/tiny')
 

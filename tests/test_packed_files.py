@@ -15,7 +15,7 @@ from basicsr_classpruning.checkpoint import read_checkpoint, write_checkpoint
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.loading import load_classpruning
 from basicsr_classpruning.safe_files import save_file
-from basicsr_classpruning.sparsity.packing import pack
+from basicsr_classpruning.untrusted.bitmask import pack
 
 
 def test_a_checkpoint_with_own_weights_is_packed_and_read_back_exactly(tmp_path):

@@ -19,7 +19,8 @@ import basicsr_classpruning
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.models.classpruning_model import ClassPruningModel
 from basicsr_classpruning.models.validation import evaluate
-from basicsr_classpruning.safe_files import load_file, save_file
+from basicsr_classpruning.safe_files import save_file
+from basicsr_classpruning.untrusted.files import load_file
 
 # -------------------------------------------------------------------- whole runs
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from copy import deepcopy
 
 import pytest
 import torch
-from tiny import NETWORKS, dense, same, training_options
+from basicsr.archs import build_network
+from tiny import CANDIDATES, NETWORKS, dense, same, training_options
 from training import BUDGET, CLASS, DISTILL, EXPERIMENT, batch, model_of, run, step
 
 from basicsr_classpruning.errors import UserError
@@ -15,7 +18,8 @@ from basicsr_classpruning.models.collapse import CollapseWatch
 from basicsr_classpruning.models.explosion import ExplosionWatch
 from basicsr_classpruning.models.guarded_model import BadNumbers
 from basicsr_classpruning.models.stages import Schedule
-from basicsr_classpruning.safe_files import load_file, save_file
+from basicsr_classpruning.safe_files import save_file
+from basicsr_classpruning.untrusted.files import load_file
 
 # -------------------------------------------------------------------------- steps
 
@@ -326,3 +330,55 @@ def test_a_budget_that_asks_for_one_class_is_no_collapse(tmp_path, pictures):
     model = model_of(tmp_path, training_options(pictures, on_collapse='stop', **budget))
     collapse(model, 20)
     assert model.watch.collapsed
+
+
+# --------------------------------------------------------------- starting from another network
+
+
+@pytest.mark.parametrize('model_type', ['ClassPruningModel', 'GuardedSRModel'])
+@pytest.mark.parametrize('kind', ['dense', 'pruned'])
+def test_a_network_of_another_scale_starts_a_training(tmp_path, pictures, monkeypatch, caplog, model_type, kind):
+    other = {**NETWORKS['EDSR'], 'upscale': 4}
+    torch.manual_seed(3)
+    net = build_network(other)
+    if kind == 'pruned':
+        if model_type == 'GuardedSRModel':
+            pytest.skip('a dense network does not start from a pruned one')
+        net = build_network({'type': 'ClassPruning', 'base': other, 'candidates': CANDIDATES, 'weights': 'own'})
+    save_file({'params': net.state_dict()}, tmp_path / 'x4.pth')
+    options = training_options(pictures)
+    if model_type == 'GuardedSRModel':
+        options.update(model_type=model_type, network_g=dict(NETWORKS['EDSR']))
+        options['train'] = {k: v for k, v in options['train'].items() if k in ('optim_g', 'scheduler', 'pixel_opt')}
+        options['train']['total_iter'] = 4
+    else:
+        options['network_g']['weights'] = 'own'
+    options['path'] = {'pretrain_network_g': str(tmp_path / 'x4.pth')}
+    with pytest.raises(UserError, match=r'weights do not fit the network'):
+        model_of(tmp_path, options)
+    options['path']['strict_load_g'] = False
+    monkeypatch.setattr(logging.getLogger('basicsr'), 'propagate', True)
+    model = model_of(tmp_path, options)
+    prefix = 'base.' if model_type == 'ClassPruningModel' else ''
+    (line,) = {message for message in caplog.messages if 'weights loaded' in message}  # the averaged weights', too
+    assert re.search(r'as they were: .*upsample\.0\.weight \(64, 16, 3, 3\)|not used: .*upsample\.2\.weight', line)
+    assert '\n' not in line
+    found = model.net_g.state_dict()
+    wanted = net.state_dict()[f'{prefix * (kind == "pruned")}conv_first.weight']
+    assert torch.equal(found[f'{prefix}conv_first.weight'], wanted)
+    step(model, 1)
+    save_file({'params': {'x': torch.ones(2)}}, tmp_path / 'x4.pth')
+    with pytest.raises(UserError, match='none of them has the name and shape'):
+        model_of(tmp_path, options)
+
+
+@pytest.mark.parametrize('name', ['EDSR', 'ECBSR', 'RRDBNet'])
+def test_a_dense_training_starts_from_what_other_programs_write(tmp_path, pictures, name):
+    plain = dense(name)
+    save_file({'state_dict': {f'net_g.{key}': value for key, value in plain.state_dict().items()}}, tmp_path / 'x.pth')
+    options = training_options(pictures, name)
+    options.update(model_type='GuardedSRModel', network_g=dict(NETWORKS[name]))
+    options['train'] = {k: v for k, v in options['train'].items() if k in ('optim_g', 'scheduler', 'pixel_opt')}
+    options['train']['total_iter'] = 4
+    options['path'] = {'pretrain_network_g': str(tmp_path / 'x.pth')}
+    assert same(model_of(tmp_path, options).net_g.state_dict(), plain.state_dict())

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
+from basicsr.utils import get_root_logger
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from basicsr_classpruning.archs.ecbsr_fold import fold_ecbsr
+from basicsr_classpruning.archs.adapters import adapter_of
 from basicsr_classpruning.archs.support import refusal
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.sizes import Inputs, probe
@@ -40,7 +41,7 @@ def build_base(base: Mapping[str, Any]) -> nn.Module:
     except Exception as error:  # a constructor may stumble over its arguments in any way
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(f'network_g.base: {name} cannot be built: {reason}') from None
-    return fold_ecbsr(net) if name == 'ECBSR' else net
+    return adapter_of(base).fold(net)
 
 
 def find_inputs(net: nn.Module, base: Mapping[str, Any]) -> Inputs:
@@ -59,11 +60,20 @@ def input_channels(net: nn.Module, base: Mapping[str, Any]) -> int:
 
 def _channels_to_try(net: nn.Module, base: Mapping[str, Any]) -> list[int]:
     """Numbers of input channels, the most probable first, each once."""
+    if isinstance(base.get('net'), Mapping):  # a network around another
+        return _channels_to_try(next(net.children()), base['net'])
     defaults = inspect.signature(type(net).__init__).parameters
     options = [base.get(key, defaults[key].default if key in defaults else None) for key in _CHANNEL_OPTIONS]
     layers = [layer.in_channels for layer in net.modules() if isinstance(layer, nn.modules.conv._ConvNd)]
     named = [value for value in options if isinstance(value, int) and value > 0]
     return list(dict.fromkeys([*named, 3, 1, 4, *layers, *range(1, _MOST_CHANNELS + 1)]))
+
+
+def network_name(options: Mapping[str, Any]) -> str:
+    """What a network is called in reports: the architecture that spandrel detected, or the type."""
+    if isinstance(options.get('net'), Mapping):
+        return network_name(options['net'])
+    return options.get('architecture') or options.get('type', '')
 
 
 def load_fitting(module: nn.Module, params: Mapping[str, Tensor]) -> None:
@@ -85,3 +95,22 @@ def load_fitting(module: nn.Module, params: Mapping[str, Tensor]) -> None:
         more = f' (and {len(problems) - 1} more)' if len(problems) > 1 else ''
         raise UserError(f'weights do not fit the network: {problems[0]}{more}')
     module.load_state_dict(params)
+
+
+def load_what_fits(module: nn.Module, params: Mapping[str, Tensor]) -> None:
+    """Loads the part of a state dict that fits, as BasicSR does with ``strict_load_g: false``, and logs what does not.
+
+    To start a ×4 network from a ×2 one, say. Raises UserError where nothing fits.
+    """
+    wanted = module.state_dict()
+    fitting = {key: value for key, value in params.items() if key in wanted and value.shape == wanted[key].shape}
+    if not any(value.data_ptr() != wanted[key].data_ptr() for key, value in fitting.items()):  # its own are no news
+        raise UserError('weights do not fit the network: none of them has the name and shape of one of its own')
+    left = [f'{key} {tuple(value.shape)}' for key, value in wanted.items() if key not in fitting]
+    unused = [f'{key} {tuple(value.shape)}' for key, value in params.items() if key not in fitting]
+    module.load_state_dict(fitting, strict=False)
+    if left or unused:
+        get_root_logger().warning(
+            f'{len(fitting)} of {len(wanted)} weights loaded; as they were: {", ".join(left) or "none"}; '
+            f'not used: {", ".join(unused) or "none"}'
+        )

@@ -13,8 +13,9 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from basicsr_classpruning.archs.base_network import build_base, find_inputs, load_fitting
-from basicsr_classpruning.archs.ecbsr_fold import fold_ecbsr_state_dict
+from basicsr_classpruning.archs.adapters import fitting_params
+from basicsr_classpruning.archs.base_network import build_base, find_inputs, load_fitting, load_what_fits
+from basicsr_classpruning.archs.value_range_arch import in_range
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.once import Once
 from basicsr_classpruning.routing.ladder import Candidate, Ladder, LadderError, SparseCandidate
@@ -51,6 +52,7 @@ class ClassPruning(nn.Module):
         classifier: options of the classifier, ``DifficultyClassifier`` by default.
         weights: ``'shared'``: one weight set with nested masks. ``'own'``: own weights for each sparse candidate.
         layers: regular expression → patterns that replace ``candidates`` in the layers it matches.
+        value_range: what white is to the base network, 1 or 255; the options of this one have it in ``base``.
         base_net: the base network itself, where it cannot be built from options.
     """
 
@@ -64,9 +66,11 @@ class ClassPruning(nn.Module):
         classifier: Mapping[str, Any] | None = None,
         weights: str = 'shared',
         layers: Mapping[str, Sequence[str]] | None = None,
+        value_range: float = 1,
         base_net: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        base = in_range(base, value_range)
         if weights not in ('shared', 'own'):
             raise UsageError(f'network_g.weights: {weights!r} is not allowed; shared or own')
         classifier = dict(classifier or {'type': 'DifficultyClassifier'})
@@ -305,26 +309,30 @@ class ClassPruning(nn.Module):
         self.forget_subnetworks()
 
     @torch.no_grad()
-    def load_params(self, params: Mapping[str, Tensor]) -> None:
+    def load_params(self, params: Mapping[str, Tensor], strict: bool = True) -> None:
         """Loads a ClassPruning state dict, or a dense one of the base network from which all candidates start.
 
         Of a network that has a bypass where this one has none, or the other way round, the classifier is left out: it
         knows another number of candidates, and has to be trained or fitted anew.
 
+        Args:
+            params: in the names of the network, or of the file that it comes from.
+            strict: as in ``nn.Module.load_state_dict``; without, what fits is loaded (``load_what_fits``).
+
         Raises UserError with one line where keys, shapes or zeros do not fit.
         """
+        load = load_fitting if strict else load_what_fits
         own_keys = self.state_dict().keys()
         if any(key.startswith('base.') and key in own_keys for key in params):
-            load_fitting(self, self._to_own_ladder(params))
+            load(self, self._to_own_ladder(params))
             for name, layer in sparse_layers(self.base):
                 broken = layer.broken_patterns()
                 if broken:
                     raise UserError(f'weights do not fit the network: {name} keeps more of them than {broken[0]}')
             return
-        if self.options['base'].get('type') == 'ECBSR':
-            params = fold_ecbsr_state_dict(self.options['base'], params)
         candidates_only = {k: v for k, v in self.base.state_dict().items() if _is_candidate_key(self.base, k)}
-        load_fitting(self.base, {**params, **candidates_only})
+        wanted = self.base.state_dict().keys() - candidates_only.keys()
+        load(self.base, {**fitting_params(self.options['base'], params, wanted), **candidates_only})
         for _, layer in sparse_layers(self.base):
             layer.reset_candidates()
         self.forget_subnetworks()

@@ -14,6 +14,7 @@ from basicsr_classpruning.cli.common import (
     load_model,
     write_json,
 )
+from basicsr_classpruning.data.degradations import text_forms
 from basicsr_classpruning.errors import UsageError
 from basicsr_classpruning.text_table import format_table
 
@@ -38,7 +39,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument('--gt', metavar='DIR', required=True, help='folder of true pictures (8 bit)')
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument('--lq', metavar='DIR', help='folder of degraded pictures of the same names')
-    source.add_argument('--degrade', metavar='HOW', help='degrade the true ones: bicubic4, noise0-50, jpeg10-90 ...')
+    source.add_argument('--degrade', metavar='HOW', help=f'degrade the true ones: {text_forms()}')
     parser.add_argument('--budgets', type=float, nargs='+', metavar='SHARE', default=[], help='e.g. 0.4 0.6 0.8')
     parser.add_argument('--candidates', nargs='+', metavar='N:M', default=[], help='e.g. 1:4 2:4')
     parser.add_argument(
@@ -70,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
     from basicsr_classpruning.benchmark.report import to_cells
     from basicsr_classpruning.benchmark.run import Benchmark, Settings, to_json
     from basicsr_classpruning.cli.progress import StageBar
+    from basicsr_classpruning.config import import_modules
     from basicsr_classpruning.data.degradations import Degradation
     from basicsr_classpruning.machine import describe_machine
 
@@ -77,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     for name in ('threads', 'repeats'):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UsageError(f'--{name} {getattr(args, name)}: allowed are 1 and more')
+    import_modules(args.imports)  # a degradation may be the user's own
     pairs = Pairs(args.gt, args.lq, Degradation.parse(args.degrade) if args.degrade else None)
     if args.threads:
         torch.set_num_threads(args.threads)

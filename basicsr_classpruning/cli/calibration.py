@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from basicsr_classpruning.cli.common import add_device_argument, check_apart, check_outputs
+from basicsr_classpruning.data.degradations import text_forms
 from basicsr_classpruning.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ def add_calibration_arguments(parser: argparse.ArgumentParser, required: bool) -
     )
     parser.add_argument(
         '--degrade', metavar='KIND',
-        help='what was done to the inputs: noise0-50, noise25-25, jpeg10-90, bicubic4, or none if the pictures in DIR '
-        'are inputs already (default: found out by what the network improves)',
+        help=f'what was done to the inputs: {text_forms()}; or none if the pictures in DIR are inputs already '
+        '(default: found out by what the network improves)',
     )  # fmt: skip
     parser.add_argument(
         '--seed', type=int, metavar='N', default=0, help='of the calibration crops and the fit (default: 0)'

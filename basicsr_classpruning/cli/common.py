@@ -11,15 +11,20 @@ from basicsr_classpruning.errors import UsageError
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what every command that loads a model takes: ``--import`` and ``--arch``."""
+    """Adds what every command that loads a model takes: ``--import``, ``--arch``, ``--param-key``."""
     parser.add_argument(
         '--import', dest='imports', metavar='MODULE', action='append', default=[],
-        help='module that registers your own networks (may be given several times)',
+        help='module that registers your own networks, classifiers or degradations (may be given several times)',
     )  # fmt: skip
     parser.add_argument(
         '--arch',
         metavar='FILE.yml',
         help='options file with a network_g block, for a file that does not say what it is',
+    )
+    parser.add_argument(
+        '--param-key',
+        metavar='KEY',
+        help='where the weights are in a file that holds several networks, e.g. net_g or state_dict.generator',
     )
 
 
@@ -55,7 +60,7 @@ def load_model(path: str, args: argparse.Namespace) -> Any:
 
     import_modules(args.imports)
     arch = load_network_options(args.arch) if args.arch else None
-    return load(path, arch)
+    return load(path, arch, param_key=args.param_key)
 
 
 def check_outputs(args: argparse.Namespace, *names: str) -> None:

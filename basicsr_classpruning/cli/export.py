@@ -34,6 +34,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the sub-command."""
+    from basicsr_classpruning.archs.base_network import network_name
     from basicsr_classpruning.archs.forms import as_routed
 
     _check_call(args)
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     chosen = network.subnetwork(args.candidate)
     how = _export_one(chosen, args)
-    what = f'{chosen.options.get("architecture", chosen.options.get("type"))}, {chosen.name}'
+    what = f'{network_name(chosen.options)}, {chosen.name}'
     if network.candidates and args.candidate is None:
         what += f' (the densest of {", ".join(network.candidates)}; --candidate names another)'
     print(f'{args.out}: {what}, {_megabytes(args.out)}{how}')

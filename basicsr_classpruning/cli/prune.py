@@ -58,6 +58,10 @@ def add_parser(subparsers: Any) -> None:
         help='own: each sparse candidate has weights of its own (default with --calibration); '
         'shared: one set with nested masks, a smaller file (default without)',
     )  # fmt: skip
+    parser.add_argument(
+        '--value-range', type=int, choices=[1, 255], default=1,
+        help='what white is to the network: 255 for one that works on values of 0 to 255 (default: 1)',
+    )  # fmt: skip
     add_calibration_arguments(parser, required=False)
     add_model_arguments(parser)
     parser.set_defaults(func=run)
@@ -67,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the sub-command."""
     import torch
 
+    from basicsr_classpruning.archs.base_network import network_name
     from basicsr_classpruning.archs.forms import as_dense
     from basicsr_classpruning.checkpoint import write_checkpoint
     from basicsr_classpruning.machine import describe_machine
@@ -77,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) and not args.calibration:
             raise UsageError(f'--{name.replace("_", "-")}: needs --calibration')
     start = time.perf_counter()
-    dense = as_dense(load_model(args.checkpoint, args))
+    dense = _in_range(as_dense(load_model(args.checkpoint, args)), args.value_range)
     options = PruneOptions(
         _ladder(dense, args),
         args.block,
@@ -92,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     base = net.options['base']
     report = {
         'command': args.call,
-        'network': base.get('architecture', base['type']),
+        'network': network_name(base),
         'macs': dict(zip(net.candidates, net.reference_macs.costs)),
         'layers': len(net.choices),
         'layers_pruned': sum(bool(choice.patterns) for choice in net.choices),
@@ -110,6 +115,11 @@ def run(args: argparse.Namespace) -> int:
         f'{os.path.getsize(args.out) / 1e6:.2f} MB ({report["file_bytes_dense"] / 1e6:.2f} MB dense), '
         f'{report["seconds"]:.0f} s'
     )
+    if 'architecture' in base.get('net', base):
+        print(
+            f'{report["network"]} was detected by spandrel: export --to basicsr keeps the names that spandrel gives '
+            'the weights, and network_g.base: {type: Spandrel, checkpoint: FILE} trains it'
+        )
     write_json(report, args.json)
     return 0
 
@@ -127,6 +137,20 @@ def _ladder(dense: DenseNetwork, args: argparse.Namespace) -> tuple[str, ...]:
     except UsageError as error:
         print(f'without a bypass: {error.text}')
         return tuple(args.candidates)
+
+
+def _in_range(dense: DenseNetwork, value_range: int) -> DenseNetwork:
+    from basicsr_classpruning.archs.dense import DenseNetwork
+    from basicsr_classpruning.archs.value_range_arch import ValueRange, in_range
+
+    if value_range == 1:
+        return dense
+    if isinstance(dense.net, ValueRange):
+        text = f'{value_range}: the file says already that white is {dense.net.value_range:g}'
+        raise UsageError(text, key='value_range')
+    return DenseNetwork(
+        ValueRange(dense.net, value_range).eval(), dense.num_in_ch, in_range(dense.options, value_range)
+    )
 
 
 def _without_data(dense: DenseNetwork, options: PruneOptions) -> tuple[ClassPruning, dict[str, Any]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union
 
 from annotated_types import Ge, Le, Len
-from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError, create_model, model_validator
 
 from basicsr_classpruning.config.fields import (
+    Allowed,
     Count,
     CountOrZero,
     Section,
@@ -15,13 +16,13 @@ from basicsr_classpruning.config.fields import (
     Whole,
     refuse,
 )
+from basicsr_classpruning.config.problems import first_problem
+from basicsr_classpruning.config.wording import listed, shown
+from basicsr_classpruning.data.degradations import Degradation, Range, registered_degradations
 
 # How pydantic's errors call the kinds of data sets.
 _TAGS = {'DegradedImageDataset': '<degraded>', 'PairedImageDataset': '<paired>'}
 _OTHER = '<other>'
-
-Sigma = Annotated[float, Ge(0), Le(255)]
-Quality = Annotated[Whole, Ge(1), Le(100)]
 
 
 class IoBackend(Section):
@@ -87,29 +88,87 @@ class Pictures(Loader):
     """Turn crops by multiples of 90 degrees at random (training)."""
 
 
-class Degradation(SparseSection):
+class DegradationOptions(SparseSection):
     """How clean pictures are degraded on the fly: a random strength for each crop in training, the same strengths
     every time in validation."""
 
-    type: Literal['noise', 'jpeg', 'bicubic']
-    """`noise`: Gaussian noise; `jpeg`: JPEG compression; `bicubic`: MATLAB-like reduction by `scale`."""
-    sigma: Annotated[list[Sigma], Len(2, 2)] | None = None
-    """noise only: least and greatest standard deviation, for pixel values 0 to 255, e.g. `[0, 50]`."""
-    quality: Annotated[list[Quality], Len(2, 2)] | None = None
-    """jpeg only: least and greatest JPEG quality, 1 to 100, e.g. `[10, 90]`."""
+    type: Annotated[str, Allowed(f'{", ".join(map(repr, registered_degradations()))} or one of your own')]
+    """Name of a degradation; names from `custom_imports` count."""
+
+
+class _OwnKeys(DegradationOptions):
+    """Checks all keys of one degradation."""
+
+    @model_validator(mode='before')
+    @classmethod
+    def _own_keys_only(cls, value: Any) -> Any:
+        """Says of another degradation's key that it is one; null stands for none."""
+        if not isinstance(value, dict):
+            return value
+        others = {option.key for kind in registered_degradations().values() for option in kind.options}
+        for key in others - cls.model_fields.keys():
+            if value.get(key) is not None:
+                raise refuse(key, f'is not an option of degradation {value.get("type")}')
+        return {key: item for key, item in value.items() if key not in others or key in cls.model_fields}
 
     @model_validator(mode='after')
-    def _strength(self) -> Degradation:
-        needed = {'noise': 'sigma', 'jpeg': 'quality'}.get(self.type)
-        for key in ('sigma', 'quality'):
-            bounds = getattr(self, key)
-            if key == needed and bounds is None:
-                raise refuse(key, f'is missing; the least and greatest strength of {self.type}, as [least, greatest]')
-            if key != needed and bounds is not None:
-                raise refuse(key, f'is not an option of degradation {self.type}')
-            if bounds is not None and bounds[0] > bounds[1]:
-                raise refuse(key, f'{bounds} is not allowed; [least, greatest]')
+    def _in_order(self) -> _OwnKeys:
+        for key in type(self).model_fields:
+            value = getattr(self, key)
+            if isinstance(value, list) and value[0] > value[1]:
+                raise refuse(key, f'{value} is not allowed; [least, greatest]')
         return self
+
+
+def degradation_section(kind: type[Degradation]) -> type[DegradationOptions]:
+    """The schema of one degradation's options, from what it says of itself."""
+    fields: dict[str, Any] = {'type': (Literal[kind.type], Field(description=f'`{kind.type}`.'))}
+    for option in kind.options:
+        number: Any = Annotated[Whole if option.whole else float, Ge(option.least), Le(option.greatest)]
+        values: Any = Annotated[list[number], Len(2, 2)] if isinstance(option, Range) else number
+        fields[option.key] = (values, Field(description=f'{option.meaning[0].upper()}{option.meaning[1:]}.'))
+    return create_model(f'{kind.__name__}Options', __base__=_OwnKeys, __doc__=f'{kind.summary}.', **fields)
+
+
+DEGRADATIONS = {name: degradation_section(kind) for name, kind in registered_degradations().items()}
+"""Schemas of this package's own degradations, by type."""
+
+
+class OtherDegradation(DegradationOptions):
+    """A degradation from `custom_imports`: keys beside `type` are its own."""
+
+    model_config = ConfigDict(extra='allow')
+
+    type: str = Field(json_schema_extra={'not': {'enum': list(DEGRADATIONS)}})
+    """Name under which it is registered."""
+
+    @model_validator(mode='after')
+    def _registered(self) -> OtherDegradation:
+        kinds = registered_degradations()
+        if self.type not in kinds:
+            raise refuse('type', f'{shown(self.type)} is not allowed; {listed([repr(name) for name in kinds])}')
+        schema = degradation_section(kinds[self.type])
+        try:
+            schema.model_validate({'type': self.type, **(self.model_extra or {})})
+        except ValidationError as error:
+            problem = first_problem(error, schema)
+            raise refuse(problem.key, problem.text) from None
+        return self
+
+
+def _degradation_tag(value: Any) -> str:
+    kind = value.get('type') if isinstance(value, dict) else getattr(value, 'type', None)
+    return kind if isinstance(kind, str) and kind in DEGRADATIONS else _OTHER
+
+
+_members: Any = tuple(
+    Annotated[section, Tag(name)] for name, section in {**DEGRADATIONS, _OTHER: OtherDegradation}.items()
+)
+_AnyDegradation: Any = Annotated[
+    Union[_members],  # noqa: UP007 — of members that are known only now
+    Discriminator(_degradation_tag),
+    Allowed('a mapping such as {type: noise, sigma: [0, 50]}'),
+]
 
 
 class DegradedImages(Pictures):
@@ -117,7 +176,7 @@ class DegradedImages(Pictures):
 
     type: Literal['DegradedImageDataset']
     """`DegradedImageDataset`."""
-    degradation: Degradation
+    degradation: _AnyDegradation
     """What is done to the clean pictures."""
     color: Literal['rgb', 'gray', 'y'] = 'rgb'
     """Three colour channels, one grey channel, or the luma channel Y (of YCbCr) alone."""

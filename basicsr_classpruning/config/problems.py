@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -9,7 +10,6 @@ from pydantic_core import ErrorDetails
 
 from basicsr_classpruning.config.fields import Section
 from basicsr_classpruning.config.places import Place, follow, members
-from basicsr_classpruning.config.schema import CLASSPRUNING_MODEL, GUARDED_MODEL, PLAIN_MODEL, options_class
 from basicsr_classpruning.config.wording import allowed, printable, shown, suggestion
 from basicsr_classpruning.errors import UsageError
 
@@ -28,11 +28,25 @@ class Problem(Exception):
         return UsageError(printable(': '.join(part for part in (source, self.key, self.text) if part)))
 
 
-def first_problem(error: ValidationError, model: type[Section]) -> Problem:
-    """The most telling of the problems: a wrong `type` explains other keys; a misspelt key is missing as well."""
+def _nowhere(location: tuple[int | str, ...]) -> str:
+    return ''
+
+
+def first_problem(
+    error: ValidationError, model: type[Section], belongs: Callable[[tuple[int | str, ...]], str] = _nowhere
+) -> Problem:
+    """The most telling of the problems: a wrong `type` explains other keys; a misspelt key is missing as well.
+
+    Args:
+        error: what pydantic found.
+        model: the schema.
+        belongs: says of the place of an unknown key where it would be read; '' where it never is.
+    """
     details = min(error.errors(include_url=False), key=_rank)
     place = follow(details['loc'], model)
-    return Problem(under(place.dotted, details.get('ctx', {}).get('key', '')), _text(details, place))
+    return Problem(
+        under(place.dotted, details.get('ctx', {}).get('key', '')), _text(details, place, belongs(details['loc']))
+    )
 
 
 def _rank(details: ErrorDetails) -> int:
@@ -47,11 +61,11 @@ def under(key: str, rest: str) -> str:
     return f'{key}{separator}{rest}'
 
 
-def _text(details: ErrorDetails, place: Place) -> str:
+def _text(details: ErrorDetails, place: Place, belongs: str) -> str:
     if details['type'] == 'option':
         return details['ctx']['text']
     if details['type'] == 'extra_forbidden':
-        return f'unknown key; {_hint(details, place)}'
+        return f'unknown key; {belongs or _meant(place)}'
     wanted = allowed(place.annotation, place.metadata)
     if details['type'] == 'missing':
         return f'is missing; {wanted}'
@@ -60,11 +74,7 @@ def _text(details: ErrorDetails, place: Place) -> str:
     return f'{shown(details["input"])} is not allowed; {wanted}'
 
 
-def _hint(details: ErrorDetails, place: Place) -> str:
-    """Where the unknown key belongs, or what it may have been meant for."""
-    for model_type in (PLAIN_MODEL, GUARDED_MODEL, CLASSPRUNING_MODEL):
-        for is_train, phase in ((True, 'training'), (False, 'testing')):
-            if follow(details['loc'], options_class(model_type, is_train)).known:
-                return f'it is read when {phase}' + (f' with model_type {model_type}' * (model_type != PLAIN_MODEL))
+def _meant(place: Place) -> str:
+    """What an unknown key may have been meant for."""
     names = [name for section in members(place.annotation) for name in getattr(section, 'model_fields', ())]
     return suggestion(str(place.parts[-1]), names)

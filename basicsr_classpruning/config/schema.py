@@ -22,6 +22,7 @@ from basicsr_classpruning.config.training import (
     Train,
     Val,
 )
+from basicsr_classpruning.data.degradations import registered_degradations
 
 CLASSPRUNING_MODEL = 'ClassPruningModel'
 GUARDED_MODEL = 'GuardedSRModel'
@@ -176,9 +177,13 @@ def _check_scale(key: str, network: Any, scale: int) -> None:
 
 
 def _check_degradation(name: str, dataset: Any, scale: int) -> None:
-    kind = getattr(getattr(dataset, 'degradation', None), 'type', None)
-    if kind in ('noise', 'jpeg') and scale != 1:
-        text = f'{kind!r} is not allowed with scale {scale}: it keeps the size of a picture; bicubic, or scale 1'
+    kinds = registered_degradations()
+    kind = kinds.get(getattr(getattr(dataset, 'degradation', None), 'type', ''))
+    if kind is None:
+        return
+    if scale != 1 and not kind.rescales:
+        others = ', '.join(other.type for other in kinds.values() if other.rescales)
+        text = f'{kind.type!r} is not allowed with scale {scale}: it keeps the size of a picture; {others}, or scale 1'
         raise refuse(f'datasets.{name}.degradation.type', text)
-    if kind == 'bicubic' and scale == 1:
-        raise refuse('scale', f'1 is not allowed with the bicubic degradation of datasets.{name}; 2 or more')
+    if scale == 1 and kind.rescales:
+        raise refuse('scale', f'1 is not allowed with the {kind.type} degradation of datasets.{name}; 2 or more')

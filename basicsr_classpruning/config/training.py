@@ -295,9 +295,9 @@ class Paths(Section):
     pretrain_network_g: str | None = None
     """Checkpoint to start from; for ClassPruning a dense checkpoint of the base network, or a ClassPruning one."""
     param_key_g: str | None = 'params'
-    """Which weights of the checkpoint: `params` or `params_ema`; null for a raw state dict."""
+    """Which weights of the checkpoint: `params`, `params_ema`, or where else they are in a file of another program."""
     strict_load_g: bool = True
-    """Whether the checkpoint's keys must fit the network's exactly."""
+    """Whether the checkpoint's keys must fit the network's exactly; false loads what fits, and logs what does not."""
     resume_state: str | None = None
     """Training state to continue from, e.g. `experiments/NAME/training_states/5000.state`."""
     ignore_resume_networks: list[str] | str | None = None

@@ -13,7 +13,14 @@ from basicsr_classpruning.config.networks import ClassPruningNetwork, PlainNetwo
 from basicsr_classpruning.config.places import follow
 from basicsr_classpruning.config.problems import Problem, first_problem, under
 from basicsr_classpruning.config.registries import DATASET, LOSS, METRIC, MODEL, NETWORK, check_registered
-from basicsr_classpruning.config.schema import CLASSPRUNING_MODEL, KNOWN_MODELS, Options, options_class
+from basicsr_classpruning.config.schema import (
+    CLASSPRUNING_MODEL,
+    GUARDED_MODEL,
+    KNOWN_MODELS,
+    PLAIN_MODEL,
+    Options,
+    options_class,
+)
 from basicsr_classpruning.config.wording import shown
 
 _LOSSES = ('pixel_opt', 'perceptual_opt', 'budget_opt', 'class_opt', 'distill_opt', 'difficulty_opt')
@@ -98,11 +105,20 @@ class _Extra:
         _section(opt, self.place)[self.place[-1]] = self.value
 
 
+def _where_read(location: tuple[int | str, ...]) -> str:
+    """Says of a key that is unknown here where it would be read; '' where it never is."""
+    for model_type in (PLAIN_MODEL, GUARDED_MODEL, CLASSPRUNING_MODEL):
+        for is_train, phase in ((True, 'training'), (False, 'testing')):
+            if follow(location, options_class(model_type, is_train)).known:
+                return f'it is read when {phase}' + (f' with model_type {model_type}' * (model_type != PLAIN_MODEL))
+    return ''
+
+
 def _checked(schema: type[Options], opt: dict[str, Any]) -> Options:
     try:
         return schema.model_validate(opt)
     except ValidationError as error:
-        raise first_problem(error, schema) from None
+        raise first_problem(error, schema, _where_read) from None
 
 
 def _without_extras(schema: type[Options], opt: dict[str, Any]) -> tuple[dict[str, Any], list[_Extra]]:
@@ -177,7 +193,7 @@ def _validated_network(opt: Any, key: str) -> dict[str, Any]:
     try:
         result = schema.model_validate(opt).model_dump()
     except ValidationError as error:
-        problem = first_problem(error, schema)
+        problem = first_problem(error, schema, _where_read)
         raise Problem(under(key, problem.key), problem.text) from None
     if schema is PlainNetwork and (reason := refusal(result['type'])):
         raise Problem(under(key, 'type'), f'{result["type"]!r} is not allowed: {reason}')

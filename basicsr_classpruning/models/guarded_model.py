@@ -20,6 +20,8 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from basicsr_classpruning.archs.adapters import fitting_params
+from basicsr_classpruning.archs.base_network import load_fitting, load_what_fits
 from basicsr_classpruning.checkpoint import read_checkpoint, write_checkpoint
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.models.explosion import ExplosionWatch
@@ -201,12 +203,9 @@ class GuardedSRModel(SRModel):
             raise UserError(f'{load_path}: {error}') from None
 
     def load_params(self, net: nn.Module, params: dict[str, Tensor], strict: bool) -> None:
-        """Loads a state dict; raises UserError with one line where it does not fit."""
-        try:
-            net.load_state_dict(params, strict=strict)
-        except RuntimeError as error:
-            lines = [line.strip() for line in str(error).splitlines()[1:]]
-            raise UserError(f'weights do not fit the network: {lines[0][:200] if lines else error}') from None
+        """Loads a state dict, or, where not ``strict``, what fits of it; raises UserError where it does not fit."""
+        load = load_fitting if strict else load_what_fits
+        load(net, fitting_params(self.opt['network_g'], params, net.state_dict()))
 
     @master_only
     def save_network(self, net: Any, net_label: str, current_iter: int, param_key: Any = 'params') -> None:

@@ -7,13 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from basicsr_classpruning.data.degradations import BicubicDownscaling, Degradation, GaussianNoise, JpegCompression
+from basicsr_classpruning.data.degradations import Degradation, registered_degradations
 from basicsr_classpruning.data.pictures import Pictures
 from basicsr_classpruning.pruning.crops import cut_crops
 
-# Gain in PSNR that a network made for the task reaches about half of, in dB, by strength.
-_NOISE_GAINS = {15: 5.0, 25: 7.0, 50: 9.0}
-_JPEG_GAINS = {10: 0.6, 40: 0.5}
 _PROBES = 8
 _SIDE = 96
 
@@ -27,15 +24,11 @@ def detect_degradation(net: Callable[[Tensor], Tensor], pictures: Pictures, scal
         pictures: clean ones, if they are to be degraded at all.
         scale: of the network.
     """
-    if scale > 1:
-        return BicubicDownscaling(scale)
-    noise = [sigma for sigma, gain in _NOISE_GAINS.items() if _gain(net, pictures, GaussianNoise(sigma, sigma)) > gain]
-    if noise:
-        # A network that manages the ends of the range was trained on all of it.
-        return GaussianNoise(0, 50) if len(noise) == len(_NOISE_GAINS) else GaussianNoise(min(noise), max(noise))
-    jpeg = [q for q, gain in _JPEG_GAINS.items() if _gain(net, pictures, JpegCompression(q, q)) > gain]
-    if jpeg:
-        return JpegCompression(10, 90) if len(jpeg) == len(_JPEG_GAINS) else JpegCompression(min(jpeg), max(jpeg))
+    for kind in registered_degradations().values():
+        if kind.rescales == (scale > 1):
+            found = kind.detect(lambda degradation: _gain(net, pictures, degradation), scale)
+            if found is not None:
+                return found
     return None
 
 

@@ -68,7 +68,11 @@ TABLES = (
     Table('`network_g.classifier`', networks.Classifier),
     Table('`datasets.…`: how pictures are loaded', datasets.Loader),
     Table('`datasets.…` of type DegradedImageDataset, besides', datasets.DegradedImages, datasets.Loader),
-    Table('`datasets.….degradation`', datasets.Degradation),
+    Table('`datasets.….degradation`', datasets.DegradationOptions),
+    *(
+        Table(f'`datasets.….degradation` of type {name}', section, datasets.DegradationOptions)
+        for name, section in datasets.DEGRADATIONS.items()
+    ),
     Table('`datasets.…` of type PairedImageDataset, besides', datasets.PairedImages, datasets.Loader),
     Table('`datasets.….io_backend`', datasets.PairedIoBackend),
     Table('`datasets.…` of other types', datasets.OtherDataset),
@@ -120,7 +124,8 @@ def _table(table: Table) -> str:
         if name not in known
     ]
     intro = _text(table.section.__doc__)
-    lines = [f'## {table.title}', '', intro, '', '| key | value | default | meaning |', '|---|---|---|---|', *rows, '']
+    head = ['| key | value | default | meaning |', '|---|---|---|---|']
+    lines = [f'## {table.title}', '', intro, '', *([*head, *rows, ''] if rows else [])]
     return '\n'.join(lines)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from basicsr_classpruning.safe_files import load_file, save_file
+from basicsr_classpruning.safe_files import save_file
+from basicsr_classpruning.untrusted.files import load_file
 from tests.tiny import same
 from tools.reliability.common import Outcome, Result
 from tools.reliability.material import EXPERIMENT, checkpoints, damage_of, start_training, training, write_model

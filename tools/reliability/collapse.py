@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from basicsr_classpruning.safe_files import load_file, save_file
+from basicsr_classpruning.safe_files import save_file
+from basicsr_classpruning.untrusted.files import load_file
 from tests.tiny import write_pictures
 from tools.reliability.common import Outcome, Result
 from tools.reliability.material import EXPERIMENT, checkpoints, damage_of, start_training, training, write_model

@@ -20,7 +20,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from basicsr_classpruning.safe_files import UNFINISHED, load_file
+from basicsr_classpruning.safe_files import UNFINISHED
+from basicsr_classpruning.untrusted.files import load_file
 from tests.tiny import same
 from tools.reliability.common import Child, Outcome, Result, Row, classpruning
 from tools.reliability.material import EXPERIMENT, checkpoints, damage_of, start_training, training, write_model

@@ -28,7 +28,8 @@ import torch
 from PIL import Image
 
 from basicsr_classpruning.cli import main
-from basicsr_classpruning.safe_files import load_file, save_file
+from basicsr_classpruning.safe_files import save_file
+from basicsr_classpruning.untrusted.files import load_file
 from tools.reliability.common import GIB, Child, Result
 from tools.reliability.material import training, write_model, write_options
 

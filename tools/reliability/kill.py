@@ -19,7 +19,7 @@ import torch
 
 from basicsr_classpruning.cli import main
 from basicsr_classpruning.models.classpruning_model import ClassPruningModel
-from basicsr_classpruning.safe_files import load_file
+from basicsr_classpruning.untrusted.files import load_file
 from tests.tiny import same
 from tools.reliability.common import Child, Outcome, Result
 from tools.reliability.material import EXPERIMENT, checkpoints, damage_of, training, write_options

@@ -10,7 +10,7 @@ import torch
 
 from basicsr_classpruning.checkpoint import write_checkpoint
 from basicsr_classpruning.cli import main
-from basicsr_classpruning.safe_files import load_file
+from basicsr_classpruning.untrusted.files import load_file
 from tests.tiny import classpruning as tiny_network
 from tests.tiny import training_options, write_pictures, write_yaml
 from tools.reliability.common import Child

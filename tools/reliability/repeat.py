@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from basicsr_classpruning.safe_files import load_file
+from basicsr_classpruning.untrusted.files import load_file
 from tests.tiny import same
 from tools.reliability.common import Result
 from tools.reliability.material import EXPERIMENT, checkpoints, start_training, training

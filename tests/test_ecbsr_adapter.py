@@ -7,7 +7,8 @@ import torch
 from basicsr.archs.ecbsr_arch import ECBSR
 from torch import nn
 
-from basicsr_classpruning.archs.ecbsr_fold import fold_ecbsr, fold_ecbsr_state_dict
+import basicsr_classpruning
+from basicsr_classpruning.archs.ecbsr_adapter import fold_ecbsr, fold_ecbsr_state_dict
 from basicsr_classpruning.errors import UserError
 
 OPTIONS = {
@@ -94,3 +95,9 @@ def test_a_checkpoint_of_other_options_is_refused_in_one_line():
     with pytest.raises(UserError, match=r'do not fit the ECBSR.*backbone') as caught:
         fold_ecbsr_state_dict({**OPTIONS, 'num_channel': 16}, build().state_dict())
     assert '\n' not in str(caught.value)
+
+
+def test_options_of_another_ecbsr_are_named_when_a_file_is_loaded(tmp_path):
+    torch.save({'params': build().state_dict()}, tmp_path / 'net.pth')
+    with pytest.raises(UserError, match=r'do not fit the ECBSR.*backbone'):
+        basicsr_classpruning.load(tmp_path / 'net.pth', {'type': 'ECBSR', **OPTIONS, 'num_channel': 16})

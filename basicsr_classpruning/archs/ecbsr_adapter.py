@@ -1,4 +1,4 @@
-"""Folds BasicSR's ECBSR into the plain convolutions that it computes.
+"""Folds BasicSR's ECBSR into the plain convolutions that it computes, and back.
 
 An ECBSR block trains five parallel branches (and, with ``with_idt``, an identity) and merges them into one 3x3 kernel
 at every forward in eval mode. Pruning needs that kernel as a parameter. The folded network's parameters are
@@ -16,6 +16,7 @@ import torch
 from basicsr.archs.ecbsr_arch import ECB, ECBSR
 from torch import Tensor, nn
 
+from basicsr_classpruning.archs.adapters import Adapter, register_adapter
 from basicsr_classpruning.errors import UserError
 
 _BRANCH = re.compile(r'backbone\.\d+\.conv3x3\.weight')
@@ -83,3 +84,42 @@ def fold_ecbsr_state_dict(net_options: Mapping[str, Any], state_dict: Mapping[st
     except RuntimeError as error:
         raise UserError(f'weights do not fit the ECBSR of the options: {str(error).splitlines()[1].strip()}') from None
     return fold_ecbsr(net).state_dict()
+
+
+@torch.no_grad()
+def unfold_ecbsr_state_dict(options: Mapping[str, Any], folded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Turns weights of a folded ECBSR into those of BasicSR's own, which computes the same.
+
+    The merged kernel goes to each block's 3×3 branch, less the identity where the block adds one; the other branches
+    become zero.
+
+    Args:
+        options: options of the ECBSR, with or without ``type``.
+        folded: state dict of a ``FoldedECBSR`` with these options.
+    """
+    net = ECBSR(**{key: value for key, value in options.items() if key != 'type'})
+    for parameter in net.parameters():
+        if parameter.requires_grad:  # the others are the fixed kernels of the edge branches
+            parameter.zero_()
+    for number, block in enumerate(net.backbone):
+        block.conv3x3.weight.copy_(folded[f'backbone.{number}.conv.weight'])
+        block.conv3x3.bias.copy_(folded[f'backbone.{number}.conv.bias'])
+        if block.with_idt:
+            block.conv3x3.weight.diagonal()[1, 1] -= 1
+    state = net.state_dict()
+    state.update({key: value for key, value in folded.items() if '.act.' in key})
+    return state
+
+
+@register_adapter('ECBSR')
+class ECBSRAdapter(Adapter):
+    """Merges each block's branches into one convolution."""
+
+    def fold(self, net: nn.Module) -> nn.Module:
+        return fold_ecbsr(net)
+
+    def fold_params(self, options: Mapping[str, Any], params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return fold_ecbsr_state_dict(options, params)
+
+    def unfold_params(self, options: Mapping[str, Any], params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return unfold_ecbsr_state_dict(options, params)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from basicsr_classpruning.sparsity.masks import magnitude_rank
-from basicsr_classpruning.sparsity.packing import PACKABLE, PackedTensor, pack, packed_bytes, unpack
 from basicsr_classpruning.sparsity.pattern import Pattern
+from basicsr_classpruning.untrusted.bitmask import PACKABLE, PackedTensor, pack, packed_bytes, unpack
 
 AS_INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 
