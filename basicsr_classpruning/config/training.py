@@ -164,9 +164,9 @@ class ClassPruningTrain(GuardedTrain):
     stages: Stages | None = None
     """Lengths of the stages in iterations, together `total_iter`; null trains the candidates only (`supernet`)."""
     split: Literal['turn', 'none'] = 'turn'
-    """How the supernet stage shares out a batch: among all candidates in turn, or not at all. Then every candidate
-    restores every image, and the classifier learns beside them; a step of K candidates costs K times as much, so make
-    the batch smaller."""
+    """How the supernet stage shares out a batch: `turn` (round-robin) among all candidates in turn, `none` (sandwich)
+    not at all. Then every candidate restores every image, and the classifier learns beside them; a step of K candidates
+    costs K times as much, so make the batch smaller."""
     sparse_batch: Count | None = None
     """With `split: none`: images of a batch that all candidates restore; the dearest one restores the others too. It
     has the least to learn, so few images in a step leave it furthest behind. null: all images."""

@@ -15,17 +15,20 @@ from torch.nn import functional
 
 from basicsr_classpruning.archs.classpruning_arch import FIRST_LOG_PRICE, ClassPruning, image_scores
 from basicsr_classpruning.checkpoint import read_checkpoint
+from basicsr_classpruning.config.sections import filled_in
+from basicsr_classpruning.config.training import ClassPruningTestVal, ClassPruningTrain, ClassPruningVal
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.losses.classpruning_loss import batch_mean
 from basicsr_classpruning.models.collapse import CollapseWatch
 from basicsr_classpruning.models.guarded_model import GuardedSRModel
 from basicsr_classpruning.models.memory import ErrorMemory
-from basicsr_classpruning.models.stages import STAGES, Schedule
+from basicsr_classpruning.models.stages import Batch, Deal, Schedule
 from basicsr_classpruning.models.validation import Report, evaluate
 from basicsr_classpruning.sparsity import DENSE
 
 _MAX_RECOVERIES = 3  # resets of the classifier after which a collapse stops the run
 _CLASSIFIER_BATCH = 32  # images of the memory in a step
+_LOSSES = {'budget': 'budget_opt', 'class': 'class_opt', 'distill': 'distill_opt', 'difficulty': 'difficulty_opt'}
 _RESTART_RATE = 0.3  # factor of the classifier's learning rate at each reset
 
 
@@ -76,6 +79,7 @@ class ClassPruningModel(GuardedSRModel):
 
     net_g: ClassPruning
     net_g_ema: ClassPruning
+    train_schema = ClassPruningTrain
 
     def __init__(self, opt: dict[str, Any]) -> None:
         if opt['network_g'].get('type') != 'ClassPruning':
@@ -85,6 +89,8 @@ class ClassPruningModel(GuardedSRModel):
             )
         if opt['network_g'].get('layers') is None:
             opt['network_g']['layers'] = _layers_at_start(opt)
+        if opt.get('val'):
+            opt['val'] = filled_in(ClassPruningVal if opt['is_train'] else ClassPruningTestVal, opt['val'], 'val')
         super().__init__(opt)
 
     # ---------------------------------------------------------------- set-up
@@ -94,18 +100,16 @@ class ClassPruningModel(GuardedSRModel):
 
     def init_training_settings(self) -> None:
         train_opt = self.opt['train']
-        self.schedule = Schedule.from_options(train_opt)
-        self.decay = train_opt.get('srste_decay', 2e-4)
+        self.schedule = Schedule(train_opt)
+        self.decay = train_opt['srste_decay']
         self.watch = CollapseWatch(len(self.net_g.candidates))
         self.memory = ErrorMemory()
         self.recoveries = 0
         self.losses = {
             name: build_loss(train_opt[key]).to(self.device)
-            for name, key in (('budget', 'budget_opt'), ('class', 'class_opt'), ('distill', 'distill_opt'))
-            if train_opt.get(key)
+            for name, key in _LOSSES.items()
+            if train_opt[key] is not None
         }
-        difficulty = train_opt.get('difficulty_opt') or {'type': 'DifficultyLoss'}
-        self.losses['difficulty'] = build_loss(difficulty).to(self.device)
         super().init_training_settings()
         training_pass = TrainingPass(self.net_g)
         # Which parameters a step uses depends on the stage and on the classes of the images at hand.
@@ -114,7 +118,7 @@ class ClassPruningModel(GuardedSRModel):
     def setup_optimizers(self) -> None:
         options = dict(self.opt['train']['optim_g'])
         kind = options.pop('type')
-        rate = self.opt['train'].get('classifier_lr') or 1e-3
+        rate = self.opt['train']['classifier_lr']
         groups = [
             {'params': list(self.net_g.base.parameters())},
             {'params': list(self.net_g.classifier.parameters()), 'lr': rate},
@@ -133,72 +137,44 @@ class ClassPruningModel(GuardedSRModel):
     # -------------------------------------------------------------- training
 
     def loss_terms(self, current_iter: int) -> Iterator[tuple[str, Tensor]]:
-        self.stage = self.schedule.stage(current_iter)
-        interval = self.opt['train'].get('mask_interval', 10)
-        if self.stage != 'classifier' and interval and current_iter % interval == 0:
+        self.stage = stage = self.schedule.stage(current_iter)
+        interval = self.opt['train']['mask_interval']
+        if stage.candidates_learn and interval and current_iter % interval == 0:
             self.net_g.rank_by_magnitude()
-        whole = self.stage == 'supernet' and self.opt['train'].get('split', 'turn') == 'none'
-        learns = whole or self.stage != 'supernet'
-        parts = self._parts() if whole else None
-        images = slice(None) if parts is None else torch.cat(parts)
-        if learns and (not whole or not self.memory):  # else the outputs of the last step have been measured
-            self._measure_errors()
-        self.classes = self._choose_candidates(current_iter, parts)
-        to_restore = None if self.classes is None else self.lq[images]
-        to_score, errors = self.memory.sample(_CLASSIFIER_BATCH) if learns else (None, None)
+        self._measure_errors(stage.to_measure(len(self.lq), len(self.memory)))
+        batch = Batch(self.lq, current_iter, self.opt['rank'], self.opt['world_size'])
+        self.deal = stage.deal(self.net_g, batch)
+        to_restore, candidates = (
+            (None, None) if self.deal is None else (self.lq[self.deal.images], self.deal.candidates)
+        )
+        to_score, errors = self.memory.sample(_CLASSIFIER_BATCH) if stage.classifier_learns else (None, None)
         with self.autocast():
-            output, scores, probabilities = self.training_pass(to_restore, self.classes, to_score)
-        if output is not None:
-            yield from self._restoration(output, images)
-        if parts is not None:
-            outputs = self.output.detach().split([len(part) for part in parts])
-            self._remember([output[: len(parts[0])] for output in outputs])
+            output, scores, probabilities = self.training_pass(to_restore, candidates, to_score)
+        if self.deal is not None:
+            yield from self._restoration(output, self.deal)
         if errors is not None:
             yield from self._classifier_terms(scores, probabilities, errors)
 
-    def _parts(self) -> list[Tensor]:
-        """Without a split: the images of the batch that each candidate restores."""
-        batch = torch.arange(len(self.lq), device=self.device)
-        first = batch[: self.opt['train'].get('sparse_batch')]
-        return [first] * (len(self.net_g.candidates) - 1) + [batch]
-
-    def _choose_candidates(self, current_iter: int, parts: list[Tensor] | None) -> Tensor | None:
-        """Candidates of the batch's images; without a split of the first one's images, then the second's, and so on."""
-        if self.stage == 'classifier':
-            return None
-        if self.stage == 'joint':
-            return self._explore(self.net_g.classify(self.lq))
-        if parts is not None:
-            return torch.cat([torch.full_like(part, candidate) for candidate, part in enumerate(parts)])
-        return self._split_in_turn(current_iter)
-
-    def _split_in_turn(self, current_iter: int) -> Tensor:
-        """Candidates of a mini-batch in turn, over all processes, beginning with another one each time."""
-        position = torch.arange(len(self.lq), device=self.device) * self.opt['world_size'] + self.opt['rank']
-        return (position + current_iter) % len(self.net_g.candidates)
-
-    def _explore(self, classes: Tensor) -> Tensor:
-        """Gives some images a random candidate, so that none stops learning because it is never chosen."""
-        share = self.opt['train'].get('explore', 0.1)
-        chance = torch.rand(len(classes), device=self.device) < share
-        return torch.where(chance, torch.randint_like(classes, len(self.net_g.candidates)), classes)
-
-    def _restoration(self, output: Tensor, images: Tensor | slice) -> Iterator[tuple[str, Tensor]]:
-        """The terms of images of the batch restored, which may be there several times."""
+    def _restoration(self, output: Tensor, deal: Deal) -> Iterator[tuple[str, Tensor]]:
+        """The terms of the images that were dealt and restored."""
         self.output = output.float()
-        yield from self.restoration_terms(self.output, self.gt[images])
+        yield from self.restoration_terms(self.output, self.gt[deal.images])
         if 'distill' in self.losses:
             with torch.no_grad(), self.autocast():
                 teacher = self.net_g.run_sparse(self.lq, DENSE).float()
-            yield 'l_distill', self.losses['distill'](self.output, teacher[images])
+            yield 'l_distill', self.losses['distill'](self.output, teacher[deal.images])
+        if deal.by_all:
+            self._remember(deal.outputs_by_candidate(self.output.detach(), len(self.net_g.candidates)))
 
     @torch.no_grad()
-    def _measure_errors(self) -> None:
-        """Runs every candidate on the batch, or a part of it in the joint stage, and remembers their errors."""
-        share = self.opt['train'].get('classifier_share', 0.25) if self.stage == 'joint' else 1
-        lq = self.lq[: max(1, round(len(self.lq) * share))]
+    def _measure_errors(self, images: int) -> None:
+        """Runs every candidate on the batch's first ``images``, and remembers their errors."""
+        if not images:
+            return
         with self.autocast():
-            outputs = [self.net_g.run_sparse(lq, candidate) for candidate in range(len(self.net_g.candidates))]
+            outputs = [
+                self.net_g.run_sparse(self.lq[:images], candidate) for candidate in range(len(self.net_g.candidates))
+            ]
         self._remember(outputs)
 
     @torch.no_grad()
@@ -229,13 +205,12 @@ class ClassPruningModel(GuardedSRModel):
         self.net_g.selection.decay = self.decay * self.scaler.get_scale()
         super().optimize_parameters(current_iter)
         self.log_dict.update(self._figures())
-        # In the supernet stage nothing is routed, so nothing is lost.
-        if self.stage != 'supernet' and self.watch.collapsed and not self._budget_asks_for_one_class():
+        if self.stage.needs_variety and self.watch.collapsed and not self._budget_asks_for_one_class():
             self._handle_collapse(current_iter)
 
     def _figures(self) -> dict[str, float]:
         """What the log and TensorBoard are told beside the losses."""
-        figures: dict[str, float] = {'train/stage': 1 + STAGES.index(self.stage)}
+        figures: dict[str, float] = {'train/stage': self.schedule.number(self.stage)}
         if self.watch.steps:  # the classifier has begun to learn
             figures['train/average_macs'] = float(self.watch.shares @ self.net_g.costs().cpu())
             for name, share in zip(self.net_g.candidates, self.watch.shares.tolist()):
@@ -251,7 +226,7 @@ class ClassPruningModel(GuardedSRModel):
         """Warns, starts the classifier afresh or stops, as ``train.on_collapse`` says."""
         shares = ', '.join(f'{name} {share:.1%}' for name, share in zip(self.net_g.candidates, self.watch.shares))
         message = f'iteration {current_iter}: the classifier has collapsed to one class ({shares})'
-        action = self.opt['train'].get('on_collapse', 'recover')
+        action = self.opt['train']['on_collapse']
         if action == 'stop' or (action == 'recover' and self.recoveries >= _MAX_RECOVERIES):
             raise UserError(f'{message}: training stopped; try a smaller train.classifier_lr')
         get_root_logger().warning(message + ('; it starts afresh' if action == 'recover' else ''))
@@ -286,10 +261,10 @@ class ClassPruningModel(GuardedSRModel):
         self.net_g_ema.drop_frozen()
 
     def describe_step(self) -> str:
-        if self.classes is None:
-            return f' (stage {self.stage})'
-        names = sorted({self.net_g.candidates[k] for k in self.classes.tolist()})
-        return f' (stage {self.stage}, candidates {", ".join(names)})'
+        if self.deal is None:
+            return f' (stage {self.stage.name})'
+        names = sorted({self.net_g.candidates[k] for k in self.deal.candidates.tolist()})
+        return f' (stage {self.stage.name}, candidates {", ".join(names)})'
 
     def extra_state(self) -> dict[str, Any]:
         return {
@@ -329,11 +304,11 @@ class ClassPruningModel(GuardedSRModel):
             report = evaluate(
                 net,
                 dataloader,
-                val_opt.get('metrics') or {},
+                val_opt['metrics'] or {},
                 name=name,
                 iteration=current_iter,
-                budgets=val_opt.get('budgets') or (),
-                all_candidates=val_opt.get('candidates', True),
+                budgets=val_opt['budgets'],
+                all_candidates=val_opt['candidates'],
                 device=self.device,
                 on_result=save,
             )
@@ -366,7 +341,7 @@ class ClassPruningModel(GuardedSRModel):
             if self.is_train:
                 path = osp.join(folder, name, f'{name}_{current_iter}.png')
             else:
-                path = osp.join(folder, dataset, f'{name}_{self.opt["val"].get("suffix") or self.opt["name"]}.png')
+                path = osp.join(folder, dataset, f'{name}_{self.opt["val"]["suffix"] or self.opt["name"]}.png')
             imwrite(picture, path)
 
         return save

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from basicsr_classpruning.checkpoint import read_checkpoint, write_checkpoint
+from basicsr_classpruning.config.sections import filled_in
+from basicsr_classpruning.config.training import GuardedTrain
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.models.explosion import ExplosionWatch
 from basicsr_classpruning.safe_files import save_file
@@ -66,21 +68,28 @@ class GuardedSRModel(SRModel):
     net_g: nn.Module
     lq: Tensor
     gt: Tensor
+    train_schema: type[GuardedTrain] = GuardedTrain
+    """What ``train`` may hold, and its defaults."""
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        if opt['is_train']:
+            opt['train'] = filled_in(self.train_schema, opt['train'], 'train')
+        super().__init__(opt)
 
     # ---------------------------------------------------------------- set-up
 
     def init_training_settings(self) -> None:
         train_opt = self.opt['train']
-        self.amp_type = _AMP_TYPES.get(train_opt.get('amp'))
+        self.amp_type = _AMP_TYPES.get(train_opt['amp'])
         if self.amp_type is torch.bfloat16 and self.device.type == 'cpu' and not _has_bf16():
             get_root_logger().warning('train.amp: this processor would emulate bf16; trained in single precision')
             self.amp_type = None
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=train_opt.get('amp') == 'fp16')
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=train_opt['amp'] == 'fp16')
         self.skipped = 0
         self.explosions = ExplosionWatch()
         super().init_training_settings()
         for net in self._networks():
-            if train_opt.get('channels_last', True):
+            if train_opt['channels_last']:
                 net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _networks(self) -> list[nn.Module]:
@@ -100,7 +109,7 @@ class GuardedSRModel(SRModel):
 
     def feed_data(self, data: dict[str, Any]) -> None:
         super().feed_data(data)
-        if self.is_train and self.opt['train'].get('channels_last', True):
+        if self.is_train and self.opt['train']['channels_last']:
             self.lq = self.lq.contiguous(memory_format=torch.channels_last)
 
     def autocast(self) -> contextlib.AbstractContextManager:
@@ -144,7 +153,7 @@ class GuardedSRModel(SRModel):
         self.scaler.scale(total).backward()
         self.scaler.unscale_(self.optimizer_g)
         parameters = [p for group in self.optimizer_g.param_groups for p in group['params'] if p.grad is not None]
-        limit = self.opt['train'].get('grad_clip') or float('inf')
+        limit = self.opt['train']['grad_clip'] or float('inf')
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
         if not torch.isfinite(norm) and not self.scaler.is_enabled():
             return self._bad_step(f'the gradient of {" + ".join(losses)} is not finite', current_iter)
@@ -177,7 +186,7 @@ class GuardedSRModel(SRModel):
         self.optimizer_g.zero_grad()
         self.skipped += 1
         message = f'iteration {current_iter}: {what}{self.describe_step()}'
-        if self.opt['train'].get('on_nan', 'stop') == 'skip' and self.skipped <= _MAX_SKIPPED:
+        if self.opt['train']['on_nan'] == 'skip' and self.skipped <= _MAX_SKIPPED:
             get_root_logger().warning(f'{message}; this step is skipped')
             return False
         again = f', the {self.skipped}th step in a row' if self.skipped > 1 else ''
