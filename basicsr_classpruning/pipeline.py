@@ -27,6 +27,7 @@ from basicsr_classpruning.config.loading import parse_options
 from basicsr_classpruning.data.samplers import ResumableSampler
 from basicsr_classpruning.data.seeded_dataset import SeededDataset
 from basicsr_classpruning.errors import UsageError, UserError
+from basicsr_classpruning.models.resuming import refuse_other_run
 from basicsr_classpruning.safe_files import UNFINISHED, load_file
 
 
@@ -144,6 +145,7 @@ class _TrainingRun:
             state = None
         if state is None:
             return None
+        refuse_other_run(opt, state, opt['path']['resume_state'])
         check_resume(opt, state['iter'])
         self.resumed = state
         return state

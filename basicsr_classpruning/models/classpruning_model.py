@@ -245,12 +245,19 @@ class ClassPruningModel(GuardedSRModel):
             if self.opt['dist']:
                 torch.distributed.broadcast(parameter.data, 0)
             self.optimizer_g.state.pop(parameter, None)
-        # What made it collapse once would do so again.
+        self._slow_classifier_down()  # what made it collapse once would do so again
+
+    def _slow_classifier_down(self) -> None:
         for group in self.optimizer_g.param_groups[1:]:
             group['lr'] *= _RESTART_RATE
             group['initial_lr'] *= _RESTART_RATE
         for scheduler in self.schedulers:
             scheduler.base_lrs[1:] = [rate * _RESTART_RATE for rate in scheduler.base_lrs[1:]]
+
+    def replay_schedule(self, resume_state: dict[str, Any]) -> None:
+        super().replay_schedule(resume_state)
+        for _ in range(resume_state['recoveries']):
+            self._slow_classifier_down()
 
     def model_ema(self, decay: float = 0.999) -> None:
         super().model_ema(decay)

@@ -25,6 +25,14 @@ from basicsr_classpruning.config.sections import filled_in
 from basicsr_classpruning.config.training import GuardedTrain
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.models.explosion import ExplosionWatch
+from basicsr_classpruning.models.resuming import (
+    differences,
+    is_rescheduled,
+    options_to_keep,
+    plain,
+    replay_schedule,
+    with_own_schedule,
+)
 from basicsr_classpruning.safe_files import save_file
 
 _AMP_TYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -74,6 +82,7 @@ class GuardedSRModel(SRModel):
     def __init__(self, opt: dict[str, Any]) -> None:
         if opt['is_train']:
             opt['train'] = filled_in(self.train_schema, opt['train'], 'train')
+            self.options_at_start = options_to_keep(opt)  # BasicSR takes some out when it uses them
         super().__init__(opt)
 
     # ---------------------------------------------------------------- set-up
@@ -234,7 +243,7 @@ class GuardedSRModel(SRModel):
 
     def network_options(self) -> dict[str, Any]:
         """The options that rebuild the network, as plain values."""
-        return _plain(self.opt['network_g'])
+        return plain(self.opt['network_g'])
 
     @master_only
     def save_training_state(self, epoch: int, current_iter: int) -> None:
@@ -248,6 +257,7 @@ class GuardedSRModel(SRModel):
             'scaler': self.scaler.state_dict(),
             'explosions': self.explosions.state_dict(),
             'best_metric_results': getattr(self, 'best_metric_results', {}),
+            'options': self.options_at_start,
             **self.extra_state(),
         }
         save_file(state, osp.join(self.opt['path']['training_states'], f'{current_iter}.state'))
@@ -260,8 +270,16 @@ class GuardedSRModel(SRModel):
         """Takes what ``extra_state`` gave, from a whole training state."""
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        """Goes on from a training state. Raises UserError where it belongs to a run with other options."""
+        """Goes on from a training state. Options that have changed since count, and are logged in one line: learning
+        rates are those that the options' own schedule has at this iteration. Raises UserError for a state that does
+        not fit the model.
+        """
         try:
+            changed = list(differences(resume_state.get('options') or self.options_at_start, self.options_at_start))
+            if is_rescheduled(self, changed, resume_state):
+                self.replay_schedule(resume_state)
+                resume_state = with_own_schedule(self, resume_state)
+                changed = changed or [('train.scheduler', 'another one')]
             for optimizer, state in zip(self.optimizers, resume_state['optimizers']):
                 _check_optimizer_state(optimizer, state)
             super().resume_training(resume_state)
@@ -275,6 +293,13 @@ class GuardedSRModel(SRModel):
             raise UserError(f'{path}: belongs to a run with other options ({reason})') from None
         if resume_state.get('best_metric_results'):
             self.best_metric_results = resume_state['best_metric_results']
+        if changed:
+            text = '; '.join(f'{key} {values}' for key, values in changed)
+            get_root_logger().warning(f'Resuming with options that have changed: {text}')
+
+    def replay_schedule(self, resume_state: dict[str, Any]) -> None:
+        """Brings the learning rates of this new model to where its options have them at the state's iteration."""
+        replay_schedule(self, resume_state['iter'], self.opt['train']['warmup_iter'])
 
 
 def _check_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -289,12 +314,3 @@ def _check_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, An
         for key, value in values.items():
             if torch.is_tensor(value) and value.shape not in (parameters[number].shape, ()):
                 raise ValueError(f'{key} of parameter {number} has shape {tuple(value.shape)}')
-
-
-def _plain(value: Any) -> Any:
-    """Options as plain dictionaries, lists and values, which a checkpoint read with ``weights_only`` may hold."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
