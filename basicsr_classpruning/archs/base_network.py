@@ -40,13 +40,21 @@ def build_base(base: Mapping[str, Any]) -> nn.Module:
 
 def input_channels(net: nn.Module, base: Mapping[str, Any]) -> int:
     """Channels of the images that a base network takes, from its options, defaults or first convolution."""
-    defaults = inspect.signature(type(net).__init__).parameters
+    declared = declared_channels(type(net), base)
+    if declared is not None:
+        return declared
+    first = next((module for module in net.modules() if isinstance(module, nn.Conv2d)), None)
+    return 3 if first is None else first.in_channels
+
+
+def declared_channels(kind: type[nn.Module], base: Mapping[str, Any]) -> int | None:
+    """Channels of the images that a kind of network takes, as far as its options or their defaults say so."""
+    defaults = inspect.signature(kind.__init__).parameters
     for key in _CHANNEL_OPTIONS:
         value = base.get(key, defaults[key].default if key in defaults else None)
         if isinstance(value, int):
             return value
-    first = next((module for module in net.modules() if isinstance(module, nn.Conv2d)), None)
-    return 3 if first is None else first.in_channels
+    return None
 
 
 def load_fitting(module: nn.Module, params: Mapping[str, Tensor]) -> None:
