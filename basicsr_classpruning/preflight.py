@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from basicsr.archs.vgg_arch import VGG_PRETRAIN_PATH
 from basicsr.losses.basic_loss import PerceptualLoss
-from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
 
 from basicsr_classpruning.archs.base_network import declared_channels
 from basicsr_classpruning.config.schema import KNOWN_MODELS
 from basicsr_classpruning.data.checks import Needs, check_dataset
 from basicsr_classpruning.errors import UsageError, UserError
+from basicsr_classpruning.models.validation import needs_truth
 
 
 def check_run(opt: Mapping[str, Any]) -> list[str]:
@@ -50,11 +51,6 @@ def _needs(opt: Mapping[str, Any], phase: str) -> Needs:
         lq=ours and not degrades,
         gt=gt,
     )
-
-
-def needs_truth(metric: Mapping[str, Any]) -> bool:
-    """Whether a metric compares with the clean picture; NIQE, for one, does not."""
-    return 'img2' in inspect.signature(METRIC_REGISTRY.get(metric['type'])).parameters
 
 
 def _check_logger(logger: Mapping[str, Any], name: str) -> None:

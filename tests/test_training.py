@@ -8,12 +8,13 @@ import re
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from basicsr.data import build_dataset
 from basicsr.metrics import calculate_psnr
 from basicsr.utils import tensor2img
-from tiny import NETWORKS, classpruning, same, training_options
+from tiny import NETWORKS, classpruning, dense, same, training_options
 from training import BUDGET, CLASS, DISTILL, EXPERIMENT, model_of, run
 
 import basicsr_classpruning
@@ -363,6 +364,57 @@ def test_pictures_without_ground_truth_are_restored_but_not_measured():
     assert restored[0].shape == (16, 16, 3)
     with pytest.raises(UserError, match='data set x: has no clean pictures'):
         evaluate(net, batches, {'psnr': {'type': 'calculate_psnr', 'crop_border': 2}}, name='x', iteration=1)
+
+
+def test_equal_pictures_are_counted_and_left_out_of_the_mean():
+    net = classpruning('EDSR')
+    lq = torch.rand(1, 3, 8, 8)
+    exact = net.restore_with(lq, '4:4').clamp(0, 1)
+    exact = (exact * 255).round() / 255
+    batches = [{'lq': lq, 'gt': exact, 'lq_path': ['a.png']}, {'lq': lq, 'gt': 1 - exact, 'lq_path': ['b.png']}]
+    psnr = {'psnr': {'type': 'calculate_psnr', 'crop_border': 2}}
+    report = evaluate(net, batches, psnr, name='x', iteration=1)
+    rows = {row.name: row for row in report.rows}
+    assert rows['4:4'].equal == {'psnr': 1}
+    other = calculate_psnr(tensor2img([exact]), tensor2img([1 - exact]), 2)
+    assert rows['4:4'].metrics['psnr'] == pytest.approx(other)
+    assert rows['1:4'].equal == {'psnr': 0}
+    assert '1 equal' in report.table()
+    only = evaluate(net, batches[:1], psnr, name='x', iteration=1)
+    assert {row.name: row.metrics['psnr'] for row in only.rows}['4:4'] is None
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    for line in (report.to_json(), only.to_json()):
+        json.loads(line, parse_constant=refuse)  # neither Infinity nor NaN
+
+
+def test_a_dense_network_is_validated_over_finite_values_in_the_common_part(tmp_path, monkeypatch, capsys):
+    (tmp_path / 'gt').mkdir()
+    (tmp_path / 'lq').mkdir()
+    for name, value in (('black', 0), ('grey', 90)):  # the network below outputs 0
+        cv2.imwrite(str(tmp_path / f'gt/{name}.png'), np.full((15, 21, 3), value, np.uint8))
+        cv2.imwrite(str(tmp_path / f'lq/{name}.png'), np.full((8, 11, 3), value, np.uint8))
+    net = dense('EDSR')
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+        net.mean.zero_()
+    save_file({'params': net.state_dict()}, tmp_path / 'net.pth')
+    options = options_for_testing(tmp_path, tmp_path / 'net.pth')
+    roots = {'dataroot_gt': str(tmp_path / 'gt'), 'dataroot_lq': str(tmp_path / 'lq')}
+    options['datasets'] = {
+        'test_1': {'name': 'one', 'type': 'PairedImageDataset', **roots, 'io_backend': {'type': 'disk'}}
+    }
+    network = {**NETWORKS['EDSR'], 'rgb_mean': [0.0, 0.0, 0.0]}
+    options.update(model_type='GuardedSRModel', network_g=network)
+    del options['val']['budgets']
+    assert run(tmp_path, monkeypatch, options, command='test') == 0
+    log = capsys.readouterr().err
+    wanted = calculate_psnr(np.zeros((15, 21, 3), np.uint8), np.full((15, 21, 3), 90, np.uint8), 2)
+    assert f'psnr: {wanted:.4f}, 1 equal' in log
+    assert cv2.imread(str(tmp_path / 'results/tiny/visualization/one/grey_tiny.png')).shape == (16, 22, 3)
 
 
 def test_validation_leaves_training_as_it_was(tmp_path, monkeypatch, pictures, uninterrupted):

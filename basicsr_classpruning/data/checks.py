@@ -58,7 +58,7 @@ def pictures_only() -> Iterator[list[str]]:
     skipped: list[str] = []
 
     def scan(*args: Any, **kwargs: Any) -> Iterator[str]:
-        for path in scandir(*args, **kwargs):
+        for path in sorted(scandir(*args, **kwargs)):  # the same order, so the same samples, on every file system
             if path.lower().endswith(EXTENSIONS):
                 yield path
             else:

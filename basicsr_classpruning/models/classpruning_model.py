@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from os import path as osp
 from typing import Any
 
 import torch
 from basicsr.losses import build_loss
-from basicsr.utils import get_root_logger, imwrite
+from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional
@@ -304,7 +304,10 @@ class ClassPruningModel(GuardedSRModel):
         net = self.network_for_testing()
         name = dataloader.dataset.opt['name']
         val_opt = self.opt['val']
-        save = self._picture_saver(name, current_iter) if save_img else None
+
+        def save(batch: Mapping[str, Any], picture: Any) -> None:
+            self.save_picture(picture, batch['lq_path'][0], name, current_iter)
+
         training = net.training
         net.eval()
         try:
@@ -317,7 +320,7 @@ class ClassPruningModel(GuardedSRModel):
                 budgets=val_opt['budgets'],
                 all_candidates=val_opt['candidates'],
                 device=self.device,
-                on_result=save,
+                on_result=save if save_img else None,
             )
         finally:
             net.train(training)
@@ -329,6 +332,8 @@ class ClassPruningModel(GuardedSRModel):
             for row in report.rows:
                 values = {**row.metrics, 'average_macs': row.macs, 'saved': row.saved}
                 for key, value in values.items():
+                    if value is None:
+                        continue
                     tb_logger.add_scalar(f'metrics/{name}/{row.name}/{key}', value, current_iter)
             for candidate, share in zip(report.candidates, report.rows[0].class_share):
                 tb_logger.add_scalar(f'metrics/{name}/share/{candidate}', share, current_iter)
@@ -337,18 +342,6 @@ class ClassPruningModel(GuardedSRModel):
         if self.is_train and report.rows[0].metrics:
             self._initialize_best_metric_results(report.dataset)
             for metric, value in report.rows[0].metrics.items():
+                if value is None:
+                    continue
                 self._update_best_metric_result(report.dataset, metric, value, report.iteration)
-
-    def _picture_saver(self, dataset: str, current_iter: int | str) -> Callable[[Mapping[str, Any], Any], None]:
-        """Saves the routed network's pictures where BasicSR's models save theirs."""
-        folder = self.opt['path']['visualization']
-
-        def save(batch: Mapping[str, Any], picture: Any) -> None:
-            name = osp.splitext(osp.basename(batch['lq_path'][0]))[0]
-            if self.is_train:
-                path = osp.join(folder, name, f'{name}_{current_iter}.png')
-            else:
-                path = osp.join(folder, dataset, f'{name}_{self.opt["val"]["suffix"] or self.opt["name"]}.png')
-            imwrite(picture, path)
-
-        return save

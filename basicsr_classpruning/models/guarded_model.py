@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from basicsr.models.sr_model import SRModel
-from basicsr.utils import get_root_logger
+from basicsr.utils import get_root_logger, imwrite, tensor2img
 from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ from basicsr_classpruning.models.resuming import (
     replay_schedule,
     with_own_schedule,
 )
+from basicsr_classpruning.models.validation import mean_of_finite, measure, needs_truth, shown
 from basicsr_classpruning.safe_files import save_file
 
 _AMP_TYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -204,6 +205,54 @@ class GuardedSRModel(SRModel):
     def describe_step(self) -> str:
         """What a report of a bad step should add, for example the candidate."""
         return ''
+
+    # ------------------------------------------------------------ validation
+
+    def nondist_validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
+        """Validates as SRModel does, but for means over finite values only, of pictures in the part that output and
+        ground truth have in common; metrics that need no ground truth are measured without.
+        """
+        name, metrics = dataloader.dataset.opt['name'], (self.opt['val'] or {}).get('metrics') or {}
+        values: dict[str, list[float]] = {key: [] for key in metrics}
+        for data in dataloader:
+            path = data['lq_path'][0]
+            if 'gt' not in data and any(map(needs_truth, metrics.values())):
+                raise UserError(f'data set {name}: has no clean pictures (gt), with which val.metrics compare')
+            self.lq = data['lq'].to(self.device)
+            self.test()
+            restored = tensor2img([self.output.detach().cpu()])
+            del self.lq, self.output  # a large picture's memory, before the next one's
+            truth = tensor2img([data['gt']]) if 'gt' in data else None
+            if save_img:
+                self.save_picture(restored, path, name, current_iter)
+            for key, options in metrics.items():
+                values[key].append(measure(restored, truth, options, path))
+        if metrics:
+            self._log_means(values, name, current_iter, tb_logger)
+
+    def _log_means(self, values: dict[str, list[float]], name: str, current_iter: int | str, tb_logger: Any) -> None:
+        self._initialize_best_metric_results(name)
+        lines = [f'Validation {name}']
+        for key, of_pictures in values.items():
+            mean, equal = mean_of_finite(of_pictures), sum(map(math.isinf, of_pictures))
+            if mean is not None:
+                self._update_best_metric_result(name, key, mean, current_iter)
+                if tb_logger:
+                    tb_logger.add_scalar(f'metrics/{name}/{key}', mean, current_iter)
+            best = self.best_metric_results[name][key]
+            text = f'{key}: {shown(mean, equal)}'
+            lines.append(f'\t # {text}\tBest: {best["val"]:.4f} @ {best["iter"]} iter')
+        get_root_logger().info('\n'.join(lines))
+
+    def save_picture(self, picture: np.ndarray, path: str, dataset: str, current_iter: int | str) -> None:
+        """Saves a restored picture ``(H, W, C)`` uint8 BGR where BasicSR's models save theirs."""
+        folder = self.opt['path']['visualization']
+        name = osp.splitext(osp.basename(path))[0]
+        if self.is_train:
+            target = osp.join(folder, name, f'{name}_{current_iter}.png')
+        else:
+            target = osp.join(folder, dataset, f'{name}_{self.opt["val"]["suffix"] or self.opt["name"]}.png')
+        imwrite(picture, target)
 
     # ----------------------------------------------------------- checkpoints
 
