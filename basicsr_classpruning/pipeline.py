@@ -173,7 +173,10 @@ class _TrainingRun:
         """The training state to go on from: the one named in the options or, with ``--auto_resume``, the newest whole
         one. A state counts only together with its network's file; damaged ones are passed over with a line."""
         if opt['auto_resume']:
-            path, state = self._newest_state(Path(opt['path']['experiments_root']))
+            path, state = self._newest_state(
+                Path(opt['path']['experiments_root']),
+                [key.replace('network_', 'net_', 1) for key in opt if key.startswith('network_')],
+            )
             opt['path']['resume_state'] = path
         elif opt['path'].get('resume_state'):
             state = _load_state(Path(opt['path']['resume_state']))
@@ -198,15 +201,16 @@ class _TrainingRun:
                 self.model.validation(loader, start_iter, tb_logger, opt['val']['save_img'])
         return MessageLogger(opt, start_iter, tb_logger)
 
-    def _newest_state(self, root: Path) -> tuple[str | None, dict[str, Any] | None]:
+    def _newest_state(self, root: Path, networks: Sequence[str]) -> tuple[str | None, dict[str, Any] | None]:
         for leftover in root.glob(f'*/.*{UNFINISHED}'):
             leftover.unlink(missing_ok=True)  # what a killed run was writing
         states = sorted((root / 'training_states').glob('*.state'), key=_iteration, reverse=True)
         for path in states:
-            network = root / 'models' / f'net_g_{_iteration(path)}.pth'
             try:
-                _check_sums(network)
-                read_checkpoint(network)
+                for network in networks:
+                    file = root / 'models' / f'{network}_{_iteration(path)}.pth'
+                    _check_sums(file)
+                    read_checkpoint(file)
                 return str(path), _load_state(path)
             except UserError as error:
                 self.notices.append(f'{error}; going back to the checkpoint before it')

@@ -333,7 +333,7 @@ def _check_sample(dataset: Any, options: Mapping[str, Any], key: str, needs: Nee
     if lq is None and needs.lq:
         raise UsageError(
             f'{key}.type: {kind} brings no degraded pictures (lq), so a model has to degrade the clean ones; '
-            'model_type ClassPruningRealESRNetModel or ClassPruningRealESRGANModel, or a data set with lq'
+            'model_type ClassPruningRealESRNetModel, or a data set with lq'
         )
     if gt is None and needs.gt:
         raise UsageError(f'{key}.type: {kind} brings no clean pictures (gt), which {needs.gt} needs')

@@ -15,7 +15,6 @@ from torch.nn import functional
 
 from basicsr_classpruning.archs.classpruning_arch import FIRST_LOG_PRICE, ClassPruning, image_scores
 from basicsr_classpruning.checkpoint import read_checkpoint
-from basicsr_classpruning.config.sections import filled_in
 from basicsr_classpruning.config.training import ClassPruningTestVal, ClassPruningTrain, ClassPruningVal
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.losses.classpruning_loss import batch_mean
@@ -79,7 +78,8 @@ class ClassPruningModel(GuardedSRModel):
 
     net_g: ClassPruning
     net_g_ema: ClassPruning
-    train_schema = ClassPruningTrain
+    train_schema: type[ClassPruningTrain] = ClassPruningTrain
+    val_schemas = (ClassPruningVal, ClassPruningTestVal)
 
     def __init__(self, opt: dict[str, Any]) -> None:
         if opt['network_g'].get('type') != 'ClassPruning':
@@ -89,8 +89,6 @@ class ClassPruningModel(GuardedSRModel):
             )
         if opt['network_g'].get('layers') is None:
             opt['network_g']['layers'] = _layers_at_start(opt)
-        if opt.get('val'):
-            opt['val'] = filled_in(ClassPruningVal if opt['is_train'] else ClassPruningTestVal, opt['val'], 'val')
         super().__init__(opt)
 
     # ---------------------------------------------------------------- set-up
@@ -131,7 +129,7 @@ class ClassPruningModel(GuardedSRModel):
     def load_params(self, net: nn.Module, params: dict[str, Tensor], strict: bool) -> None:
         net.load_params(params)  # type: ignore[operator]
 
-    def network_options(self) -> dict[str, Any]:
+    def network_options(self, net_label: str = 'net_g') -> dict[str, Any]:
         return self.net_g.options
 
     # -------------------------------------------------------------- training

@@ -19,10 +19,11 @@ from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
 
 from basicsr_classpruning.checkpoint import read_checkpoint, write_checkpoint
 from basicsr_classpruning.config.sections import filled_in
-from basicsr_classpruning.config.training import GuardedTrain
+from basicsr_classpruning.config.training import GuardedTrain, TestVal, Val
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.models.explosion import ExplosionWatch
 from basicsr_classpruning.models.resuming import (
@@ -79,11 +80,19 @@ class GuardedSRModel(SRModel):
     gt: Tensor
     train_schema: type[GuardedTrain] = GuardedTrain
     """What ``train`` may hold, and its defaults."""
+    val_schemas: tuple[type[TestVal], type[TestVal]] = (Val, TestVal)
+    """What ``val`` may hold in training and in testing, and its defaults."""
+    degrades = False
+    """Whether batches are degraded here, for a training set that brings clean pictures alone."""
+    unwatched: tuple[str, ...] = ()
+    """Loss terms that may take any value without having exploded."""
 
     def __init__(self, opt: dict[str, Any]) -> None:
         if opt['is_train']:
             opt['train'] = filled_in(self.train_schema, opt['train'], 'train')
             self.options_at_start = options_to_keep(opt)  # BasicSR takes some out when it uses them
+        if opt.get('val'):
+            opt['val'] = filled_in(self.val_schemas[not opt['is_train']], opt['val'], 'val')
         super().__init__(opt)
 
     # ---------------------------------------------------------------- set-up
@@ -169,7 +178,7 @@ class GuardedSRModel(SRModel):
             return self._bad_step(f'the gradient of {" + ".join(losses)} is not finite', current_iter)
         self.scaler.step(self.optimizer_g)  # with fp16 it skips overflows by itself and lowers its scale
         self.scaler.update()
-        self.explosions.update(values)
+        self.explosions.update(self._watched(values))
         self.skipped = 0
         return True
 
@@ -178,11 +187,14 @@ class GuardedSRModel(SRModel):
         bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
         if bad:
             return f'loss term {", ".join(bad)} is not finite'
-        exploded = self.explosions.exploded(losses)
+        exploded = self.explosions.exploded(self._watched(losses))
         if exploded:
             terms = ', '.join(f'{name} ({losses[name]:.2g})' for name in exploded)
             return f'loss term {terms} has exploded, from {self.explosions.level:.2g} for all terms together'
         return ''
+
+    def _watched(self, losses: dict[str, float]) -> dict[str, float]:
+        return {name: loss for name, loss in losses.items() if name not in self.unwatched}
 
     def _any_process(self, flag: bool) -> bool:
         """Whether the flag is set in any process of a distributed run: all must skip or none."""
@@ -212,9 +224,9 @@ class GuardedSRModel(SRModel):
         """Validates as SRModel does, but for means over finite values only, of pictures in the part that output and
         ground truth have in common; metrics that need no ground truth are measured without.
         """
-        name, metrics = dataloader.dataset.opt['name'], (self.opt['val'] or {}).get('metrics') or {}
+        name, metrics = dataloader.dataset.opt['name'], self.opt['val']['metrics'] or {}
         values: dict[str, list[float]] = {key: [] for key in metrics}
-        for data in dataloader:
+        for data in tqdm(dataloader, unit='image', disable=not self.opt['val']['pbar']):
             path = data['lq_path'][0]
             if 'gt' not in data and any(map(needs_truth, metrics.values())):
                 raise UserError(f'data set {name}: has no clean pictures (gt), with which val.metrics compare')
@@ -288,11 +300,11 @@ class GuardedSRModel(SRModel):
                     'saved; the last one is untouched'
                 )
         path = osp.join(self.opt['path']['models'], f'{net_label}_{label}.pth')
-        write_checkpoint(path, states, self.network_options())
+        write_checkpoint(path, states, self.network_options(net_label))
 
-    def network_options(self) -> dict[str, Any]:
-        """The options that rebuild the network, as plain values."""
-        return plain(self.opt['network_g'])
+    def network_options(self, net_label: str = 'net_g') -> dict[str, Any]:
+        """The options that rebuild a network, as plain values."""
+        return plain(self.opt[net_label.replace('net_', 'network_', 1)])
 
     @master_only
     def save_training_state(self, epoch: int, current_iter: int) -> None:
