@@ -18,6 +18,7 @@ from basicsr_classpruning.archs.base_network import declared_channels
 from basicsr_classpruning.config.schema import KNOWN_MODELS
 from basicsr_classpruning.data.checks import Needs, check_dataset
 from basicsr_classpruning.errors import UsageError, UserError
+from basicsr_classpruning.models.guarded_model import GuardedSRModel
 from basicsr_classpruning.models.validation import needs_truth
 
 
@@ -36,7 +37,7 @@ def check_run(opt: Mapping[str, Any]) -> list[str]:
 
 def _needs(opt: Mapping[str, Any], phase: str) -> Needs:
     model = MODEL_REGISTRY.get(opt['model_type'])
-    degrades = phase == 'train' and getattr(model, 'degrades', False)
+    degrades = phase == 'train' and getattr(model, 'degrades', False) and opt.get('high_order_degradation', True)
     ours = opt['model_type'] in KNOWN_MODELS
     network = opt['network_g']['base'] if opt['network_g']['type'] == 'ClassPruning' else opt['network_g']
     gt = None
@@ -50,6 +51,7 @@ def _needs(opt: Mapping[str, Any], phase: str) -> Needs:
         channels=declared_channels(ARCH_REGISTRY.get(network['type']), network) if ours else None,
         lq=ours and not degrades,
         gt=gt,
+        crops=issubclass(model, GuardedSRModel),
     )
 
 

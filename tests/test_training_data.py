@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
+import torchvision
+from basicsr.archs.vgg_arch import VGG_PRETRAIN_PATH
 from basicsr.metrics import calculate_niqe, calculate_psnr
 from basicsr.utils import tensor2img
 from basicsr.utils.img_util import img2tensor
 from basicsr.utils.lmdb_util import LmdbMaker
-from tiny import classpruning, network_g, training_options
+from tiny import NETWORKS, classpruning, network_g, training_options
 from training import EXPERIMENT, run
 
 from basicsr_classpruning.safe_files import save_file
@@ -264,6 +268,63 @@ def test_a_degraded_picture_rounded_up_is_measured_in_the_common_part(tmp_path, 
             restored = tensor2img([net.restore_with(img2tensor(lq.astype(np.float32) / 255)[None], '2:4')])
             values.append(calculate_psnr(restored[: sides[0], : sides[1]], gt, 2))
         assert rows['2:4']['psnr'] == pytest.approx(sum(values) / 2)
+
+
+def test_basicsr_itself_cannot_measure_a_picture_rounded_up(tmp_path, monkeypatch, capsys):
+    write_pairs(tmp_path)
+    write_pairs(tmp_path / 'odd', 1, 41, 48)
+    options = paired_options(tmp_path)
+    options.update(model_type='SRModel', network_g=NETWORKS['EDSR'])
+    options['train'].update(total_iter=2)
+    del options['train']['stages']
+    for key in ('gt', 'lq'):
+        options['datasets']['val'][f'dataroot_{key}'] = str(tmp_path / 'odd' / key)
+    line = refusal(tmp_path, monkeypatch, capsys, options, 2)
+    assert line.startswith(f'datasets.val: {tmp_path}/odd/gt/0.png is 48x41, {tmp_path}/odd/lq/0.png 24x21; scale 2')
+    assert line.endswith('model_type GuardedSRModel measures the common part')
+
+
+@pytest.mark.parametrize('package', ['wandb', 'tensorboard'])
+def test_a_logger_that_is_not_installed_is_named(tmp_path, monkeypatch, capsys, package):
+    options = paired_options(write_pairs(tmp_path))
+    options['logger'].update(use_tb_logger=True, wandb={'project': 'p'} if package == 'wandb' else None)
+    # A package that is not there, whatever this machine has.
+    monkeypatch.setitem(sys.modules, {'wandb': 'wandb', 'tensorboard': 'torch.utils.tensorboard'}[package], None)
+    assert run(tmp_path, monkeypatch, options) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    key = 'logger.wandb.project' if package == 'wandb' else 'logger.use_tb_logger'
+    assert line.startswith(f'classpruning: error: {tmp_path}/train.yml: {key}: {package} cannot be imported')
+    assert f'pip install {package}' in line
+    assert not (tmp_path / 'experiments').exists()
+
+
+def test_perceptual_weights_that_cannot_be_fetched_are_named(tmp_path, monkeypatch, capsys):
+    options = paired_options(write_pairs(tmp_path))
+    options['train']['perceptual_opt'] = {'type': 'PerceptualLoss', 'layer_weights': {'conv1_1': 1}}
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    for name in ('http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY'):
+        monkeypatch.setenv(name, 'http://127.0.0.1:9')  # where nothing listens
+    assert run(tmp_path, monkeypatch, options) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    start = (
+        f'classpruning: error: {tmp_path}/train.yml: train.perceptual_opt: the weights of vgg19 cannot be downloaded'
+    )
+    assert line.startswith(start)
+    assert f'vgg19-dcbb9e9d.pth into {tmp_path}/torch/hub/checkpoints' in line
+    assert not (tmp_path / 'experiments').exists()
+    assert not list((tmp_path / 'torch').rglob('*.*'))
+
+
+def test_perceptual_weights_that_are_there_are_used(tmp_path, monkeypatch):
+    options = paired_options(write_pairs(tmp_path))
+    options['train']['perceptual_opt'] = {
+        'type': 'PerceptualLoss', 'vgg_type': 'vgg11', 'layer_weights': {'conv1_1': 1},
+    }  # fmt: skip
+    (tmp_path / 'experiments/pretrained_models').mkdir(parents=True)
+    torch.save(torchvision.models.vgg11().state_dict(), tmp_path / VGG_PRETRAIN_PATH)
+    assert run(tmp_path, monkeypatch, options) == 0
+    (log,) = (tmp_path / EXPERIMENT).glob('*.log')
+    assert 'l_percep' in log.read_text()
 
 
 def test_a_validation_picture_of_another_scale_is_refused(tmp_path, monkeypatch, capsys):

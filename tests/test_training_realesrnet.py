@@ -118,8 +118,8 @@ def test_other_models_say_what_is_missing(tmp_path, monkeypatch, pictures, capsy
     assert run(tmp_path, monkeypatch, options) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
         f'classpruning: error: {tmp_path}/train.yml: datasets.train.type: RealESRGANDataset brings no degraded '
-        'pictures (lq), so a model has to degrade the clean ones; model_type ClassPruningRealESRNetModel, '
-        'or a data set with lq'
+        'pictures (lq), so a model has to degrade the clean ones; model_type ClassPruningRealESRNetModel '
+        '(RealESRNetModel for a dense network), or a data set with lq'
     )
     assert not (tmp_path / 'experiments').exists()
 

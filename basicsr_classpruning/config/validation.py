@@ -61,9 +61,10 @@ def _validated(opt: Any, source: str, is_train: bool | None) -> dict[str, Any]:
     if is_train is None:
         datasets = opt.get('datasets')
         is_train = 'train' in opt or (isinstance(datasets, dict) and 'train' in datasets)
-    _refuse_basicsr_model(model_type, opt.get('network_g'))
     schema = options_class(model_type, is_train)
     known = model_type in KNOWN_MODELS
+    if not known:
+        _refuse_basicsr_model(model_type, opt.get('network_g'))
     rest, extras = (opt, []) if known else _without_extras(schema, opt)
     result = _checked(schema, rest).model_dump()
     if not known and result['network_g']['type'] == 'ClassPruning':

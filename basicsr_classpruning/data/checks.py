@@ -47,6 +47,8 @@ class Needs:
     """Whether a sample must bring the degraded picture; some models degrade by themselves."""
     gt: str | None
     """What a sample's clean picture is needed for, in words; None where it is not."""
+    crops: bool
+    """Whether the model measures an output that is larger than the clean picture in their common part."""
 
 
 @contextmanager
@@ -207,6 +209,11 @@ def _check_sizes(dataset: Any, options: Mapping[str, Any], key: str, needs: Need
             elif not _fits(sizes, needs.scale):
                 raise UsageError(f'{key}: {text}; not scale {needs.scale}')
             elif any(g != size * needs.scale for g, size in zip(sizes['gt'], sizes['lq'])):
+                if not needs.crops and any(g < size * needs.scale for g, size in zip(sizes['gt'], sizes['lq'])):
+                    raise UsageError(
+                        f'{key}: {text}; scale {needs.scale} does not fit exactly, which BasicSR cannot measure; '
+                        'model_type GuardedSRModel measures the common part'
+                    )
                 uneven.append(text)
     if not uneven:
         return []
@@ -333,7 +340,7 @@ def _check_sample(dataset: Any, options: Mapping[str, Any], key: str, needs: Nee
     if lq is None and needs.lq:
         raise UsageError(
             f'{key}.type: {kind} brings no degraded pictures (lq), so a model has to degrade the clean ones; '
-            'model_type ClassPruningRealESRNetModel, or a data set with lq'
+            'model_type ClassPruningRealESRNetModel (RealESRNetModel for a dense network), or a data set with lq'
         )
     if gt is None and needs.gt:
         raise UsageError(f'{key}.type: {kind} brings no clean pictures (gt), which {needs.gt} needs')
