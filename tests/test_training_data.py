@@ -18,6 +18,7 @@ from basicsr.metrics import calculate_niqe, calculate_psnr
 from basicsr.utils import tensor2img
 from basicsr.utils.img_util import img2tensor
 from basicsr.utils.lmdb_util import LmdbMaker
+from PIL import Image
 from tiny import NETWORKS, classpruning, network_g, training_options
 from training import EXPERIMENT, run
 
@@ -138,6 +139,21 @@ def test_files_that_are_no_pictures_are_passed_over_and_counted(tmp_path, monkey
     assert 'datasets.train: 3 files passed over, no picture by its name: Thumbs.db, Thumbs.db, desktop.ini' in (
         capsys.readouterr().err
     )
+
+
+def test_a_turned_photograph_has_the_size_that_it_is_decoded_to(tmp_path, monkeypatch):
+    write_pairs(tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying, shown upright
+    for folder in ('gt', 'lq'):
+        for path in (tmp_path / folder).iterdir():
+            picture = Image.open(path)
+            if folder == 'gt':
+                picture.transpose(Image.Transpose.ROTATE_90).save(path.with_suffix('.jpg'), exif=exif)
+            else:
+                picture.save(path.with_suffix('.jpg'))
+            path.unlink()
+    assert run(tmp_path, monkeypatch, paired_options(tmp_path)) == 0
 
 
 def test_a_network_with_one_channel_is_no_network_for_colour_pictures(tmp_path, monkeypatch, capsys):

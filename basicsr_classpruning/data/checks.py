@@ -304,7 +304,9 @@ def _size(source: Any, name: str, key: str) -> Size:
                 if _END_MARKS.get(image.format or '', b'') not in tail:
                     image.load()  # cut off, or something behind its end
                 size = image.size[::-1]
-                turned = image.getexif().get(_ORIENTATION) in _TURNED
+                # Pillow would decode a PNG that has none in its header, in case that there is one behind.
+                has_exif = image.format != 'PNG' or 'exif' in image.info
+                turned = has_exif and image.getexif().get(_ORIENTATION) in _TURNED
     except Exception:  # Pillow's readers raise what they like
         return _decoded_size(file, name, key)
     return (size[1], size[0]) if turned else size
