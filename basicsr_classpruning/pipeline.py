@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -19,6 +20,7 @@ import basicsr.train
 import torch
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.models import build_model
+from basicsr.models.base_model import BaseModel
 from basicsr.utils import MessageLogger, get_root_logger
 from basicsr.utils.logger import initialized_logger
 from basicsr.utils.misc import check_resume
@@ -29,7 +31,7 @@ from basicsr_classpruning.data.checks import pictures_only
 from basicsr_classpruning.data.samplers import ResumableSampler
 from basicsr_classpruning.data.seeded_dataset import NamingDataset, SeededDataset
 from basicsr_classpruning.errors import UsageError, UserError
-from basicsr_classpruning.models.resuming import refuse_other_run
+from basicsr_classpruning.models.resuming import refuse_other_run, resume_basicsr_model
 from basicsr_classpruning.preflight import check_run
 from basicsr_classpruning.safe_files import UNFINISHED, load_file
 
@@ -191,6 +193,8 @@ class _TrainingRun:
 
     def build_model(self, opt: dict[str, Any]) -> Any:
         self.model = _build_model(opt)
+        if type(self.model).resume_training is BaseModel.resume_training:
+            self.model.resume_training = functools.partial(resume_basicsr_model, self.model)
         return self.model
 
     def begin_logging(self, opt: dict[str, Any], start_iter: int, tb_logger: Any) -> MessageLogger:

@@ -214,6 +214,26 @@ def test_a_resumed_run_has_the_learning_rates_of_its_options(tmp_path, monkeypat
     assert 'train.scheduler.' in line
 
 
+@pytest.mark.parametrize('model_type', ['SRModel', 'GuardedSRModel'])
+def test_a_dense_network_goes_on_with_the_learning_rates_of_its_options(tmp_path, monkeypatch, pictures, model_type):
+    def dense_options(length: int, schedule: str, rate: float) -> dict:
+        optimizer = {'type': 'Adam', 'lr': rate}
+        options = scheduled(pictures, length, schedule, total_iter=length, optim_g=optimizer)
+        del options['train']['stages']
+        return {**options, 'model_type': model_type, 'network_g': NETWORKS['EDSR']}
+
+    wanted = dense_options(9, 'longer cosine', 2e-3)
+    assert run(tmp_path / 'whole', monkeypatch, wanted) == 0
+    assert run(tmp_path / 'resumed', monkeypatch, dense_options(5, 'multi-step', 1e-3)) == 0
+    for log in (tmp_path / 'resumed' / EXPERIMENT).glob('*.log'):
+        log.unlink()
+    assert run(tmp_path / 'resumed', monkeypatch, wanted, '--auto_resume') == 0
+    (whole,) = (tmp_path / 'whole' / EXPERIMENT).glob('*.log')
+    (resumed,) = (tmp_path / 'resumed' / EXPERIMENT).glob('*.log')
+    assert rates(resumed) == {iteration: rate for iteration, rate in rates(whole).items() if iteration > 5}
+    assert resumed.read_text().count('options that have changed') == 1
+
+
 def test_a_longer_run_with_the_same_schedule_is_the_one_that_was_never_stopped(tmp_path, monkeypatch, pictures):
     for folder, lengths in (('whole', [9]), ('resumed', [5, 9])):
         for length in lengths:

@@ -131,6 +131,18 @@ def test_a_fault_of_paired_pictures_is_named_before_anything_is_written(tmp_path
     assert line == wanted.format(f=tmp_path)
 
 
+def test_a_fault_is_named_before_a_test_writes_anything(tmp_path, monkeypatch, capsys):
+    write_pairs(tmp_path)
+    write(tmp_path / 'lq/3.png', b'')
+    options = paired_options(tmp_path)
+    options['datasets'] = {'test_1': options['datasets']['val']}
+    del options['train'], options['logger'], options['val']['val_freq']
+    assert run(tmp_path, monkeypatch, options, command='test') == 1
+    wanted = f'classpruning: error: {tmp_path}/test.yml: datasets.test_1: {tmp_path}/lq/3.png: is empty, no picture'
+    assert capsys.readouterr().err.splitlines()[-1] == wanted
+    assert not (tmp_path / 'results').exists()
+
+
 def test_files_that_are_no_pictures_are_passed_over_and_counted(tmp_path, monkeypatch, capsys):
     write_pairs(tmp_path)
     for name in ('gt/Thumbs.db', 'lq/desktop.ini', 'lq/Thumbs.db'):

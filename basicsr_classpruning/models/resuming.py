@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from basicsr.models.base_model import BaseModel
+from basicsr.utils import get_root_logger
 
-from basicsr_classpruning.errors import UsageError
+from basicsr_classpruning.errors import UsageError, UserError
 
 # Options that decide the learning rate of an iteration, and how the optimiser uses it.
 _SCHEDULE = ('train.scheduler', 'train.optim_', 'train.warmup_iter', 'train.classifier_lr')
-_COUNTERS = {'last_epoch', '_step_count', '_last_lr', 'base_lrs'}  # of a scheduler: what is no option
+_COUNTERS = {'last_epoch', '_step_count', '_last_lr'}  # of a scheduler: what is no option
 
 
 def plain(value: Any) -> Any:
@@ -80,12 +81,32 @@ def is_rescheduled(model: BaseModel, changed: list[tuple[str, str]], state: Mapp
     """Whether the learning rates of a run are others than its training state says."""
     if 'options' in state:
         return any(key.startswith(_SCHEDULE) for key, _ in changed)
-    return any(  # a state of an earlier version says no more than its schedulers know
+    # A state of BasicSR, or of an earlier version, says no more than its schedulers know.
+    changes = _COUNTERS | ({'base_lrs'} if state.get('recoveries') else set())  # which slow the classifier down
+    return any(
         saved.get(name) != value
         for scheduler, saved in zip(model.schedulers, state['schedulers'])
         for name, value in scheduler.state_dict().items()
-        if name not in _COUNTERS
+        if name not in changes
     )
+
+
+def resume_basicsr_model(model: BaseModel, state: Mapping[str, Any]) -> None:
+    """``resume_training`` of BasicSR's own models, which would put the old schedule in the place of the options'.
+
+    Raises UserError for a state that does not fit the model.
+    """
+    rescheduled = is_rescheduled(model, [], state)
+    try:
+        if rescheduled:
+            replay_schedule(model, state['iter'], model.opt['train'].get('warmup_iter', -1))
+            state = with_own_schedule(model, state)
+        BaseModel.resume_training(model, state)
+    except Exception as error:  # a state of another run, or a damaged one, may lack anything
+        path, reason = model.opt['path']['resume_state'], f'{type(error).__name__}: {error}'.splitlines()[0]
+        raise UserError(f'{path}: belongs to a run with other options ({reason})') from None
+    if rescheduled:
+        get_root_logger().warning('Resuming with options that have changed: train.scheduler or learning rates')
 
 
 def replay_schedule(model: BaseModel, iterations: int, warmup_iter: int) -> None:
