@@ -307,6 +307,30 @@ def test_what_cannot_go_on_is_refused_in_one_line(tmp_path, monkeypatch, picture
     assert 'training_states/5.state' in error
 
 
+def test_another_optimiser_cannot_go_on(tmp_path, monkeypatch, pictures, capsys):
+    assert run(tmp_path, monkeypatch, scheduled(pictures, 5, 'multi-step')) == 0
+    state = tmp_path / EXPERIMENT / 'training_states/5.state'
+    content = load_file(state)
+    content['options']['train']['optim_g']['type'] = 'SGD'  # as a version that knows it would write
+    save_file(content, state)
+    capsys.readouterr()
+    assert run(tmp_path, monkeypatch, scheduled(pictures, 9, 'multi-step'), '--auto_resume') == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f'train.optim_g.type: SGD → Adam: {state} belongs to the first' in error
+
+
+@pytest.mark.parametrize('damage', [{'iter': '5'}, {'options': [1]}, {'options': {'train': torch.ones(2)}}])
+def test_a_state_with_damaged_options_is_no_traceback(tmp_path, monkeypatch, pictures, capsys, damage):
+    assert run(tmp_path, monkeypatch, scheduled(pictures, 5, 'multi-step')) == 0
+    state = tmp_path / EXPERIMENT / 'training_states/5.state'
+    save_file({**load_file(state), **damage}, state)
+    capsys.readouterr()
+    status = run(tmp_path, monkeypatch, scheduled(pictures, 9, 'multi-step'), '--auto_resume')
+    output = capsys.readouterr().err
+    assert 'Traceback' not in output
+    assert status == (0 if 'train' in str(damage) else 1)
+
+
 def test_a_dense_network_trains_with_the_same_guards(tmp_path, monkeypatch, pictures):
     options = training_options(pictures, ema_decay=0.5)
     del options['train']['stages']

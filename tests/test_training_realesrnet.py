@@ -124,6 +124,16 @@ def test_other_models_say_what_is_missing(tmp_path, monkeypatch, pictures, capsy
     assert not (tmp_path / 'experiments').exists()
 
 
+def test_a_list_of_names_that_is_not_there_is_named(tmp_path, monkeypatch, pictures, capsys):
+    options = realesrnet_options(pictures)
+    options['datasets']['train']['meta_info'] = 'nowhere.txt'
+    assert run(tmp_path, monkeypatch, options) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f'classpruning: error: {tmp_path}/train.yml: datasets.train: RealESRGANDataset refuses it: '
+        'nowhere.txt: No such file or directory'
+    )
+
+
 @pytest.mark.parametrize(
     ('key', 'value', 'wanted'),
     [

@@ -114,12 +114,14 @@ def _count(things: Sequence[Any], word: str) -> str:
 
 def describe(error: BaseException) -> str:
     """An exception of foreign code in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return f'{error.filename}: {error.strerror}' if error.filename else error.strerror
     text = ' '.join(str(part) for part in error.args) if error.args else ''
     lines = text.strip().splitlines()
     name = type(error).__name__
     if not lines:
         return name
-    return lines[0] if isinstance(error, (AssertionError, OSError)) else f'{name}: {lines[0]}'
+    return lines[0] if isinstance(error, AssertionError) else f'{name}: {lines[0]}'
 
 
 def _built(options: Mapping[str, Any], key: str) -> Any:

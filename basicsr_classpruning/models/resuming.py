@@ -42,20 +42,20 @@ def options_to_keep(opt: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_other_run(opt: Mapping[str, Any], state: Mapping[str, Any], path: str) -> None:
-    """Raises UsageError, one line, for a training state from which a run with these options cannot go on."""
+    """Raises UsageError, one line, for a training state from which a run with these options cannot go on; UserError for
+    a damaged one."""
+    if not isinstance(state['iter'], int) or not isinstance(state.get('options', {}), dict):
+        raise UserError(f'{path}: damaged: iter or options are not what a training state holds')
     before = state.get('options') or {}
     start = 'or start from its network with path.pretrain_network_g'
-    if before.get('model_type', opt['model_type']) != opt['model_type']:
+    if str(before.get('model_type', opt['model_type'])) != opt['model_type']:
         raise UsageError(
             f'model_type: {opt["model_type"]} cannot go on from {path}, a state of {before["model_type"]}; the same, '
             f'{start}'
         )
-    for key, optimizer in before.get('train', {}).items():
-        kind = (opt['train'].get(key) or {}).get('type') if key.startswith('optim_') else None
-        if kind is not None and kind != optimizer['type']:
-            raise UsageError(
-                f'train.{key}.type: {kind} cannot go on from {path}, a state of {optimizer["type"]}; the same, {start}'
-            )
+    for key, change in differences(before, options_to_keep(opt)):
+        if before and key.startswith('train.optim_') and key.endswith('.type'):
+            raise UsageError(f'{key}: {change}: {path} belongs to the first; the same, {start}')
     length = opt['train'].get('total_iter')
     if length is not None and state['iter'] > length:
         raise UsageError(
@@ -68,7 +68,7 @@ def differences(before: Any, after: Any, key: str = '') -> Iterator[tuple[str, s
     if isinstance(before, dict) and isinstance(after, dict):
         for name in [*before, *(name for name in after if name not in before)]:
             yield from differences(before.get(name), after.get(name), f'{key}.{name}' if key else name)
-    elif before != after:
+    elif str(before) != str(after):  # a damaged state may hold what cannot be compared
         yield key, f'{_shown(before)} → {_shown(after)}'
 
 
