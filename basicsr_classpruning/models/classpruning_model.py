@@ -267,9 +267,9 @@ class ClassPruningModel(GuardedSRModel):
 
     def describe_step(self) -> str:
         if self.deal is None:
-            return f' (stage {self.stage.name})'
+            return f' (stage {self.stage})'
         names = sorted({self.net_g.candidates[k] for k in self.deal.candidates.tolist()})
-        return f' (stage {self.stage.name}, candidates {", ".join(names)})'
+        return f' (stage {self.stage}, candidates {", ".join(names)})'
 
     def extra_state(self) -> dict[str, Any]:
         return {

@@ -13,6 +13,8 @@ from basicsr_classpruning.errors import UsageError, UserError
 
 # Options that decide the learning rate of an iteration, and how the optimiser uses it.
 _SCHEDULE = ('train.scheduler', 'train.optim_', 'train.warmup_iter', 'train.classifier_lr')
+# Of a data set: where it lies and how it is read, which changes nothing of what is learnt.
+_ASIDE = ('dataroot', 'meta_info', 'io_backend', 'num_worker', 'prefetch', 'num_prefetch', 'pin_memory', 'persistent')
 _COUNTERS = {'last_epoch', '_step_count', '_last_lr'}  # of a scheduler: what is no option
 
 
@@ -28,14 +30,16 @@ def plain(value: Any) -> Any:
 def options_to_keep(opt: Mapping[str, Any]) -> dict[str, Any]:
     """What of the options a training state holds, to be compared when the run is resumed."""
     networks = {key: value for key, value in opt.items() if key.startswith('network_')}
-    training_set = opt.get('datasets', {}).get('train')
+    training_set = opt.get('datasets', {}).get('train') or {}
     return plain(
         {
             'model_type': opt.get('model_type'),
             'scale': opt.get('scale'),
             'world_size': opt['world_size'],
             **networks,
-            'datasets': {'train': training_set},
+            'datasets': {
+                'train': {key: value for key, value in training_set.items() if not key.startswith(_ASIDE)},
+            },
             'train': opt['train'],
         }
     )

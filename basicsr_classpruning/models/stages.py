@@ -63,6 +63,9 @@ class Stage:
     def __init__(self, train: Mapping[str, Any]) -> None:
         """Takes its options from the ``train`` section, filled in."""
 
+    def __str__(self) -> str:
+        return self.name
+
     def to_measure(self, images: int, known: int) -> int:
         """How many of a batch's ``images`` all candidates are run on, only to learn their errors.
 
