@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -18,15 +20,19 @@ import basicsr.train
 import torch
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.models import build_model
-from basicsr.utils import MessageLogger
+from basicsr.models.base_model import BaseModel
+from basicsr.utils import MessageLogger, get_root_logger
 from basicsr.utils.logger import initialized_logger
 from basicsr.utils.misc import check_resume
 
 from basicsr_classpruning.checkpoint import read_checkpoint
 from basicsr_classpruning.config.loading import parse_options
+from basicsr_classpruning.data.checks import pictures_only
 from basicsr_classpruning.data.samplers import ResumableSampler
-from basicsr_classpruning.data.seeded_dataset import SeededDataset
+from basicsr_classpruning.data.seeded_dataset import NamingDataset, SeededDataset
 from basicsr_classpruning.errors import UsageError, UserError
+from basicsr_classpruning.models.resuming import refuse_other_run, resume_basicsr_model
+from basicsr_classpruning.preflight import check_run
 from basicsr_classpruning.safe_files import UNFINISHED
 from basicsr_classpruning.untrusted.files import load_file
 
@@ -53,12 +59,44 @@ def train(argv: Sequence[str]) -> None:
 def test(argv: Sequence[str]) -> None:
     """Tests as BasicSR's ``test.py`` does, with the same arguments, into the current folder's ``results``."""
 
-    def parse(root_path: str, is_train: bool) -> tuple[dict[str, Any], Any]:
-        return parse_options(root_path, is_train, argv)
+    notices: list[str] = []
 
-    with _fresh_log(), _replaced(basicsr.test, parse_options=parse):
+    def parse(root_path: str, is_train: bool) -> tuple[dict[str, Any], Any]:
+        opt, args = parse_options(root_path, is_train, argv)
+        notices.extend(_check_run(opt, args))
+        return opt, args
+
+    def build(opt: dict[str, Any]) -> Any:
+        for notice in notices:
+            get_root_logger().warning(notice)
+        return _build_model(opt)
+
+    with (
+        _fresh_log(),
+        _replaced(basicsr.test, parse_options=parse, build_dataset=_build_dataset, build_model=build),
+    ):
         basicsr.test.test_pipeline(os.getcwd())
     _leave_process_group()
+
+
+def _check_run(opt: dict[str, Any], args: argparse.Namespace) -> list[str]:
+    """What is to be logged of a run's data sets; errors name the options file."""
+    try:
+        return check_run(opt)
+    except UserError as error:
+        raise type(error)(f'{args.opt}: {error}') from None
+
+
+def _build_dataset(options: dict[str, Any]) -> NamingDataset:
+    with pictures_only():
+        return NamingDataset(build_dataset(options))
+
+
+def _build_model(opt: dict[str, Any]) -> Any:
+    try:
+        return build_model(opt)
+    except ImportError as error:  # of a network, loss or metric
+        raise UserError(f'model_type {opt["model_type"]}: {error}; install what is missing') from None
 
 
 def _leave_process_group() -> None:
@@ -131,13 +169,17 @@ class _TrainingRun:
         if opt['num_gpu'] > 1 and not opt['dist']:
             self.notices.append(f'Using one of {opt["num_gpu"]} GPUs; torchrun … --launcher pytorch uses all')
             opt['num_gpu'] = 1
+        self.notices += _check_run(opt, args)
         return opt, args
 
     def load_resume_state(self, opt: dict[str, Any]) -> dict[str, Any] | None:
         """The training state to go on from: the one named in the options or, with ``--auto_resume``, the newest whole
         one. A state counts only together with its network's file; damaged ones are passed over with a line."""
         if opt['auto_resume']:
-            path, state = self._newest_state(Path(opt['path']['experiments_root']))
+            path, state = self._newest_state(
+                Path(opt['path']['experiments_root']),
+                [key.replace('network_', 'net_', 1) for key in opt if key.startswith('network_')],
+            )
             opt['path']['resume_state'] = path
         elif opt['path'].get('resume_state'):
             state = _load_state(Path(opt['path']['resume_state']))
@@ -145,12 +187,15 @@ class _TrainingRun:
             state = None
         if state is None:
             return None
+        refuse_other_run(opt, state, opt['path']['resume_state'])
         check_resume(opt, state['iter'])
         self.resumed = state
         return state
 
     def build_model(self, opt: dict[str, Any]) -> Any:
-        self.model = build_model(opt)
+        self.model = _build_model(opt)
+        if type(self.model).resume_training is BaseModel.resume_training:
+            self.model.resume_training = functools.partial(resume_basicsr_model, self.model)
         return self.model
 
     def begin_logging(self, opt: dict[str, Any], start_iter: int, tb_logger: Any) -> MessageLogger:
@@ -161,15 +206,16 @@ class _TrainingRun:
                 self.model.validation(loader, start_iter, tb_logger, opt['val']['save_img'])
         return MessageLogger(opt, start_iter, tb_logger)
 
-    def _newest_state(self, root: Path) -> tuple[str | None, dict[str, Any] | None]:
+    def _newest_state(self, root: Path, networks: Sequence[str]) -> tuple[str | None, dict[str, Any] | None]:
         for leftover in root.glob(f'*/.*{UNFINISHED}'):
             leftover.unlink(missing_ok=True)  # what a killed run was writing
         states = sorted((root / 'training_states').glob('*.state'), key=_iteration, reverse=True)
         for path in states:
-            network = root / 'models' / f'net_g_{_iteration(path)}.pth'
             try:
-                _check_sums(network)
-                read_checkpoint(network)
+                for network in networks:
+                    file = root / 'models' / f'{network}_{_iteration(path)}.pth'
+                    _check_sums(file)
+                    read_checkpoint(file)
                 return str(path), _load_state(path)
             except UserError as error:
                 self.notices.append(f'{error}; going back to the checkpoint before it')
@@ -185,7 +231,7 @@ class _TrainingRun:
         total_iters = int(opt['train']['total_iter'])
         for phase, dataset_opt in opt['datasets'].items():
             if phase == 'train':
-                train_set = SeededDataset(build_dataset(dataset_opt), opt['manual_seed'])
+                train_set = SeededDataset(_build_dataset(dataset_opt).dataset, opt['manual_seed'])
                 batch = dataset_opt['batch_size_per_gpu'] * (1 if opt['dist'] else max(1, opt['num_gpu']))
                 sampler = ResumableSampler(
                     train_set,
@@ -212,7 +258,7 @@ class _TrainingRun:
                     f'{total_iters} in all, {opt["world_size"]} process(es) with batches of {batch}.'
                 )
             else:
-                val_set = build_dataset(dataset_opt)
+                val_set = _build_dataset(dataset_opt)
                 logger.info(f'Validating on {len(val_set)} images of {dataset_opt["name"]}.')
                 self.val_loaders.append(
                     build_dataloader(val_set, dataset_opt, num_gpu=opt['num_gpu'], dist=opt['dist'], sampler=None)

@@ -2,7 +2,6 @@
 
 import copy
 import random
-import time
 
 import pytest
 from hypothesis import Phase, given, settings
@@ -43,15 +42,13 @@ def mutate(opt, data):
 
 
 def check(function, *args):
-    """Runs the function: it succeeds or raises UsageError with one line, in reasonable time."""
-    start = time.process_time()
+    """Runs the function: it succeeds or raises UsageError with one line."""
     message = ''
     try:
         function(*args)
     except UsageError as error:
         message = str(error)
     assert message.isprintable()  # so it is one line, too
-    assert time.process_time() - start < 10
 
 
 @settings(max_examples=150, deadline=None, derandomize=True, phases=[Phase.generate])

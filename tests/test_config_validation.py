@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from basicsr.models.sr_model import SRModel
+from basicsr.utils.registry import MODEL_REGISTRY
 from whole_options import CLASSPRUNING, EDSR, SWINIR_NETWORK, TEST, changed, options, problem
 
 import basicsr_classpruning  # noqa: F401  # registers the networks, losses and models
@@ -56,9 +58,11 @@ def test_models_of_other_kinds_keep_their_own_keys():
     assert problem(opt) == 'train.ema_decay: 2 is not allowed; a number of at least 0 and below 1'
 
 
-def test_models_of_other_kinds_may_train_a_classpruning_network():
+def test_models_of_users_may_train_a_classpruning_network():
+    if 'OwnModel' not in MODEL_REGISTRY:
+        MODEL_REGISTRY.register()(type('OwnModel', (SRModel,), {}))
     opt = changed('network_g', options()['network_g'], EDSR)
-    opt['model_type'] = 'SRGANModel'
+    opt['model_type'] = 'OwnModel'
     assert validate(opt, 'FILE.yml')['network_g']['weights'] == 'shared'
     del opt['network_g']['base']
     assert problem(opt).startswith('network_g.base: is missing')

@@ -30,7 +30,11 @@ def test_tests_what_was_trained(path):
     assert (tested['name'], tested['scale']) == (trained['name'], trained['scale'])
     assert tested['path']['pretrain_network_g'] == f'experiments/{trained["name"]}/models/net_g_latest.pth'
     start = trained['path']['pretrain_network_g']
-    if start is not None:
+    if trained['model_type'] == 'ClassPruningGANModel':  # goes on from a training without a discriminator
+        first = load_options(str(path.with_name(path.name.replace('_gan', ''))))
+        assert start == f'experiments/{first["name"]}/models/net_g_latest.pth'
+        assert first['network_g'] == trained['network_g']
+    elif start is not None:
         dense = load_options(str(path.with_name(f'{path.stem}_dense.yml')))
         as_it_was = f'experiments/{dense["name"]}/models/net_g_latest.pth'
         assert start in (as_it_was, f'experiments/{trained["name"]}_pruned.pth')

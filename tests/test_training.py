@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from basicsr.data import build_dataset
 from basicsr.metrics import calculate_psnr
 from basicsr.utils import tensor2img
-from tiny import NETWORKS, classpruning, same, training_options
-from training import BUDGET, CLASS, DISTILL, EXPERIMENT, run
+from tiny import NETWORKS, classpruning, dense, same, training_options
+from training import BUDGET, CLASS, DISTILL, EXPERIMENT, model_of, run
 
 import basicsr_classpruning
 from basicsr_classpruning.errors import UserError
@@ -160,6 +162,176 @@ def test_resuming_with_other_options_stops_with_one_line(tmp_path, monkeypatch, 
     assert f'{state}: belongs to a run with other options' in error
 
 
+SCHEDULES = {
+    'multi-step': {'type': 'MultiStepLR', 'milestones': [2, 4], 'gamma': 0.5},
+    'later milestones': {'type': 'MultiStepLR', 'milestones': [2, 6, 8], 'gamma': 0.1},
+    'restarts': {
+        'type': 'MultiStepRestartLR', 'milestones': [2, 7], 'restarts': [0, 5], 'restart_weights': [1, 0.7],
+    },
+    'cosine': {'type': 'CosineAnnealingRestartLR', 'periods': [5], 'restart_weights': [1], 'eta_min': 1e-6},
+    'longer cosine': {
+        'type': 'CosineAnnealingRestartLR', 'periods': [5, 4], 'restart_weights': [1, 0.5], 'eta_min': 1e-6,
+    },
+}  # fmt: skip
+
+
+def rates(log: Path) -> dict[int, str]:
+    """Learning rates by iteration, as logged."""
+    lines = re.findall(r'iter:\s*(\d+), lr:\(([^)]*)\)', log.read_text())
+    return {int(iteration): values for iteration, values in lines}
+
+
+def scheduled(pictures: Path, length: int, schedule: str, **train) -> dict:
+    options = training_options(pictures, scheduler=SCHEDULES[schedule], **train)
+    options['train']['stages'] = {'supernet': length}
+    options['logger']['save_checkpoint_freq'] = length
+    return options
+
+
+@pytest.mark.parametrize(
+    ('first', 'second'),
+    [
+        ('multi-step', 'later milestones'),
+        ('multi-step', 'restarts'),
+        ('multi-step', 'longer cosine'),
+        ('cosine', 'longer cosine'),
+        ('cosine', 'multi-step'),
+    ],
+)
+@pytest.mark.parametrize('train', [{}, {'warmup_iter': 7, 'optim_g': {'type': 'Adam', 'lr': 2e-3}}])
+def test_a_resumed_run_has_the_learning_rates_of_its_options(tmp_path, monkeypatch, pictures, first, second, train):
+    wanted = scheduled(pictures, 9, second, **train)
+    assert run(tmp_path / 'whole', monkeypatch, wanted) == 0
+    assert run(tmp_path / 'resumed', monkeypatch, scheduled(pictures, 5, first)) == 0
+    for log in (tmp_path / 'resumed' / EXPERIMENT).glob('*.log'):
+        log.unlink()
+    assert run(tmp_path / 'resumed', monkeypatch, wanted, '--auto_resume') == 0
+    (whole,) = (tmp_path / 'whole' / EXPERIMENT).glob('*.log')
+    (resumed,) = (tmp_path / 'resumed' / EXPERIMENT).glob('*.log')
+    assert list(rates(resumed)) == [6, 7, 8, 9]
+    assert rates(resumed) == {iteration: rate for iteration, rate in rates(whole).items() if iteration > 5}
+    (line,) = [line for line in resumed.read_text().splitlines() if 'options that have changed' in line]
+    assert 'train.total_iter 5 → 9' in line
+    assert 'train.scheduler.' in line
+
+
+@pytest.mark.parametrize('model_type', ['SRModel', 'GuardedSRModel'])
+def test_a_dense_network_goes_on_with_the_learning_rates_of_its_options(tmp_path, monkeypatch, pictures, model_type):
+    def dense_options(length: int, schedule: str, rate: float) -> dict:
+        optimizer = {'type': 'Adam', 'lr': rate}
+        options = scheduled(pictures, length, schedule, total_iter=length, optim_g=optimizer)
+        del options['train']['stages']
+        return {**options, 'model_type': model_type, 'network_g': NETWORKS['EDSR']}
+
+    wanted = dense_options(9, 'longer cosine', 2e-3)
+    assert run(tmp_path / 'whole', monkeypatch, wanted) == 0
+    assert run(tmp_path / 'resumed', monkeypatch, dense_options(5, 'multi-step', 1e-3)) == 0
+    for log in (tmp_path / 'resumed' / EXPERIMENT).glob('*.log'):
+        log.unlink()
+    assert run(tmp_path / 'resumed', monkeypatch, wanted, '--auto_resume') == 0
+    (whole,) = (tmp_path / 'whole' / EXPERIMENT).glob('*.log')
+    (resumed,) = (tmp_path / 'resumed' / EXPERIMENT).glob('*.log')
+    assert rates(resumed) == {iteration: rate for iteration, rate in rates(whole).items() if iteration > 5}
+    assert resumed.read_text().count('options that have changed') == 1
+
+
+def test_a_longer_run_with_the_same_schedule_is_the_one_that_was_never_stopped(tmp_path, monkeypatch, pictures):
+    for folder, lengths in (('whole', [9]), ('resumed', [5, 9])):
+        for length in lengths:
+            options = scheduled(pictures, length, 'later milestones', ema_decay=0.9)
+            assert run(tmp_path / folder, monkeypatch, options, '--auto_resume') == 0
+    whole, resumed = (
+        load_file(tmp_path / folder / EXPERIMENT / 'models/net_g_9.pth') for folder in ('whole', 'resumed')
+    )
+    assert same(resumed, whole)
+
+
+def test_a_state_of_an_earlier_version_goes_on_with_the_options_schedule(tmp_path, monkeypatch, pictures):
+    assert run(tmp_path, monkeypatch, scheduled(pictures, 5, 'cosine')) == 0
+    state = tmp_path / EXPERIMENT / 'training_states/5.state'
+    content = load_file(state)
+    del content['options']
+    save_file(content, state)
+    assert run(tmp_path, monkeypatch, scheduled(pictures, 9, 'longer cosine'), '--auto_resume') == 0
+    saved = load_file(tmp_path / EXPERIMENT / 'training_states/9.state')
+    assert saved['schedulers'][0]['periods'] == [5, 4]
+    assert saved['optimizers'][0]['param_groups'][0]['lr'] < 4e-4  # of 1e-3 · 0.5, near the end of a period
+
+
+def test_a_larger_batch_goes_on_and_is_said(tmp_path, monkeypatch, pictures, capsys):
+    assert run(tmp_path, monkeypatch, scheduled(pictures, 5, 'multi-step')) == 0
+    options = scheduled(pictures, 9, 'multi-step')
+    options['datasets']['train'].update(batch_size_per_gpu=4, gt_size=20)
+    capsys.readouterr()
+    assert run(tmp_path, monkeypatch, options, '--auto_resume') == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if 'options that have changed' in line]
+    assert 'datasets.train.gt_size 16 → 20' in line
+    assert 'datasets.train.batch_size_per_gpu 3 → 4' in line
+    assert 'train.scheduler' not in line
+
+
+def test_recoveries_keep_the_classifier_slow_under_a_new_schedule(tmp_path, pictures):
+    options = training_options(pictures, stages={'joint': 9})
+    first = model_of(tmp_path, options)
+    first.recoveries = 2
+    first._slow_classifier_down()
+    first._slow_classifier_down()
+    first.opt['path']['training_states'] = str(tmp_path)
+    first.save_training_state(0, 3)
+    options['train']['scheduler'] = {'type': 'MultiStepLR', 'milestones': [2], 'gamma': 0.1}
+    second = model_of(tmp_path, options)
+    second.resume_training(load_file(tmp_path / '3.state'))
+    groups = second.optimizer_g.param_groups
+    assert [group['lr'] for group in groups[:2]] == pytest.approx([1e-4, 1e-4 * 0.09])
+
+
+@pytest.mark.parametrize(
+    ('change', 'wanted'),
+    [
+        ({'stages': {'supernet': 4}}, 'train.total_iter: 4 is not allowed; at least 5, the iteration of'),
+        ({'model_type': 'GuardedSRModel'}, 'model_type: GuardedSRModel cannot go on from'),
+    ],
+)
+def test_what_cannot_go_on_is_refused_in_one_line(tmp_path, monkeypatch, pictures, capsys, change, wanted):
+    assert run(tmp_path, monkeypatch, scheduled(pictures, 5, 'multi-step')) == 0
+    options = scheduled(pictures, 9, 'multi-step')
+    if 'stages' in change:
+        options['train'].update(change)
+    else:
+        del options['train']['stages']
+        options['train']['total_iter'] = 9
+        options.update(change, network_g=NETWORKS['EDSR'])
+    capsys.readouterr()
+    assert run(tmp_path, monkeypatch, options, '--auto_resume') == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert wanted in error
+    assert 'training_states/5.state' in error
+
+
+def test_another_optimiser_cannot_go_on(tmp_path, monkeypatch, pictures, capsys):
+    assert run(tmp_path, monkeypatch, scheduled(pictures, 5, 'multi-step')) == 0
+    state = tmp_path / EXPERIMENT / 'training_states/5.state'
+    content = load_file(state)
+    content['options']['train']['optim_g']['type'] = 'SGD'  # as a version that knows it would write
+    save_file(content, state)
+    capsys.readouterr()
+    assert run(tmp_path, monkeypatch, scheduled(pictures, 9, 'multi-step'), '--auto_resume') == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f'train.optim_g.type: SGD → Adam: {state} belongs to the first' in error
+
+
+@pytest.mark.parametrize('damage', [{'iter': '5'}, {'options': [1]}, {'options': {'train': torch.ones(2)}}])
+def test_a_state_with_damaged_options_is_no_traceback(tmp_path, monkeypatch, pictures, capsys, damage):
+    assert run(tmp_path, monkeypatch, scheduled(pictures, 5, 'multi-step')) == 0
+    state = tmp_path / EXPERIMENT / 'training_states/5.state'
+    save_file({**load_file(state), **damage}, state)
+    capsys.readouterr()
+    status = run(tmp_path, monkeypatch, scheduled(pictures, 9, 'multi-step'), '--auto_resume')
+    output = capsys.readouterr().err
+    assert 'Traceback' not in output
+    assert status == (0 if 'train' in str(damage) else 1)
+
+
 def test_a_dense_network_trains_with_the_same_guards(tmp_path, monkeypatch, pictures):
     options = training_options(pictures, ema_decay=0.5)
     del options['train']['stages']
@@ -237,6 +409,57 @@ def test_pictures_without_ground_truth_are_restored_but_not_measured():
     assert restored[0].shape == (16, 16, 3)
     with pytest.raises(UserError, match='data set x: has no clean pictures'):
         evaluate(net, batches, {'psnr': {'type': 'calculate_psnr', 'crop_border': 2}}, name='x', iteration=1)
+
+
+def test_equal_pictures_are_counted_and_left_out_of_the_mean():
+    net = classpruning('EDSR')
+    lq = torch.rand(1, 3, 8, 8)
+    exact = net.restore_with(lq, '4:4').clamp(0, 1)
+    exact = (exact * 255).round() / 255
+    batches = [{'lq': lq, 'gt': exact, 'lq_path': ['a.png']}, {'lq': lq, 'gt': 1 - exact, 'lq_path': ['b.png']}]
+    psnr = {'psnr': {'type': 'calculate_psnr', 'crop_border': 2}}
+    report = evaluate(net, batches, psnr, name='x', iteration=1)
+    rows = {row.name: row for row in report.rows}
+    assert rows['4:4'].equal == {'psnr': 1}
+    other = calculate_psnr(tensor2img([exact]), tensor2img([1 - exact]), 2)
+    assert rows['4:4'].metrics['psnr'] == pytest.approx(other)
+    assert rows['1:4'].equal == {'psnr': 0}
+    assert '1 equal' in report.table()
+    only = evaluate(net, batches[:1], psnr, name='x', iteration=1)
+    assert {row.name: row.metrics['psnr'] for row in only.rows}['4:4'] is None
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    for line in (report.to_json(), only.to_json()):
+        json.loads(line, parse_constant=refuse)  # neither Infinity nor NaN
+
+
+def test_a_dense_network_is_validated_over_finite_values_in_the_common_part(tmp_path, monkeypatch, capsys):
+    (tmp_path / 'gt').mkdir()
+    (tmp_path / 'lq').mkdir()
+    for name, value in (('black', 0), ('grey', 90)):  # the network below outputs 0
+        cv2.imwrite(str(tmp_path / f'gt/{name}.png'), np.full((15, 21, 3), value, np.uint8))
+        cv2.imwrite(str(tmp_path / f'lq/{name}.png'), np.full((8, 11, 3), value, np.uint8))
+    net = dense('EDSR')
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+        net.mean.zero_()
+    save_file({'params': net.state_dict()}, tmp_path / 'net.pth')
+    options = options_for_testing(tmp_path, tmp_path / 'net.pth')
+    roots = {'dataroot_gt': str(tmp_path / 'gt'), 'dataroot_lq': str(tmp_path / 'lq')}
+    options['datasets'] = {
+        'test_1': {'name': 'one', 'type': 'PairedImageDataset', **roots, 'io_backend': {'type': 'disk'}}
+    }
+    network = {**NETWORKS['EDSR'], 'rgb_mean': [0.0, 0.0, 0.0]}
+    options.update(model_type='GuardedSRModel', network_g=network)
+    del options['val']['budgets']
+    assert run(tmp_path, monkeypatch, options, command='test') == 0
+    log = capsys.readouterr().err
+    wanted = calculate_psnr(np.zeros((15, 21, 3), np.uint8), np.full((15, 21, 3), 90, np.uint8), 2)
+    assert f'psnr: {wanted:.4f}, 1 equal' in log
+    assert cv2.imread(str(tmp_path / 'results/tiny/visualization/one/grey_tiny.png')).shape == (16, 22, 3)
 
 
 def test_validation_leaves_training_as_it_was(tmp_path, monkeypatch, pictures, uninterrupted):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +13,14 @@ from basicsr.archs import build_network
 from tiny import CANDIDATES, NETWORKS, dense, same, training_options
 from training import BUDGET, CLASS, DISTILL, EXPERIMENT, batch, model_of, run, step
 
-from basicsr_classpruning.errors import UserError
+from basicsr_classpruning.config.sections import filled_in
+from basicsr_classpruning.config.training import ClassPruningTrain
+from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.models.classpruning_model import ClassPruningModel
 from basicsr_classpruning.models.collapse import CollapseWatch
 from basicsr_classpruning.models.explosion import ExplosionWatch
 from basicsr_classpruning.models.guarded_model import BadNumbers
-from basicsr_classpruning.models.stages import Schedule
+from basicsr_classpruning.models.stages import RoundRobin, Sandwich, Schedule
 from basicsr_classpruning.safe_files import save_file
 from basicsr_classpruning.untrusted.files import load_file
 
@@ -51,9 +54,33 @@ def test_the_price_rests_without_a_budget(tmp_path, pictures):
 
 
 def test_a_schedule_gives_each_iteration_its_stage():
-    schedule = Schedule.from_options({'stages': {'supernet': 2, 'joint': 1}, 'total_iter': 3})
-    assert [schedule.stage(i) for i in (1, 2, 3, 4)] == ['supernet', 'supernet', 'joint', 'joint']
-    assert Schedule.from_options({'total_iter': 5}).stage(5) == 'supernet'
+    schedule = Schedule(train_section(stages={'supernet': 2, 'joint': 1}))
+    assert [schedule.stage(i).name for i in (1, 2, 3, 4)] == ['supernet', 'supernet', 'joint', 'joint']
+    assert Schedule(train_section(total_iter=5)).stage(5).name == 'supernet'
+
+
+def test_the_split_names_the_way_of_dealing():
+    stages = {split: Schedule(train_section(total_iter=5, split=split)).stage(1) for split in ('turn', 'none')}
+    assert isinstance(stages['turn'], RoundRobin)
+    assert isinstance(stages['none'], Sandwich)
+
+
+def train_section(**options) -> dict:
+    section = {**training_options(Path('any'))['train'], **options}
+    return filled_in(ClassPruningTrain, {k: v for k, v in section.items() if k != 'stages' or k in options}, 'train')
+
+
+def test_a_model_fills_in_what_another_loader_left_out(tmp_path, pictures):
+    options = training_options(pictures)
+    filled = model_of(tmp_path, options)
+    raw = {**options, 'is_train': True, 'dist': False, 'rank': 0, 'world_size': 1, 'path': {}}
+    model = ClassPruningModel(deepcopy(raw))
+    assert {k: v for k, v in model.opt['train'].items() if k not in ('optim_g', 'scheduler')} == {
+        k: v for k, v in filled.opt['train'].items() if k not in ('optim_g', 'scheduler')
+    }
+    raw['train'] = {**options['train'], 'explore': 2.0}
+    with pytest.raises(UsageError, match=r'train\.explore: 2\.0 is not allowed'):
+        ClassPruningModel(raw)
 
 
 def test_batches_smaller_than_the_candidates_use_all_in_turn(tmp_path, pictures):
@@ -62,7 +89,7 @@ def test_batches_smaller_than_the_candidates_use_all_in_turn(tmp_path, pictures)
     used = []
     for iteration in (1, 2, 3):
         step(model, iteration, batch(images=2))
-        used.append(tuple(model.classes.tolist()))
+        used.append(tuple(model.deal.candidates.tolist()))
     assert used == [(1, 2), (2, 0), (0, 1)]
 
 
@@ -80,7 +107,7 @@ def test_without_a_split_every_candidate_and_the_classifier_learn_from_every_ima
             'l_difficulty': model.losses['difficulty'](predicted, errors),
         }
     assert step(model, 1, data) == {'base', 'classifier', 'log_price'}
-    assert model.classes.tolist() == [0, 0, 1, 1, 2, 2]
+    assert model.deal.candidates.tolist() == [0, 0, 1, 1, 2, 2]
     for name, value in expected.items():
         assert model.log_dict[name] == pytest.approx(float(value), rel=1e-4), name
     assert {'l_budget', 'l_class', 'train/average_macs'} < set(model.log_dict)
@@ -96,7 +123,7 @@ def test_the_dearest_candidate_may_learn_from_more_images(tmp_path, pictures):
         all_images.append((dearest - data['gt']).abs().mean((1, 2, 3)))
         squares = [(output.clamp(0, 1) - data['gt'][:1]).square().mean() for output in (*sparse, dearest[:1])]
     step(model, 1, data)
-    assert model.classes.tolist() == [0, 1, 2, 2, 2]
+    assert model.deal.candidates.tolist() == [0, 1, 2, 2, 2]
     assert model.log_dict['l_pix'] == pytest.approx(float(torch.cat(all_images).mean()), rel=1e-4)
     pulled = sum((output - dearest[:1]).abs().mean() for output in sparse) / 5
     assert model.log_dict['l_distill'] == pytest.approx(float(pulled), rel=1e-4)

@@ -137,7 +137,7 @@ def prune(prunable: Path, out: Path, *argv: str) -> int:
     return main(['prune', *network, '--out', str(out), *argv])
 
 
-def run_python(*args: str, cwd: Path | str = REPOSITORY, timeout: float = 240, **environment: str):
+def run_python(*args: str, cwd: Path | str = REPOSITORY, timeout: float = 1200, **environment: str):
     """Runs Python in a process of its own, which finds the package and sees no GPU."""
     variables = {
         **os.environ, 'PYTHONPATH': str(REPOSITORY), 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', **environment,

@@ -62,11 +62,19 @@ def _channels_to_try(net: nn.Module, base: Mapping[str, Any]) -> list[int]:
     """Numbers of input channels, the most probable first, each once."""
     if isinstance(base.get('net'), Mapping):  # a network around another
         return _channels_to_try(next(net.children()), base['net'])
-    defaults = inspect.signature(type(net).__init__).parameters
-    options = [base.get(key, defaults[key].default if key in defaults else None) for key in _CHANNEL_OPTIONS]
     layers = [layer.in_channels for layer in net.modules() if isinstance(layer, nn.modules.conv._ConvNd)]
-    named = [value for value in options if isinstance(value, int) and value > 0]
-    return list(dict.fromkeys([*named, 3, 1, 4, *layers, *range(1, _MOST_CHANNELS + 1)]))
+    return list(dict.fromkeys([*_declared(type(net), base), 3, 1, 4, *layers, *range(1, _MOST_CHANNELS + 1)]))
+
+
+def declared_channels(kind: type[nn.Module], base: Mapping[str, Any]) -> int | None:
+    """Channels of the images that a kind of network takes, as far as its options or their defaults say so."""
+    return next(iter(_declared(kind, base)), None)
+
+
+def _declared(kind: type[nn.Module], base: Mapping[str, Any]) -> list[int]:
+    defaults = inspect.signature(kind.__init__).parameters
+    options = [base.get(key, defaults[key].default if key in defaults else None) for key in _CHANNEL_OPTIONS]
+    return [value for value in options if isinstance(value, int) and value > 0]
 
 
 def network_name(options: Mapping[str, Any]) -> str:

@@ -9,12 +9,15 @@ from pydantic import Field, model_validator
 
 from basicsr_classpruning.archs.support import refusal
 from basicsr_classpruning.config.datasets import Dataset, check_phases, check_training_set
+from basicsr_classpruning.config.degradation import SecondOrderDegradation
 from basicsr_classpruning.config.fields import Allowed, Count, CountOrZero, Section, Whole, refuse
 from basicsr_classpruning.config.networks import ClassPruningNetwork, PlainNetwork
 from basicsr_classpruning.config.training import (
+    ClassPruningGANTrain,
     ClassPruningTestVal,
     ClassPruningTrain,
     ClassPruningVal,
+    GANPaths,
     GuardedTrain,
     Logger,
     Paths,
@@ -25,9 +28,11 @@ from basicsr_classpruning.config.training import (
 from basicsr_classpruning.data.degradations import registered_degradations
 
 CLASSPRUNING_MODEL = 'ClassPruningModel'
+GAN_MODEL = 'ClassPruningGANModel'
 GUARDED_MODEL = 'GuardedSRModel'
 PLAIN_MODEL = 'SRModel'
-KNOWN_MODELS = (CLASSPRUNING_MODEL, GUARDED_MODEL, PLAIN_MODEL, 'SwinIRModel')
+REALESRNET_MODEL = 'ClassPruningRealESRNetModel'
+KNOWN_MODELS = (CLASSPRUNING_MODEL, GAN_MODEL, REALESRNET_MODEL, GUARDED_MODEL, PLAIN_MODEL, 'SwinIRModel')
 """Models whose options are known to the last key. Other models may read further keys."""
 
 ModuleName = Annotated[str, Allowed('a module name')]
@@ -158,13 +163,64 @@ class ClassPruningTestingOptions(TestingOptions):
     """What is measured and written."""
 
 
+class GANTrainingOptions(ClassPruningTrainingOptions):
+    """An options file for training a ClassPruning network against a discriminator."""
+
+    model_type: Literal['ClassPruningGANModel']  # type: ignore[assignment]
+    """`ClassPruningGANModel`."""
+    network_d: PlainNetwork
+    """The discriminator, e.g. `{type: VGGStyleDiscriminator, num_in_ch: 3, num_feat: 64, input_size: 128}`."""
+    train: ClassPruningGANTrain
+    """How the networks are trained."""
+    path: GANPaths = GANPaths()
+    """Files to start from."""
+
+
+class GANTestingOptions(ClassPruningTestingOptions):
+    """An options file for testing a ClassPruning network that was trained against a discriminator."""
+
+    model_type: Literal['ClassPruningGANModel']  # type: ignore[assignment]
+    """`ClassPruningGANModel`; `ClassPruningModel` does the same."""
+
+
+class RealESRNetTrainingOptions(ClassPruningTrainingOptions, SecondOrderDegradation):
+    """An options file for training a ClassPruning network on pictures that are degraded as in Real-ESRGAN."""
+
+    model_type: Literal['ClassPruningRealESRNetModel']  # type: ignore[assignment]
+    """`ClassPruningRealESRNetModel`; its training set is BasicSR's `RealESRGANDataset`."""
+
+    @model_validator(mode='after')
+    def _pool(self) -> RealESRNetTrainingOptions:
+        train = self.datasets['train']
+        batch = getattr(train, 'batch_size_per_gpu', None)
+        if isinstance(batch, int) and batch > 0 and self.queue_size % batch:
+            text = f'{self.queue_size} is not allowed; a multiple of the batch size ({batch})'
+            raise refuse('queue_size', text)
+        if self.gt_size % self.scale:
+            raise refuse('gt_size', f'{self.gt_size} is not allowed; a multiple of scale ({self.scale})')
+        return self
+
+
+class RealESRNetTestingOptions(ClassPruningTestingOptions):
+    """An options file for testing a ClassPruning network that was trained on pictures degraded as in Real-ESRGAN."""
+
+    model_type: Literal['ClassPruningRealESRNetModel']  # type: ignore[assignment]
+    """`ClassPruningRealESRNetModel`; `ClassPruningModel` does the same."""
+
+
 def options_class(model_type: str, is_train: bool) -> type[Options]:
     """The schema of a file with this `model_type`, for training or testing."""
     training: dict[str, type[Options]] = {
         CLASSPRUNING_MODEL: ClassPruningTrainingOptions,
+        GAN_MODEL: GANTrainingOptions,
+        REALESRNET_MODEL: RealESRNetTrainingOptions,
         GUARDED_MODEL: GuardedTrainingOptions,
     }
-    testing: dict[str, type[Options]] = {CLASSPRUNING_MODEL: ClassPruningTestingOptions}
+    testing: dict[str, type[Options]] = {
+        CLASSPRUNING_MODEL: ClassPruningTestingOptions,
+        GAN_MODEL: GANTestingOptions,
+        REALESRNET_MODEL: RealESRNetTestingOptions,
+    }
     return training.get(model_type, TrainingOptions) if is_train else testing.get(model_type, TestingOptions)
 
 

@@ -164,9 +164,9 @@ class ClassPruningTrain(GuardedTrain):
     stages: Stages | None = None
     """Lengths of the stages in iterations, together `total_iter`; null trains the candidates only (`supernet`)."""
     split: Literal['turn', 'none'] = 'turn'
-    """How the supernet stage shares out a batch: among all candidates in turn, or not at all. Then every candidate
-    restores every image, and the classifier learns beside them; a step of K candidates costs K times as much, so make
-    the batch smaller."""
+    """How the supernet stage shares out a batch: `turn` (round-robin) among all candidates in turn, `none` (sandwich)
+    not at all. Then every candidate restores every image, and the classifier learns beside them; a step of K candidates
+    costs K times as much, so make the batch smaller."""
     sparse_batch: Count | None = None
     """With `split: none`: images of a batch that all candidates restore; the dearest one restores the others too. It
     has the least to learn, so few images in a step leave it furthest behind. null: all images."""
@@ -208,6 +208,30 @@ class ClassPruningTrain(GuardedTrain):
         _check_losses(self)
         self.scheduler.check(total)
         return self
+
+
+class GANLoss(Loss):
+    """The adversarial loss."""
+
+    type: str = 'GANLoss'
+    """Name in BasicSR's loss registry."""
+    gan_type: Literal['vanilla', 'lsgan', 'wgan', 'wgan_softplus', 'hinge']
+    """Which one; SRGAN and ESRGAN use `vanilla`."""
+
+
+class ClassPruningGANTrain(ClassPruningTrain):
+    """Training of a ClassPruning network against a discriminator."""
+
+    gan_opt: GANLoss
+    """Loss between the discriminator's predictions and what they should be."""
+    adversary: Literal['standard', 'relativistic'] = 'standard'
+    """What the discriminator compares: each image by itself as in SRGAN, or with the other kind's mean as in ESRGAN."""
+    optim_d: Optimizer
+    """The optimiser of the discriminator."""
+    net_d_iters: Literal[1] = 1
+    """Accepted because BasicSR's own files write it; the candidates learn in every iteration."""
+    net_d_init_iters: Literal[0] = 0
+    """Accepted because BasicSR's own files write it; the candidates learn from the first iteration on."""
 
 
 def _check_losses(train: Train) -> None:
@@ -302,3 +326,14 @@ class Paths(Section):
     """Training state to continue from, e.g. `experiments/NAME/training_states/5000.state`."""
     ignore_resume_networks: list[str] | str | None = None
     """Networks whose weights are not taken from the resumed run, e.g. `network_g`."""
+
+
+class GANPaths(Paths):
+    """Files to start from, of a training against a discriminator."""
+
+    pretrain_network_d: str | None = None
+    """Checkpoint of the discriminator to start from."""
+    param_key_d: str | None = 'params'
+    """Which weights of it: `params`, or null for a raw state dict."""
+    strict_load_d: bool = True
+    """Whether its keys must fit the discriminator's exactly."""

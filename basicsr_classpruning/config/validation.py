@@ -15,15 +15,17 @@ from basicsr_classpruning.config.problems import Problem, first_problem, under
 from basicsr_classpruning.config.registries import DATASET, LOSS, METRIC, MODEL, NETWORK, check_registered
 from basicsr_classpruning.config.schema import (
     CLASSPRUNING_MODEL,
+    GAN_MODEL,
     GUARDED_MODEL,
     KNOWN_MODELS,
     PLAIN_MODEL,
+    REALESRNET_MODEL,
     Options,
     options_class,
 )
 from basicsr_classpruning.config.wording import shown
 
-_LOSSES = ('pixel_opt', 'perceptual_opt', 'budget_opt', 'class_opt', 'distill_opt', 'difficulty_opt')
+_LOSSES = ('pixel_opt', 'perceptual_opt', 'gan_opt', 'budget_opt', 'class_opt', 'distill_opt', 'difficulty_opt')
 _SCHEDULERS = {
     'MultiStepLR': 'MultiStepRestartLR',
     'MultiStepRestartLR': 'MultiStepRestartLR',
@@ -63,6 +65,8 @@ def _validated(opt: Any, source: str, is_train: bool | None) -> dict[str, Any]:
         is_train = 'train' in opt or (isinstance(datasets, dict) and 'train' in datasets)
     schema = options_class(model_type, is_train)
     known = model_type in KNOWN_MODELS
+    if not known:
+        _refuse_basicsr_model(model_type, opt.get('network_g'))
     rest, extras = (opt, []) if known else _without_extras(schema, opt)
     result = _checked(schema, rest).model_dump()
     if not known and result['network_g']['type'] == 'ClassPruning':
@@ -71,6 +75,14 @@ def _validated(opt: Any, source: str, is_train: bool | None) -> dict[str, Any]:
     for extra in extras:
         extra.put_back(result)
     return result
+
+
+def _refuse_basicsr_model(model_type: str, network: Any) -> None:
+    """BasicSR's own models would train what a ClassPruning network routes to, and never its classifier."""
+    wrapped = isinstance(network, dict) and network.get('type') == 'ClassPruning'
+    if wrapped and registries.find(MODEL, model_type, 'model_type').__module__.startswith('basicsr.'):
+        allowed = f'{CLASSPRUNING_MODEL}, {GAN_MODEL} or {REALESRNET_MODEL}'
+        raise Problem('model_type', f'{model_type!r} is not allowed with a ClassPruning network; {allowed}')
 
 
 def import_custom(opt: dict[str, Any], source: str) -> None:
@@ -149,6 +161,8 @@ def _copied(value: Any) -> Any:
 def _check_names(opt: dict[str, Any], known: bool) -> None:
     """Looks up everything that options name by `type`. Only ``known`` models keep to BasicSR's optimisers."""
     _check_network(opt['network_g'], 'network_g')
+    if known and 'network_d' in opt:
+        check_registered(NETWORK, opt['network_d'], 'network_d')
     for phase, dataset in opt['datasets'].items():
         registries.find(DATASET, dataset['type'], f'datasets.{phase}.type')
     for name, metric in ((opt.get('val') or {}).get('metrics') or {}).items():
@@ -158,17 +172,19 @@ def _check_names(opt: dict[str, Any], known: bool) -> None:
         if train.get(name):
             check_registered(LOSS, train[name], f'train.{name}')
     if train and known:
-        _check_optimizer(train['optim_g'])
+        for key in ('optim_g', 'optim_d'):
+            if key in train:
+                _check_optimizer(train[key], f'train.{key}')
         _check_scheduler(train['scheduler'])
 
 
-def _check_optimizer(options: dict[str, Any]) -> None:
+def _check_optimizer(options: dict[str, Any], key: str) -> None:
     import torch
 
     if options['type'] not in _OPTIMIZERS:
         text = f'{shown(options["type"])} is not allowed; {", ".join(_OPTIMIZERS)}'
-        raise Problem('train.optim_g.type', text)
-    _check_called(getattr(torch.optim, options['type']), options, 'train.optim_g', frozenset({'params'}))
+        raise Problem(f'{key}.type', text)
+    _check_called(getattr(torch.optim, options['type']), options, key, frozenset({'params'}))
 
 
 def _check_scheduler(options: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from basicsr_classpruning.data.samplers import Draw
+from basicsr_classpruning.errors import UserError
 
 
 @contextmanager
@@ -30,7 +31,48 @@ def seeded(*numbers: int) -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
-class SeededDataset(Dataset):
+class NamingDataset(Dataset):
+    """A data set that names the picture where it fails, in one line.
+
+    Args:
+        dataset: any data set of BasicSR's registry.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    @property
+    def opt(self) -> dict[str, Any]:
+        """Options of the data set."""
+        return self.dataset.opt  # type: ignore[attr-defined]
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        """The sample. Raises UserError where the data set raises anything."""
+        try:
+            return self.dataset[index]
+        except UserError:
+            raise
+        except Exception as error:  # whatever the data set's class raises
+            path = path_of(getattr(self.dataset, 'paths', ()), index)
+            reason = f'{type(error).__name__}: {error}'.splitlines()[0]
+            raise UserError(f'data set {self.opt.get("name")}: {path}: {reason}') from None
+
+
+def path_of(paths: Any, index: int) -> str:
+    """What to call a picture, from a data set's ``paths``: paths, or mappings with ``gt_path`` or ``lq_path``."""
+    try:
+        entry = paths[index]
+    except (LookupError, TypeError):
+        return f'picture {index}'
+    if isinstance(entry, dict):
+        entry = entry.get('gt_path') or next(iter(entry.values()), f'picture {index}')
+    return str(entry)
+
+
+class SeededDataset(NamingDataset):
     """A data set whose sample ``number`` is the same whichever worker or process makes it, and whatever it made before.
 
     To be drawn from with a :class:`~basicsr_classpruning.data.samplers.ResumableSampler`. Then the data of a training
@@ -42,17 +84,9 @@ class SeededDataset(Dataset):
     """
 
     def __init__(self, dataset: Dataset, seed: int) -> None:
-        self.dataset = dataset
+        super().__init__(dataset)
         self.seed = seed
 
-    @property
-    def opt(self) -> dict[str, Any]:
-        """Options of the data set."""
-        return self.dataset.opt  # type: ignore[attr-defined]
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
-
-    def __getitem__(self, draw: Draw) -> Any:
+    def __getitem__(self, draw: Draw) -> Any:  # type: ignore[override]  # what its sampler gives
         with seeded(self.seed, draw.number):
-            return self.dataset[draw.picture]
+            return super().__getitem__(draw.picture)

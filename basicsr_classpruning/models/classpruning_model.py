@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from os import path as osp
 from typing import Any
 
 import torch
 from basicsr.losses import build_loss
-from basicsr.utils import get_root_logger, imwrite
+from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional
 
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.checkpoint import read_checkpoint
+from basicsr_classpruning.config.training import ClassPruningTestVal, ClassPruningTrain, ClassPruningVal
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.losses.classpruning_loss import batch_mean
 from basicsr_classpruning.models.collapse import CollapseWatch
 from basicsr_classpruning.models.guarded_model import GuardedSRModel
 from basicsr_classpruning.models.memory import ErrorMemory
-from basicsr_classpruning.models.stages import STAGES, Schedule
+from basicsr_classpruning.models.stages import Batch, Deal, Schedule
 from basicsr_classpruning.models.validation import Report, evaluate
 from basicsr_classpruning.routing.errors import relative_errors
 from basicsr_classpruning.routing.ladder import Ladder, LadderError
@@ -28,6 +29,7 @@ from basicsr_classpruning.routing.price import FIRST_LOG_PRICE
 
 _MAX_RECOVERIES = 3  # resets of the classifier after which a collapse stops the run
 _CLASSIFIER_BATCH = 32  # images of the memory in a step
+_LOSSES = {'budget': 'budget_opt', 'class': 'class_opt', 'distill': 'distill_opt', 'difficulty': 'difficulty_opt'}
 _RESTART_RATE = 0.3  # factor of the classifier's learning rate at each reset
 
 
@@ -86,6 +88,8 @@ class ClassPruningModel(GuardedSRModel):
 
     net_g: ClassPruning
     net_g_ema: ClassPruning
+    train_schema: type[ClassPruningTrain] = ClassPruningTrain
+    val_schemas = (ClassPruningVal, ClassPruningTestVal)
 
     def __init__(self, opt: dict[str, Any]) -> None:
         if opt['network_g'].get('type') != 'ClassPruning':
@@ -104,18 +108,16 @@ class ClassPruningModel(GuardedSRModel):
 
     def init_training_settings(self) -> None:
         train_opt = self.opt['train']
-        self.schedule = Schedule.from_options(train_opt)
-        self.decay = train_opt.get('srste_decay', 2e-4)
+        self.schedule = Schedule(train_opt)
+        self.decay = train_opt['srste_decay']
         self.watch = CollapseWatch(len(self.net_g.candidates))
         self.memory = ErrorMemory()
         self.recoveries = 0
         self.losses = {
             name: build_loss(train_opt[key]).to(self.device)
-            for name, key in (('budget', 'budget_opt'), ('class', 'class_opt'), ('distill', 'distill_opt'))
-            if train_opt.get(key)
+            for name, key in _LOSSES.items()
+            if train_opt[key] is not None
         }
-        difficulty = train_opt.get('difficulty_opt') or {'type': 'DifficultyLoss'}
-        self.losses['difficulty'] = build_loss(difficulty).to(self.device)
         super().init_training_settings()
         training_pass = TrainingPass(self.net_g)
         # Which parameters a step uses depends on the stage and on the classes of the images at hand.
@@ -124,7 +126,7 @@ class ClassPruningModel(GuardedSRModel):
     def setup_optimizers(self) -> None:
         options = dict(self.opt['train']['optim_g'])
         kind = options.pop('type')
-        rate = self.opt['train'].get('classifier_lr') or 1e-3
+        rate = self.opt['train']['classifier_lr']
         groups = [
             {'params': list(self.net_g.base.parameters())},
             {'params': list(self.net_g.classifier.parameters()), 'lr': rate},
@@ -137,78 +139,50 @@ class ClassPruningModel(GuardedSRModel):
     def load_params(self, net: nn.Module, params: dict[str, Tensor], strict: bool) -> None:
         net.load_params(params, strict)  # type: ignore[operator]
 
-    def network_options(self) -> dict[str, Any]:
+    def network_options(self, net_label: str = 'net_g') -> dict[str, Any]:
         return self.net_g.options
 
     # -------------------------------------------------------------- training
 
     def loss_terms(self, current_iter: int) -> Iterator[tuple[str, Tensor]]:
-        self.stage = self.schedule.stage(current_iter)
-        interval = self.opt['train'].get('mask_interval', 10)
-        if self.stage != 'classifier' and interval and current_iter % interval == 0:
+        self.stage = stage = self.schedule.stage(current_iter)
+        interval = self.opt['train']['mask_interval']
+        if stage.candidates_learn and interval and current_iter % interval == 0:
             self.net_g.rank_by_magnitude()
-        whole = self.stage == 'supernet' and self.opt['train'].get('split', 'turn') == 'none'
-        learns = whole or self.stage != 'supernet'
-        parts = self._parts() if whole else None
-        images = slice(None) if parts is None else torch.cat(parts)
-        if learns and (not whole or not self.memory):  # else the outputs of the last step have been measured
-            self._measure_errors()
-        self.classes = self._choose_candidates(current_iter, parts)
-        to_restore = None if self.classes is None else self.lq[images]
-        to_score, errors = self.memory.sample(_CLASSIFIER_BATCH) if learns else (None, None)
+        self._measure_errors(stage.to_measure(len(self.lq), len(self.memory)))
+        batch = Batch(self.lq, current_iter, self.opt['rank'], self.opt['world_size'])
+        self.deal = stage.deal(self.net_g, batch)
+        to_restore, candidates = (
+            (None, None) if self.deal is None else (self.lq[self.deal.images], self.deal.candidates)
+        )
+        to_score, errors = self.memory.sample(_CLASSIFIER_BATCH) if stage.classifier_learns else (None, None)
         with self.autocast():
-            output, predicted, probabilities = self.training_pass(to_restore, self.classes, to_score)
-        if output is not None:
-            yield from self._restoration(output, images)
-        if parts is not None:
-            outputs = self.output.detach().split([len(part) for part in parts])
-            self._remember([output[: len(parts[0])] for output in outputs])
+            output, predicted, probabilities = self.training_pass(to_restore, candidates, to_score)
+        if self.deal is not None:
+            yield from self._restoration(output, self.deal)
         if errors is not None:
             yield from self._classifier_terms(predicted, probabilities, errors)
 
-    def _parts(self) -> list[Tensor]:
-        """Without a split: the images of the batch that each candidate restores."""
-        batch = torch.arange(len(self.lq), device=self.device)
-        first = batch[: self.opt['train'].get('sparse_batch')]
-        return [first] * (len(self.net_g.candidates) - 1) + [batch]
-
-    def _choose_candidates(self, current_iter: int, parts: list[Tensor] | None) -> Tensor | None:
-        """Candidates of the batch's images; without a split of the first one's images, then the second's, and so on."""
-        if self.stage == 'classifier':
-            return None
-        if self.stage == 'joint':
-            return self._explore(self.net_g.classify(self.lq))
-        if parts is not None:
-            return torch.cat([torch.full_like(part, candidate) for candidate, part in enumerate(parts)])
-        return self._split_in_turn(current_iter)
-
-    def _split_in_turn(self, current_iter: int) -> Tensor:
-        """Candidates of a mini-batch in turn, over all processes, beginning with another one each time."""
-        position = torch.arange(len(self.lq), device=self.device) * self.opt['world_size'] + self.opt['rank']
-        return (position + current_iter) % len(self.net_g.candidates)
-
-    def _explore(self, classes: Tensor) -> Tensor:
-        """Gives some images a random candidate, so that none stops learning because it is never chosen."""
-        share = self.opt['train'].get('explore', 0.1)
-        chance = torch.rand(len(classes), device=self.device) < share
-        return torch.where(chance, torch.randint_like(classes, len(self.net_g.candidates)), classes)
-
-    def _restoration(self, output: Tensor, images: Tensor | slice) -> Iterator[tuple[str, Tensor]]:
-        """The terms of images of the batch restored, which may be there several times."""
+    def _restoration(self, output: Tensor, deal: Deal) -> Iterator[tuple[str, Tensor]]:
+        """The terms of the images that were dealt and restored."""
         self.output = output.float()
-        yield from self.restoration_terms(self.output, self.gt[images])
+        yield from self.restoration_terms(self.output, self.gt[deal.images])
         if 'distill' in self.losses:
             with torch.no_grad(), self.autocast():
                 teacher = self.net_g.run_sparse(self.lq, None).float()
-            yield 'l_distill', self.losses['distill'](self.output, teacher[images])
+            yield 'l_distill', self.losses['distill'](self.output, teacher[deal.images])
+        if deal.by_all:
+            self._remember(deal.outputs_by_candidate(self.output.detach(), len(self.net_g.candidates)))
 
     @torch.no_grad()
-    def _measure_errors(self) -> None:
-        """Runs every candidate on the batch, or a part of it in the joint stage, and remembers their errors."""
-        share = self.opt['train'].get('classifier_share', 0.25) if self.stage == 'joint' else 1
-        lq = self.lq[: max(1, round(len(self.lq) * share))]
+    def _measure_errors(self, images: int) -> None:
+        """Runs every candidate on the batch's first ``images``, and remembers their errors."""
+        if not images:
+            return
         with self.autocast():
-            outputs = [self.net_g.run_sparse(lq, candidate) for candidate in range(len(self.net_g.candidates))]
+            outputs = [
+                self.net_g.run_sparse(self.lq[:images], candidate) for candidate in range(len(self.net_g.candidates))
+            ]
         self._remember(outputs)
 
     @torch.no_grad()
@@ -241,13 +215,12 @@ class ClassPruningModel(GuardedSRModel):
         self.net_g.selection.decay = self.decay * self.scaler.get_scale()
         super().optimize_parameters(current_iter)
         self.log_dict.update(self._figures())
-        # In the supernet stage nothing is routed, so nothing is lost.
-        if self.stage != 'supernet' and self.watch.collapsed and not self._budget_asks_for_one_class():
+        if self.stage.needs_variety and self.watch.collapsed and not self._budget_asks_for_one_class():
             self._handle_collapse(current_iter)
 
     def _figures(self) -> dict[str, float]:
         """What the log and TensorBoard are told beside the losses."""
-        figures: dict[str, float] = {'train/stage': 1 + STAGES.index(self.stage)}
+        figures: dict[str, float] = {'train/stage': self.schedule.number(self.stage)}
         if self.watch.steps:  # the classifier has begun to learn
             figures['train/average_macs'] = float(self.watch.shares @ self.net_g.costs().cpu())
             for name, share in zip(self.net_g.candidates, self.watch.shares.tolist()):
@@ -263,7 +236,7 @@ class ClassPruningModel(GuardedSRModel):
         """Warns, starts the classifier afresh or stops, as ``train.on_collapse`` says."""
         shares = ', '.join(f'{name} {share:.1%}' for name, share in zip(self.net_g.candidates, self.watch.shares))
         message = f'iteration {current_iter}: the classifier has collapsed to one class ({shares})'
-        action = self.opt['train'].get('on_collapse', 'recover')
+        action = self.opt['train']['on_collapse']
         if action == 'stop' or (action == 'recover' and self.recoveries >= _MAX_RECOVERIES):
             raise UserError(f'{message}: training stopped; try a smaller train.classifier_lr')
         get_root_logger().warning(message + ('; it starts afresh' if action == 'recover' else ''))
@@ -282,12 +255,19 @@ class ClassPruningModel(GuardedSRModel):
             if self.opt['dist']:
                 torch.distributed.broadcast(parameter.data, 0)
             self.optimizer_g.state.pop(parameter, None)
-        # What made it collapse once would do so again.
+        self._slow_classifier_down()  # what made it collapse once would do so again
+
+    def _slow_classifier_down(self) -> None:
         for group in self.optimizer_g.param_groups[1:]:
             group['lr'] *= _RESTART_RATE
             group['initial_lr'] *= _RESTART_RATE
         for scheduler in self.schedulers:
             scheduler.base_lrs[1:] = [rate * _RESTART_RATE for rate in scheduler.base_lrs[1:]]
+
+    def replay_schedule(self, resume_state: dict[str, Any]) -> None:
+        super().replay_schedule(resume_state)
+        for _ in range(resume_state['recoveries']):
+            self._slow_classifier_down()
 
     def model_ema(self, decay: float = 0.999) -> None:
         super().model_ema(decay)
@@ -298,9 +278,9 @@ class ClassPruningModel(GuardedSRModel):
         self.net_g_ema.forget_subnetworks()
 
     def describe_step(self) -> str:
-        if self.classes is None:
+        if self.deal is None:
             return f' (stage {self.stage})'
-        names = sorted({self.net_g.candidates[k] for k in self.classes.tolist()})
+        names = sorted({self.net_g.candidates[k] for k in self.deal.candidates.tolist()})
         return f' (stage {self.stage}, candidates {", ".join(names)})'
 
     def extra_state(self) -> dict[str, Any]:
@@ -334,20 +314,23 @@ class ClassPruningModel(GuardedSRModel):
         net = self.network_for_testing()
         name = dataloader.dataset.opt['name']
         val_opt = self.opt['val']
-        save = self._picture_saver(name, current_iter) if save_img else None
+
+        def save(batch: Mapping[str, Any], picture: Any) -> None:
+            self.save_picture(picture, batch['lq_path'][0], name, current_iter)
+
         training = net.training
         net.eval()
         try:
             report = evaluate(
                 net,
                 dataloader,
-                val_opt.get('metrics') or {},
+                val_opt['metrics'] or {},
                 name=name,
                 iteration=current_iter,
-                budgets=val_opt.get('budgets') or (),
-                all_candidates=val_opt.get('candidates', True),
+                budgets=val_opt['budgets'],
+                all_candidates=val_opt['candidates'],
                 device=self.device,
-                on_result=save,
+                on_result=save if save_img else None,
             )
         finally:
             net.train(training)
@@ -359,6 +342,8 @@ class ClassPruningModel(GuardedSRModel):
             for row in report.rows:
                 values = {**row.metrics, 'average_macs': row.macs, 'saved': row.saved}
                 for key, value in values.items():
+                    if value is None:
+                        continue
                     tb_logger.add_scalar(f'metrics/{name}/{row.name}/{key}', value, current_iter)
             for candidate, share in zip(report.candidates, report.rows[0].class_share):
                 tb_logger.add_scalar(f'metrics/{name}/share/{candidate}', share, current_iter)
@@ -367,18 +352,6 @@ class ClassPruningModel(GuardedSRModel):
         if self.is_train and report.rows[0].metrics:
             self._initialize_best_metric_results(report.dataset)
             for metric, value in report.rows[0].metrics.items():
+                if value is None:
+                    continue
                 self._update_best_metric_result(report.dataset, metric, value, report.iteration)
-
-    def _picture_saver(self, dataset: str, current_iter: int | str) -> Callable[[Mapping[str, Any], Any], None]:
-        """Saves the routed network's pictures where BasicSR's models save theirs."""
-        folder = self.opt['path']['visualization']
-
-        def save(batch: Mapping[str, Any], picture: Any) -> None:
-            name = osp.splitext(osp.basename(batch['lq_path'][0]))[0]
-            if self.is_train:
-                path = osp.join(folder, name, f'{name}_{current_iter}.png')
-            else:
-                path = osp.join(folder, dataset, f'{name}_{self.opt["val"].get("suffix") or self.opt["name"]}.png')
-            imwrite(picture, path)
-
-        return save

@@ -14,17 +14,29 @@ from typing import Any
 import numpy as np
 import torch
 from basicsr.models.sr_model import SRModel
-from basicsr.utils import get_root_logger
+from basicsr.utils import get_root_logger, imwrite, tensor2img
 from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
 
 from basicsr_classpruning.archs.adapters import fitting_params
 from basicsr_classpruning.archs.base_network import load_fitting, load_what_fits
 from basicsr_classpruning.checkpoint import read_checkpoint, write_checkpoint
+from basicsr_classpruning.config.sections import filled_in
+from basicsr_classpruning.config.training import GuardedTrain, TestVal, Val
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.models.explosion import ExplosionWatch
+from basicsr_classpruning.models.resuming import (
+    differences,
+    is_rescheduled,
+    options_to_keep,
+    plain,
+    replay_schedule,
+    with_own_schedule,
+)
+from basicsr_classpruning.models.validation import mean_of_finite, measure, needs_truth, shown
 from basicsr_classpruning.safe_files import save_file
 
 _AMP_TYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -68,21 +80,37 @@ class GuardedSRModel(SRModel):
     net_g: nn.Module
     lq: Tensor
     gt: Tensor
+    train_schema: type[GuardedTrain] = GuardedTrain
+    """What ``train`` may hold, and its defaults."""
+    val_schemas: tuple[type[TestVal], type[TestVal]] = (Val, TestVal)
+    """What ``val`` may hold in training and in testing, and its defaults."""
+    degrades = False
+    """Whether batches are degraded here, for a training set that brings clean pictures alone."""
+    unwatched: tuple[str, ...] = ()
+    """Loss terms that may take any value without having exploded."""
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        if opt['is_train']:
+            opt['train'] = filled_in(self.train_schema, opt['train'], 'train')
+            self.options_at_start = options_to_keep(opt)  # BasicSR takes some out when it uses them
+        if opt.get('val'):
+            opt['val'] = filled_in(self.val_schemas[not opt['is_train']], opt['val'], 'val')
+        super().__init__(opt)
 
     # ---------------------------------------------------------------- set-up
 
     def init_training_settings(self) -> None:
         train_opt = self.opt['train']
-        self.amp_type = _AMP_TYPES.get(train_opt.get('amp'))
+        self.amp_type = _AMP_TYPES.get(train_opt['amp'])
         if self.amp_type is torch.bfloat16 and self.device.type == 'cpu' and not _has_bf16():
             get_root_logger().warning('train.amp: this processor would emulate bf16; trained in single precision')
             self.amp_type = None
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=train_opt.get('amp') == 'fp16')
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=train_opt['amp'] == 'fp16')
         self.skipped = 0
         self.explosions = ExplosionWatch()
         super().init_training_settings()
         for net in self._networks():
-            if train_opt.get('channels_last', True):
+            if train_opt['channels_last']:
                 net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _networks(self) -> list[nn.Module]:
@@ -102,7 +130,7 @@ class GuardedSRModel(SRModel):
 
     def feed_data(self, data: dict[str, Any]) -> None:
         super().feed_data(data)
-        if self.is_train and self.opt['train'].get('channels_last', True):
+        if self.is_train and self.opt['train']['channels_last']:
             self.lq = self.lq.contiguous(memory_format=torch.channels_last)
 
     def autocast(self) -> contextlib.AbstractContextManager:
@@ -146,13 +174,13 @@ class GuardedSRModel(SRModel):
         self.scaler.scale(total).backward()
         self.scaler.unscale_(self.optimizer_g)
         parameters = [p for group in self.optimizer_g.param_groups for p in group['params'] if p.grad is not None]
-        limit = self.opt['train'].get('grad_clip') or float('inf')
+        limit = self.opt['train']['grad_clip'] or float('inf')
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
         if not torch.isfinite(norm) and not self.scaler.is_enabled():
             return self._bad_step(f'the gradient of {" + ".join(losses)} is not finite', current_iter)
         self.scaler.step(self.optimizer_g)  # with fp16 it skips overflows by itself and lowers its scale
         self.scaler.update()
-        self.explosions.update(values)
+        self.explosions.update(self._watched(values))
         self.skipped = 0
         return True
 
@@ -161,11 +189,14 @@ class GuardedSRModel(SRModel):
         bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
         if bad:
             return f'loss term {", ".join(bad)} is not finite'
-        exploded = self.explosions.exploded(losses)
+        exploded = self.explosions.exploded(self._watched(losses))
         if exploded:
             terms = ', '.join(f'{name} ({losses[name]:.2g})' for name in exploded)
             return f'loss term {terms} has exploded, from {self.explosions.level:.2g} for all terms together'
         return ''
+
+    def _watched(self, losses: dict[str, float]) -> dict[str, float]:
+        return {name: loss for name, loss in losses.items() if name not in self.unwatched}
 
     def _any_process(self, flag: bool) -> bool:
         """Whether the flag is set in any process of a distributed run: all must skip or none."""
@@ -179,7 +210,7 @@ class GuardedSRModel(SRModel):
         self.optimizer_g.zero_grad()
         self.skipped += 1
         message = f'iteration {current_iter}: {what}{self.describe_step()}'
-        if self.opt['train'].get('on_nan', 'stop') == 'skip' and self.skipped <= _MAX_SKIPPED:
+        if self.opt['train']['on_nan'] == 'skip' and self.skipped <= _MAX_SKIPPED:
             get_root_logger().warning(f'{message}; this step is skipped')
             return False
         again = f', the {self.skipped}th step in a row' if self.skipped > 1 else ''
@@ -188,6 +219,54 @@ class GuardedSRModel(SRModel):
     def describe_step(self) -> str:
         """What a report of a bad step should add, for example the candidate."""
         return ''
+
+    # ------------------------------------------------------------ validation
+
+    def nondist_validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
+        """Validates as SRModel does, but for means over finite values only, of pictures in the part that output and
+        ground truth have in common; metrics that need no ground truth are measured without.
+        """
+        name, metrics = dataloader.dataset.opt['name'], self.opt['val']['metrics'] or {}
+        values: dict[str, list[float]] = {key: [] for key in metrics}
+        for data in tqdm(dataloader, unit='image', disable=not self.opt['val']['pbar']):
+            path = data['lq_path'][0]
+            if 'gt' not in data and any(map(needs_truth, metrics.values())):
+                raise UserError(f'data set {name}: has no clean pictures (gt), with which val.metrics compare')
+            self.lq = data['lq'].to(self.device)
+            self.test()
+            restored = tensor2img([self.output.detach().cpu()])
+            del self.lq, self.output  # a large picture's memory, before the next one's
+            truth = tensor2img([data['gt']]) if 'gt' in data else None
+            if save_img:
+                self.save_picture(restored, path, name, current_iter)
+            for key, options in metrics.items():
+                values[key].append(measure(restored, truth, options, path))
+        if metrics:
+            self._log_means(values, name, current_iter, tb_logger)
+
+    def _log_means(self, values: dict[str, list[float]], name: str, current_iter: int | str, tb_logger: Any) -> None:
+        self._initialize_best_metric_results(name)
+        lines = [f'Validation {name}']
+        for key, of_pictures in values.items():
+            mean, equal = mean_of_finite(of_pictures), sum(map(math.isinf, of_pictures))
+            if mean is not None:
+                self._update_best_metric_result(name, key, mean, current_iter)
+                if tb_logger:
+                    tb_logger.add_scalar(f'metrics/{name}/{key}', mean, current_iter)
+            best = self.best_metric_results[name][key]
+            text = f'{key}: {shown(mean, equal)}'
+            lines.append(f'\t # {text}\tBest: {best["val"]:.4f} @ {best["iter"]} iter')
+        get_root_logger().info('\n'.join(lines))
+
+    def save_picture(self, picture: np.ndarray, path: str, dataset: str, current_iter: int | str) -> None:
+        """Saves a restored picture ``(H, W, C)`` uint8 BGR where BasicSR's models save theirs."""
+        folder = self.opt['path']['visualization']
+        name = osp.splitext(osp.basename(path))[0]
+        if self.is_train:
+            target = osp.join(folder, name, f'{name}_{current_iter}.png')
+        else:
+            target = osp.join(folder, dataset, f'{name}_{self.opt["val"]["suffix"] or self.opt["name"]}.png')
+        imwrite(picture, target)
 
     # ----------------------------------------------------------- checkpoints
 
@@ -220,11 +299,11 @@ class GuardedSRModel(SRModel):
                     'saved; the last one is untouched'
                 )
         path = osp.join(self.opt['path']['models'], f'{net_label}_{label}.pth')
-        write_checkpoint(path, states, self.network_options())
+        write_checkpoint(path, states, self.network_options(net_label))
 
-    def network_options(self) -> dict[str, Any]:
-        """The options that rebuild the network, as plain values."""
-        return _plain(self.opt['network_g'])
+    def network_options(self, net_label: str = 'net_g') -> dict[str, Any]:
+        """The options that rebuild a network, as plain values."""
+        return plain(self.opt[net_label.replace('net_', 'network_', 1)])
 
     @master_only
     def save_training_state(self, epoch: int, current_iter: int) -> None:
@@ -238,6 +317,7 @@ class GuardedSRModel(SRModel):
             'scaler': self.scaler.state_dict(),
             'explosions': self.explosions.state_dict(),
             'best_metric_results': getattr(self, 'best_metric_results', {}),
+            'options': self.options_at_start,
             **self.extra_state(),
         }
         save_file(state, osp.join(self.opt['path']['training_states'], f'{current_iter}.state'))
@@ -250,8 +330,16 @@ class GuardedSRModel(SRModel):
         """Takes what ``extra_state`` gave, from a whole training state."""
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        """Goes on from a training state. Raises UserError where it belongs to a run with other options."""
+        """Goes on from a training state. Options that have changed since count, and are logged in one line: learning
+        rates are those that the options' own schedule has at this iteration. Raises UserError for a state that does
+        not fit the model.
+        """
         try:
+            changed = list(differences(resume_state.get('options') or self.options_at_start, self.options_at_start))
+            if is_rescheduled(self, changed, resume_state):
+                self.replay_schedule(resume_state)
+                resume_state = with_own_schedule(self, resume_state)
+                changed = changed or [('train.scheduler', 'another one')]
             for optimizer, state in zip(self.optimizers, resume_state['optimizers']):
                 _check_optimizer_state(optimizer, state)
             super().resume_training(resume_state)
@@ -265,6 +353,13 @@ class GuardedSRModel(SRModel):
             raise UserError(f'{path}: belongs to a run with other options ({reason})') from None
         if resume_state.get('best_metric_results'):
             self.best_metric_results = resume_state['best_metric_results']
+        if changed:
+            text = '; '.join(f'{key} {values}' for key, values in changed)
+            get_root_logger().warning(f'Resuming with options that have changed: {text}')
+
+    def replay_schedule(self, resume_state: dict[str, Any]) -> None:
+        """Brings the learning rates of this new model to where its options have them at the state's iteration."""
+        replay_schedule(self, resume_state['iter'], self.opt['train']['warmup_iter'])
 
 
 def _check_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -279,12 +374,3 @@ def _check_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, An
         for key, value in values.items():
             if torch.is_tensor(value) and value.shape not in (parameters[number].shape, ()):
                 raise ValueError(f'{key} of parameter {number} has shape {tuple(value.shape)}')
-
-
-def _plain(value: Any) -> Any:
-    """Options as plain dictionaries, lists and values, which a checkpoint read with ``weights_only`` may hold."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value

@@ -1,39 +1,183 @@
-"""The training strategy: which stage an iteration belongs to."""
+"""The training strategy: each stage says how a batch is dealt to the candidates, and what learns from it.
+
+A new way of dealing a batch is a class here, and a name in ``SUPERNETS`` and in the schema of ``train.split``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-STAGES = ('supernet', 'classifier', 'joint')
+import torch
+from torch import Tensor
+
+from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """Lengths of the stages in iterations, in the order in which they run; a stage of length 0 is left out."""
+class Batch:
+    """The images that a process has in one iteration."""
 
-    supernet: int
-    """Candidates learn: each mini-batch is split among them."""
-    classifier: int
+    images: Tensor
+    """Degraded images ``(B, C, H, W)``."""
+    iteration: int
+    """Counted from 1."""
+    rank: int
+    """Number of the process, from 0."""
+    world_size: int
+    """Number of processes; every one has as many images."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class Deal:
+    """Which candidate restores which image of a batch."""
+
+    images: Tensor | slice
+    """The images ``(R,)`` to restore; one may be there several times."""
+    candidates: Tensor
+    """The candidate ``(R,)`` of each, from sparsest to densest."""
+    by_all: int = 0
+    """Number of images, the first of the batch, that every candidate restores: their errors are known afterwards."""
+
+    def outputs_by_candidate(self, outputs: Tensor, count: int) -> list[Tensor]:
+        """What each of ``count`` candidates made of the first ``by_all`` images, from all outputs ``(R, C, H, W)``."""
+        return [outputs[self.candidates == candidate][: self.by_all] for candidate in range(count)]
+
+
+class Stage:
+    """A stage of the training; here one in which nothing learns."""
+
+    name: str
+    """Key of its length in ``train.stages``."""
+    candidates_learn = False
+    """Whether the restoration losses train the candidates, and masks are renewed."""
+    classifier_learns = False
+    """Whether the classifier's losses train it, from the errors that candidates left."""
+    needs_variety = False
+    """Whether a classifier that puts all images into one class is something to act upon."""
+
+    def __init__(self, train: Mapping[str, Any]) -> None:
+        """Takes its options from the ``train`` section, filled in."""
+
+    def __str__(self) -> str:
+        return self.name
+
+    def to_measure(self, images: int, known: int) -> int:
+        """How many of a batch's ``images`` all candidates are run on, only to learn their errors.
+
+        ``known`` is the number of images whose errors are remembered.
+        """
+        return 0
+
+    def deal(self, net: ClassPruning, batch: Batch) -> Deal | None:
+        """Deals a batch; None where no image is restored. Randomness comes from torch's global generator."""
+        return None
+
+
+class RoundRobin(Stage):
+    """Supernet training, ``split: turn``: the images of all processes go to the candidates in turn.
+
+    Each iteration begins with another candidate, so that none is always given the first image of small batches.
+    """
+
+    name = 'supernet'
+    candidates_learn = True
+
+    def deal(self, net: ClassPruning, batch: Batch) -> Deal:
+        position = torch.arange(len(batch), device=batch.images.device) * batch.world_size + batch.rank
+        return Deal(slice(None), (position + batch.iteration) % len(net.candidates))
+
+
+class Sandwich(Stage):
+    """Supernet training, ``split: none``: every candidate restores every image, and the classifier learns beside them.
+
+    With ``train.sparse_batch`` the sparse candidates restore the first images only.
+    """
+
+    name = 'supernet'
+    candidates_learn = True
+    classifier_learns = True
+
+    def __init__(self, train: Mapping[str, Any]) -> None:
+        self.sparse_batch: int | None = train['sparse_batch']
+
+    def to_measure(self, images: int, known: int) -> int:
+        return 0 if known else images  # from the second step on, the outputs of the one before have been measured
+
+    def deal(self, net: ClassPruning, batch: Batch) -> Deal:
+        every = torch.arange(len(batch), device=batch.images.device)
+        first = every[: self.sparse_batch]
+        parts = [first] * (len(net.candidates) - 1) + [every]
+        candidates = [torch.full_like(part, candidate) for candidate, part in enumerate(parts)]
+        return Deal(torch.cat(parts), torch.cat(candidates), by_all=len(parts[0]))
+
+
+class ClassifierOnly(Stage):
     """The classifier learns from the measured errors of the candidates, which stay as they are."""
-    joint: int
-    """Both learn: images are routed as the classifier says."""
 
-    @classmethod
-    def from_options(cls, train: Mapping) -> Schedule:
-        """Reads ``train.stages``; without it all iterations are supernet training."""
-        stages = train.get('stages') or {'supernet': int(train['total_iter'])}
-        return cls(*(int(stages.get(name) or 0) for name in STAGES))
+    name = 'classifier'
+    classifier_learns = True
+    needs_variety = True
 
-    def stage(self, iteration: int) -> str:
-        """Name of the stage of an iteration, counted from 1; iterations beyond the end belong to the last stage."""
+    def to_measure(self, images: int, known: int) -> int:
+        return images
+
+
+class Joint(Stage):
+    """Both learn: images are routed as the classifier says, some at random."""
+
+    name = 'joint'
+    candidates_learn = True
+    classifier_learns = True
+    needs_variety = True
+
+    def __init__(self, train: Mapping[str, Any]) -> None:
+        self.explore: float = train['explore']
+        self.share: float = train['classifier_share']
+
+    def to_measure(self, images: int, known: int) -> int:
+        return max(1, round(images * self.share))
+
+    def deal(self, net: ClassPruning, batch: Batch) -> Deal:
+        classes = net.classify(batch.images)
+        # Some at random, so that no candidate stops learning because it is never chosen.
+        chance = torch.rand(len(classes), device=classes.device) < self.explore
+        drawn = torch.randint_like(classes, len(net.candidates))
+        return Deal(slice(None), torch.where(chance, drawn, classes))
+
+
+SUPERNETS: dict[str, type[RoundRobin] | type[Sandwich]] = {'turn': RoundRobin, 'none': Sandwich}
+"""The ways of dealing a batch in the supernet stage, by the value of ``train.split``."""
+
+
+class Schedule:
+    """The stages in the order in which they run, each with its length in iterations; one of length 0 is left out.
+
+    Args:
+        train: the ``train`` section of the options, filled in.
+    """
+
+    def __init__(self, train: Mapping[str, Any]) -> None:
+        kinds = (SUPERNETS[train['split']], ClassifierOnly, Joint)
+        self.stages: tuple[Stage, ...] = tuple(kind(train) for kind in kinds)
+        self.lengths = tuple(train['stages'][stage.name] for stage in self.stages)
+
+    def stage(self, iteration: int) -> Stage:
+        """The stage of an iteration, counted from 1; iterations beyond the end belong to the last stage."""
         end = 0
-        last = STAGES[0]
-        for name in STAGES:
-            length = getattr(self, name)
+        last = self.stages[0]
+        for stage, length in zip(self.stages, self.lengths):
             end += length
             if length:
-                last = name
-            if iteration <= end and length:
-                return name
+                last = stage
+                if iteration <= end:
+                    break
         return last
+
+    def number(self, stage: Stage) -> int:
+        """Place of a stage in the training, from 1, for logs."""
+        return 1 + self.stages.index(stage)

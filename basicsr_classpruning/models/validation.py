@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from basicsr.metrics import calculate_metric
-from basicsr.utils import tensor2img
+from basicsr.utils import get_root_logger, tensor2img
+from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor
 
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
@@ -27,8 +31,10 @@ class Row:
 
     name: str
     """``routed``, ``budget 0.6`` or a candidate such as ``2:4``."""
-    metrics: dict[str, float]
-    """Means over the pictures."""
+    metrics: dict[str, float | None]
+    """Means over the pictures whose value is finite; None where none is."""
+    equal: dict[str, int]
+    """By metric, pictures left out of its mean because it is infinite: PSNR, where a picture is restored exactly."""
     macs: float
     """Average MACs of a picture, the classifier's included where it decides."""
     saved: float
@@ -58,7 +64,7 @@ class Report:
         header = ['', *names, 'average MACs', 'saved', 'seconds', 'share of ' + ' | '.join(self.candidates)]
         lines = [header]
         for row in self.rows:
-            values = [f'{row.metrics[name]:.4f}' for name in names]
+            values = [shown(row.metrics[name], row.equal.get(name, 0)) for name in names]
             share = ' | '.join(f'{value:.0%}' for value in row.class_share)
             lines.append(
                 [row.name, *values, f'{row.macs / 1e9:.3f} G', f'{row.saved:.1%}', f'{row.seconds:.2f}', share]
@@ -67,7 +73,13 @@ class Report:
 
     def to_json(self) -> str:
         """The report as one line of JSON."""
-        return json.dumps(asdict(self))
+        return json.dumps(asdict(self), allow_nan=False)
+
+
+def shown(mean: float | None, equal: int) -> str:
+    """A mean over finite values, with the number of equal pictures beside."""
+    parts = ([] if mean is None else [f'{mean:.4f}']) + ([f'{equal} equal'] if equal else [])
+    return ', '.join(parts) or 'not measured'
 
 
 @dataclass
@@ -106,16 +118,17 @@ def evaluate(
         device: where the network is.
         on_result: is given the batch and the routed network's picture, ``(H, W, C)`` uint8 BGR.
 
-    Raises UserError where metrics are wanted and a batch has no ``gt``.
+    Pictures are compared in the part that both have, from the upper left corner: a degraded picture may have been made
+    with sides rounded up. Raises UserError where a metric compares with ``gt`` and a batch has none.
     """
     budgets = tuple(budgets)
     count = len(net.candidates)
     pictures = []
     for batch in batches:
         image = batch['lq'].to(device)
-        if metrics and 'gt' not in batch:
+        if 'gt' not in batch and any(map(needs_truth, metrics.values())):
             raise UserError(f'data set {name}: has no clean pictures (gt), with which val.metrics compare')
-        truth = tensor2img([batch['gt']]) if metrics else None
+        truth = tensor2img([batch['gt']]) if metrics and 'gt' in batch else None
         with torch.no_grad():
             errors = relative_errors(net.predicted_errors(image))
         picture = _Picture(image.shape[-1] * image.shape[-2], errors[0].float().cpu(), {}, {})
@@ -132,11 +145,39 @@ def evaluate(
             if candidate == routed and on_result is not None:
                 on_result(batch, restored)
             picture.metrics[candidate] = {
-                key: float(calculate_metric({'img': restored, 'img2': truth}, dict(options)))
-                for key, options in metrics.items()
+                key: measure(restored, truth, options, batch['lq_path'][0]) for key, options in metrics.items()
             }
         pictures.append((picture, routed))
     return _report(net, pictures, name, iteration, budgets, all_candidates)
+
+
+def needs_truth(metric: Mapping[str, Any]) -> bool:
+    """Whether a metric compares with the clean picture; NIQE, for one, does not."""
+    return 'img2' in inspect.signature(METRIC_REGISTRY.get(metric['type'])).parameters
+
+
+def measure(restored: np.ndarray, truth: np.ndarray | None, metric: Mapping[str, Any], path: str) -> float:
+    """A metric of BasicSR's registry, of pictures ``(H, W, C)`` uint8 BGR; NaN, and a warning, where it fails."""
+    data = {'img': restored}
+    if truth is not None:
+        height, width = (min(sides) for sides in zip(restored.shape[:2], truth.shape[:2]))
+        data = {'img': restored[:height, :width], 'img2': truth[:height, :width]}
+    try:
+        with np.errstate(all='ignore'), warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # NumPy's, of means over nothing
+            value = float(calculate_metric(data, dict(metric)))
+    except Exception as error:  # NIQE, for one, needs two blocks of 96 pixels, and fails without in several ways
+        get_root_logger().warning(f'{path}: {metric["type"]} cannot be measured ({type(error).__name__}: {error})')
+        return math.nan
+    if math.isnan(value):
+        get_root_logger().warning(f'{path}: {metric["type"]} cannot be measured (it is not a number)')
+    return value
+
+
+def mean_of_finite(values: Sequence[float]) -> float | None:
+    """Mean of the finite values; None where there are none."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else None
 
 
 def _report(
@@ -158,13 +199,12 @@ def _report(
         macs = sum(
             (reference.candidates[k] + extra) * picture.pixels / area for (picture, _), k in zip(pictures, classes)
         ) / len(pictures)
-        first = pictures[0][0].metrics[classes[0]]
+        measured = [picture.metrics[k] for (picture, _), k in zip(pictures, classes)]
+        values = {key: [metrics[key] for metrics in measured] for key in measured[0]}
         return Row(
             name=title,
-            metrics={
-                key: sum(picture.metrics[k][key] for (picture, _), k in zip(pictures, classes)) / len(pictures)
-                for key in first
-            },
+            metrics={key: mean_of_finite(of_pictures) for key, of_pictures in values.items()},
+            equal={key: sum(map(math.isinf, of_pictures)) for key, of_pictures in values.items()},
             macs=macs,
             saved=1 - macs / dense,
             seconds=sum(picture.seconds[k] for (picture, _), k in zip(pictures, classes)),

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import models_json_schema
 
 import basicsr_classpruning  # noqa: F401  # mends the environment
-from basicsr_classpruning.config import datasets, networks, schema, training
+from basicsr_classpruning.config import datasets, degradation, networks, schema, training
 from basicsr_classpruning.config.fields import Section
 from basicsr_classpruning.config.places import members
 from basicsr_classpruning.config.wording import allowed_in, literal
@@ -22,6 +22,10 @@ COMMAND = 'python -m tools.pages options'
 FILES = (
     schema.ClassPruningTrainingOptions,
     schema.ClassPruningTestingOptions,
+    schema.GANTrainingOptions,
+    schema.GANTestingOptions,
+    schema.RealESRNetTrainingOptions,
+    schema.RealESRNetTestingOptions,
     schema.GuardedTrainingOptions,
     schema.TrainingOptions,
     schema.TestingOptions,
@@ -39,8 +43,9 @@ unknown types and impossible values stop with one line that names the file, the 
 - `--force_yml train:ema_decay=0.999 name=trial` replaces values of the file; they are read as YAML.
 - Networks, losses, metrics, data sets and models are looked up in BasicSR's registries by their `type`, after the
   modules in `custom_imports` were imported. Their other keys go to their constructors and are checked against these.
-- Models that are not named on this page may read further keys: beside `ClassPruningModel`, `GuardedSRModel`,
-  `SRModel` and `SwinIRModel`, keys that the schema does not know are passed on unchecked.
+- Models that are not named on this page may read further keys: beside `ClassPruningModel`, `ClassPruningGANModel`,
+  `ClassPruningRealESRNetModel`, `GuardedSRModel`, `SRModel` and `SwinIRModel`, keys that the schema does not know are
+  passed on unchecked.
 - Editors complete and check options with [options.schema.json](options.schema.json); for the YAML language server, put
   `# yaml-language-server: $schema=../../docs/options.schema.json` at the top of the file.
 """
@@ -61,7 +66,10 @@ class Table:
 
 TABLES = (
     Table('The file', schema.TrainingOptions),
+    Table('The file with ClassPruningGANModel, besides', schema.GANTrainingOptions, schema.TrainingOptions),
+    Table('The file with ClassPruningRealESRNetModel, besides', degradation.SecondOrderDegradation),
     Table('`path`', training.Paths),
+    Table('`path` with ClassPruningGANModel, besides', training.GANPaths, training.Paths),
     Table('`dist_params`', schema.DistParams),
     Table('`network_g` of type ClassPruning', networks.ClassPruningNetwork),
     Table('`network_g.base`, and `network_g` of other types', networks.PlainNetwork),
@@ -79,6 +87,7 @@ TABLES = (
     Table('`train`', training.Train),
     Table('`train` with GuardedSRModel, besides', training.GuardedTrain, training.Train),
     Table('`train` with ClassPruningModel, besides', training.ClassPruningTrain, training.GuardedTrain),
+    Table('`train` with ClassPruningGANModel, besides', training.ClassPruningGANTrain, training.ClassPruningTrain),
     Table('`train.stages`', training.Stages),
     Table('`train.optim_g`', training.Optimizer),
     Table('`train.scheduler`', training.Scheduler),
@@ -88,6 +97,7 @@ TABLES = (
     Table('`train.class_opt`', training.ClassLoss),
     Table('`train.distill_opt`', training.DistillLoss),
     Table('`train.difficulty_opt`', training.DifficultyLoss),
+    Table('`train.gan_opt`', training.GANLoss),
     Table('`val`', training.Val),
     Table('`val` with ClassPruningModel, besides', training.ClassPruningVal, training.Val),
     Table('`val.metrics.…`', training.Metric),
