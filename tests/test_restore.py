@@ -20,10 +20,11 @@ from basicsr_classpruning import kernels
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.cli import restore
 from basicsr_classpruning.errors import UsageError, UserError
+from basicsr_classpruning.images.picture import Encoding, Picture
+from basicsr_classpruning.images.reading import read_picture
+from basicsr_classpruning.images.writing import write_picture
 from basicsr_classpruning.inference import files
-from basicsr_classpruning.inference.images import Encoding, Picture, read_picture
 from basicsr_classpruning.inference.restorer import Restorer
-from basicsr_classpruning.inference.writing import write_picture
 from basicsr_classpruning.safe_files import save_file
 
 BASE = {'type': 'MSRResNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 2}

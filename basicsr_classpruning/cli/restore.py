@@ -54,8 +54,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the sub-command. Returns 1 if a picture could not be restored."""
+    from basicsr_classpruning.environment import MAX_PIXELS
     from basicsr_classpruning.inference.files import find_jobs, restore_files
-    from basicsr_classpruning.inference.images import MAX_PIXELS
     from basicsr_classpruning.inference.restorer import Restorer
 
     check_outputs(args, 'json')

@@ -10,7 +10,8 @@ import numpy as np
 
 from basicsr_classpruning.data.degradations import Degradation, picture_rng
 from basicsr_classpruning.errors import UsageError, UserError
-from basicsr_classpruning.inference.images import SUFFIXES, is_picture_name, read_picture, read_size
+from basicsr_classpruning.images.folder import SUFFIXES, is_picture_name
+from basicsr_classpruning.images.reading import read_picture, read_size
 from basicsr_classpruning.inference.metrics import WINDOW
 
 

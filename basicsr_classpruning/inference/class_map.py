@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from basicsr_classpruning.inference.images import Encoding, Picture
+from basicsr_classpruning.images.picture import Encoding, Picture
 from basicsr_classpruning.inference.tiling import Axis, TileGrid
 
 _LONGEST = 1600  # pixels of the map's longer side, at most

@@ -13,11 +13,12 @@ import cv2
 import numpy as np
 
 from basicsr_classpruning.errors import UsageError, UserError
+from basicsr_classpruning.images.folder import SUFFIXES, is_picture_name
+from basicsr_classpruning.images.reading import read_picture, read_size
+from basicsr_classpruning.images.writing import check_writable, write_picture, write_rows
 from basicsr_classpruning.inference.class_map import draw_class_map
-from basicsr_classpruning.inference.images import SUFFIXES, is_picture_name, read_picture, read_size
 from basicsr_classpruning.inference.restorer import Restorer, RestoreStats
 from basicsr_classpruning.inference.workers import Workers
-from basicsr_classpruning.inference.writing import check_writable, write_picture, write_rows
 
 _SMALL = 1_000_000  # pixels up to which pictures are restored side by side
 

@@ -35,8 +35,8 @@ from tiny import dense
 
 from basicsr_classpruning.checkpoint import write_checkpoint, write_compact_safetensors, write_safetensors
 from basicsr_classpruning.cli import main
-from basicsr_classpruning.inference.images import Encoding, Picture
-from basicsr_classpruning.inference.writing import write_picture
+from basicsr_classpruning.images.picture import Encoding, Picture
+from basicsr_classpruning.images.writing import write_picture
 from basicsr_classpruning.models.guarded_model import GuardedSRModel
 from basicsr_classpruning.safe_files import save_file
 

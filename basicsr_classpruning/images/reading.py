@@ -31,8 +31,7 @@ from PIL import (
 
 from basicsr_classpruning.environment import MAX_PIXELS
 from basicsr_classpruning.errors import UserError
-
-SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.webp', '.bmp')
+from basicsr_classpruning.images.picture import Encoding, Picture
 
 # Imported, so that Pillow knows these formats; no other of its readers ever sees a file.
 _PLUGINS = (PngImagePlugin, JpegImagePlugin, TiffImagePlugin, WebPImagePlugin, BmpImagePlugin)
@@ -52,39 +51,6 @@ _DAMAGED = (
     MemoryError,
     struct.error,
 )
-
-
-def is_picture_name(name: str) -> bool:
-    """Whether a file of this name is taken for a picture; hidden files are not."""
-    return name.lower().endswith(SUFFIXES) and not name.startswith('.')
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """How a picture is stored in its file, as far as it is kept when the restored picture is written."""
-
-    format: str
-    """``PNG``, ``JPEG``, ``TIFF``, ``WEBP`` or ``BMP``: the content's format, whatever the file's suffix says."""
-    lossless: bool = True
-    """False for JPEG and for lossy WebP."""
-    icc: bytes | None = None
-    """The colour profile, without which the colours of a wide-gamut picture change; None if there is none."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A decoded picture, upright (an EXIF orientation is applied)."""
-
-    pixels: np.ndarray
-    """``(H, W, C)``, ``uint8`` or ``uint16``, C = 1 (grey) or 3 (RGB)."""
-    alpha: np.ndarray | None
-    """``(H, W)`` in the type of ``pixels``, or None."""
-    encoding: Encoding
-
-    @property
-    def bits(self) -> int:
-        """Bits per sample: 8 or 16."""
-        return self.pixels.dtype.itemsize * 8
 
 
 @dataclass(frozen=True)
