@@ -1,14 +1,16 @@
 """Writes pictures from rows as they are made, whole or not at all.
 
 PNG, TIFF, BMP and JPEG are written band by band, so that memory does not grow with the picture; WebP's encoder needs
-the whole picture (and allows 16,383 pixels a side at most). Rows are ``(h, W, C)`` arrays, ``uint8`` or ``uint16``,
-C = 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha.
+the whole picture (and allows 16,383 pixels a side at most). Rows are ``(h, W, C)`` arrays, ``uint8``, ``uint16`` or, in
+TIFF, ``float32``; C = 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import IO
 
 import numpy as np
@@ -17,11 +19,12 @@ from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.images.encoders import jpeg, webp
 from basicsr_classpruning.images.encoders.bmp import write_bmp
 from basicsr_classpruning.images.encoders.jpeg import write_jpeg
-from basicsr_classpruning.images.encoders.layout import STRIP, Layout
-from basicsr_classpruning.images.encoders.png import write_png
-from basicsr_classpruning.images.encoders.tiff import write_tiff
-from basicsr_classpruning.images.encoders.webp import write_webp
-from basicsr_classpruning.images.picture import Encoding, Picture
+from basicsr_classpruning.images.encoders.layout import STRIP, Frame, Layout
+from basicsr_classpruning.images.encoders.png import write_apng, write_png
+from basicsr_classpruning.images.encoders.tiff import write_pages, write_tiff
+from basicsr_classpruning.images.encoders.webp import write_animated_webp, write_webp
+from basicsr_classpruning.images.folder import READ_ONLY
+from basicsr_classpruning.images.picture import Animation, Encoding, Picture
 from basicsr_classpruning.safe_files import write_atomically
 
 _SIDE_LIMITS = {
@@ -44,6 +47,32 @@ def check_writable(encoding: Encoding, height: int, width: int, path: str | os.P
         raise UserError(f'{path}: BMP holds at most 4 GB, the result has {width} x {height} pixels')
 
 
+def result_encoding(encoding: Encoding) -> Encoding:
+    """How the result of a picture stored like this is stored: in the same way, as far as there is an encoder."""
+    if encoding.format in READ_ONLY:
+        return replace(encoding, format='PNG', lossless=True)
+    return encoding
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A picture to be written."""
+
+    encoding: Encoding
+    height: int
+    width: int
+    bands: Iterable[np.ndarray]
+    """Consecutive rows, ``(h, W, C)``, of any height."""
+
+    def frame(self) -> Frame:
+        """What encoders take."""
+        iterator = iter(self.bands)
+        first = next(iterator)
+        return Frame(
+            Layout(self.height, self.width, first.shape[2], first.dtype, self.encoding), _strips(first, iterator)
+        )
+
+
 def write_rows(
     path: str | os.PathLike, encoding: Encoding, height: int, width: int, rows: Iterable[np.ndarray]
 ) -> None:
@@ -55,10 +84,36 @@ def write_rows(
     check_writable(encoding, height, width, path)
 
     def write(stream: IO[bytes]) -> None:
-        iterator = iter(rows)
+        frame = Rows(encoding, height, width, rows).frame()
+        _WRITERS[encoding.format](stream, frame.layout, frame.strips)
+
+    write_atomically(path, write)
+
+
+def write_pictures(path: str | os.PathLike, pictures: Iterable[Rows], animation: Animation | None, pixels: int) -> None:
+    """Writes several pictures into one file, atomically: pages of a TIFF, or frames of an animated PNG or WebP.
+
+    Args:
+        path: where the file goes.
+        pictures: all of one format; frames of an animation of one size and kind, too.
+        animation: how frames follow each other; None for TIFF.
+        pixels: of all pictures together.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    iterator = (rows.frame() for rows in pictures)
+
+    def write(stream: IO[bytes]) -> None:
         first = next(iterator)
-        layout = Layout(height, width, first.shape[2], first.dtype, encoding)
-        _WRITERS[encoding.format](stream, layout, _strips(first, iterator))
+        frames = itertools.chain([first], iterator)
+        if animation is None:
+            big = pixels * first.layout.channels * first.layout.dtype.itemsize >= 2**31
+            write_pages(stream, frames, big)
+        elif first.layout.encoding.format == 'WEBP':
+            write_animated_webp(stream, frames, animation)
+        else:
+            write_apng(stream, frames, animation)
 
     write_atomically(path, write)
 

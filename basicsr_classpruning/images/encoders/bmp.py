@@ -21,7 +21,11 @@ def write_bmp(stream: IO[bytes], layout: Layout, strips: Iterator[np.ndarray]) -
     start, size = 54 + len(masks) + len(palette), pitch * layout.height
     stream.write(struct.pack('<2sIII', b'BM', start + size, 0, start))
     compression = 3 if stored == 4 else 0
-    info = (40 + len(masks), layout.width, layout.height, 1, 8 * stored, compression, size, 2835, 2835, 256 * grey, 0)
+    density = (2835, 2835)  # 72 pixels an inch
+    if layout.resolution and layout.resolution.unit != 'none':
+        x, y, _ = layout.resolution.per('metre')
+        density = (round(x), round(y))
+    info = (40 + len(masks), layout.width, layout.height, 1, 8 * stored, compression, size, *density, 256 * grey, 0)
     stream.write(struct.pack('<IiiHHIIiiII', *info) + masks + palette)
     bottom = layout.height
     for strip in strips:  # stored from the bottom row to the top one

@@ -12,6 +12,7 @@ from PIL import Image
 
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.images.encoders.layout import QUALITY, STRIP, Layout
+from basicsr_classpruning.images.picture import Resolution
 
 SIDE_LIMIT = 65_500
 
@@ -57,7 +58,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _jpeg_head(head: bytes, layout: Layout, strip_blocks: int) -> bytes:
-    """The first strip's head with the picture's height, the colour profile and the distance of the restart markers."""
+    """The first strip's head with the picture's height, its metadata and the distance of the restart markers."""
     parts = [head[:2]]
     for marker, start, end in _jpeg_segments(head):
         segment = head[start:end]
@@ -66,9 +67,30 @@ def _jpeg_head(head: bytes, layout: Layout, strip_blocks: int) -> bytes:
         elif marker == 0xDA:
             parts.append(struct.pack('>BBHH', 0xFF, 0xDD, 4, strip_blocks))
         parts.append(segment)
-        if marker == 0xE0 and layout.encoding.icc:
-            parts.append(_jpeg_profile(layout.encoding.icc))
+        if marker == 0xE0:
+            parts[-1] = _with_density(segment, layout.resolution)
+            parts += _application_segments(layout)
     return b''.join(parts)
+
+
+def _with_density(segment: bytes, resolution: Resolution | None) -> bytes:
+    """A JFIF segment that says this resolution."""
+    if resolution is None:
+        return segment
+    if resolution.unit == 'metre':
+        resolution = resolution.per('inch')
+    x, y = (min(round(value), 0xFFFF) for value in resolution[:2])
+    unit = {'none': 0, 'inch': 1, 'cm': 2}[resolution.unit]
+    return segment[:11] + struct.pack('>BHH', unit, max(x, 1), max(y, 1)) + segment[16:]
+
+
+def _application_segments(layout: Layout) -> Iterator[bytes]:
+    """EXIF, XMP and the colour profile. A segment holds 65,533 bytes: what is larger is left out, but for profiles."""
+    for name, content in ((b'Exif\0\0', layout.exif), (b'http://ns.adobe.com/xap/1.0/\0', layout.xmp)):
+        if content and len(name + content) <= 65_533:
+            yield struct.pack('>BBH', 0xFF, 0xE1, 2 + len(name + content)) + name + content
+    if layout.encoding.icc:
+        yield _jpeg_profile(layout.encoding.icc)
 
 
 def _jpeg_profile(icc: bytes) -> bytes:

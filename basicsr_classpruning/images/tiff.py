@@ -1,0 +1,324 @@
+"""Reads TIFF by its tags: each page right to the last bit, or refused by what it is."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+from basicsr_classpruning.errors import UserError
+from basicsr_classpruning.images import pillow
+from basicsr_classpruning.images.metadata import EXIF_IFD, GPS_IFD, is_useful, turned
+from basicsr_classpruning.images.orientation import upright
+from basicsr_classpruning.images.picture import Encoding, Metadata, Picture, Resolution
+from basicsr_classpruning.images.tiff_segments import COMPRESSIONS, Segments, read_segments
+
+logging.getLogger('tifffile').addHandler(logging.NullHandler())  # its warnings have no place between a user's lines
+
+_PHOTOMETRIC = {
+    0: 'white is zero', 1: 'black is zero', 2: 'RGB', 3: 'palette', 4: 'a transparency mask',
+    5: 'CMYK or other inks', 6: 'YCbCr', 8: 'CIELAB', 9: 'ICCLAB', 10: 'ITULAB', 32803: "a camera's raw samples",
+    32844: 'LogL', 32845: 'LogLuv', 34892: "a camera's raw samples", 51177: 'depth',
+}  # fmt: skip
+_GREY, _BY_PILLOW = (0, 1), (2, 3, 4, 7)  # CCITT and JPEG, which say themselves how their samples are packed
+_ALPHA = {1: 'associated', 2: 'unassociated'}
+_FLOATS = (-1.0, 2.0)  # networks take values from 0 to 1; filters leave some a little outside
+# Tags of the first directory that Exif has too: who made the picture, when, with what.
+_TEXTS = (270, 271, 272, 305, 306, 315, 316, 33432)
+
+
+class TiffPages:
+    """The pages of an open TIFF file, without reduced copies and masks.
+
+    Raises UserError where the file is damaged, or a page is larger than ``max_pixels``.
+    """
+
+    def __init__(self, path: Path, max_pixels: int) -> None:
+        self._path, self._max_pixels = path, max_pixels
+        try:
+            self._file = tifffile.TiffFile(path)
+        except FileNotFoundError:
+            raise UserError(f'{path}: no such file') from None
+        except Exception as error:  # tifffile documents no set of exceptions
+            raise pillow.unreadable(path, error) from None
+        try:
+            pages: list[Any] = [self._file.pages[index] for index in range(len(self._file.pages))]
+            kinds = [int(_tag(page, 254, 0)) for page in pages]
+            self.sizes = [(int(_tag(page, 257, 0)), int(_tag(page, 256, 0))) for page in pages]
+        except Exception as error:
+            self.close()
+            raise pillow.unreadable(path, error) from None
+        chosen = [index for index, kind in enumerate(kinds) if not kind & 0b101] or [0]
+        self._numbers = chosen
+        self._pages = [pages[index] for index in chosen]
+        self.sizes = [self.sizes[index] for index in chosen]
+        self.left_out = len(pages) - len(chosen)
+
+    def __len__(self) -> int:
+        return len(self._pages)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def check(self) -> None:
+        """Raises UserError for a page that is refused; nothing is decoded."""
+        for index in range(len(self)):
+            self._guarded(self._describe, index)
+
+    def read(self, index: int) -> Picture:
+        """Reads a page. Raises UserError."""
+        return self._guarded(self._read, index)
+
+    def _guarded(self, function: Any, index: int) -> Any:
+        try:
+            return function(index)
+        except UserError:
+            raise
+        except Exception as error:  # tifffile documents no set of exceptions
+            raise pillow.unreadable(self._path, error) from None
+
+    def _refuse(self, what: str, allowed: str) -> NoReturn:
+        raise UserError(f'{self._path}: a TIFF with {what}, which is not supported; {allowed}')
+
+    # --------------------------------------------------------------------------------------------------------- tags
+
+    def _describe(self, index: int) -> Segments:
+        """What the tags say of a page. Raises UserError by what is not supported."""
+        page, (height, width) = self._pages[index], self.sizes[index]
+        if height < 1 or width < 1:
+            raise pillow.unreadable(self._path, 'a page without pixels')
+        pillow.check_size(self._path, (width, height), self._max_pixels)
+        samples = int(_tag(page, 277, 1))
+        bits, formats = _all_of(page, 258, 1, samples), _all_of(page, 339, 1, samples)
+        self._check_samples(page, samples, bits, formats)
+        compression = int(_tag(page, 259, 1))
+        photometric = _tag(page, 262, None)
+        separate = int(_tag(page, 284, 1)) == 2 and samples > 1
+        self._check_colour(photometric, samples, bits[0], compression, separate)
+        if compression not in (*COMPRESSIONS, *_BY_PILLOW):
+            name = getattr(tifffile.COMPRESSION(compression), 'name', compression) if _known(compression) else ''
+            self._refuse(
+                f'{name or "unknown"} compression ({compression})', 'allowed are none, LZW, Deflate, PackBits, JPEG …'
+            )
+        predictor = int(_tag(page, 317, 1)) if compression in (5, 8, 32946, 34925, 50000) else 1
+        is_float = formats[0] == 3
+        if predictor not in (1, 2, 3) or (predictor == 3) > is_float or (predictor == 2 and bits[0] < 8):
+            self._refuse(f'predictor {predictor} for {bits[0]}-bit samples', 'allowed are 1, 2, and 3 for floats')
+        if int(_tag(page, 32997, 1)) > 1:
+            self._refuse(f'a volume of {_tag(page, 32997, 1)} layers', 'a picture has one')
+        if self._file.is_imagej and (self._file.imagej_metadata or {}).get('images', 1) > len(self._file.pages):
+            self._refuse('an ImageJ stack in one page', 'save its images as pages')
+        tiled = 322 in page.tags
+        segment = (int(_tag(page, 323, 0)), int(_tag(page, 322, 0))) if tiled else (int(_tag(page, 278, height)), width)
+        if not tiled:
+            segment = (min(segment[0], height) or height, width)
+        pillow.check_size(self._path, (segment[1], segment[0]), max(self._max_pixels, 2**24))
+        if min(segment) < 1:
+            raise pillow.unreadable(self._path, 'a strip or tile without pixels')
+        offsets = _numbers(_tag(page, 324 if tiled else 273, ()))
+        sizes = _numbers(_tag(page, 325 if tiled else 279, ()))
+        if not sizes and compression == 1 and len(offsets) == 1:  # left out by some old programs
+            sizes = ((width * samples * bits[0] + 7) // 8 * height,)
+        return Segments(
+            height=height,
+            width=width,
+            samples=samples,
+            bits=bits[0],
+            is_float=is_float,
+            order=self._file.byteorder,
+            compression=compression,
+            predictor=predictor,
+            separate=separate,
+            segment_height=segment[0],
+            segment_width=segment[1],
+            tiled=tiled,
+            offsets=offsets,
+            sizes=sizes,
+            bits_reversed=int(_tag(page, 266, 1)) == 2,
+        )
+
+    def _check_samples(self, page: Any, samples: int, bits: tuple[int, ...], formats: tuple[int, ...]) -> None:
+        if not 1 <= samples <= 4:
+            self._refuse(f'{samples} samples a pixel', 'allowed are grey and RGB, each with or without alpha')
+        if len(set(bits)) > 1 or len(set(formats)) > 1:
+            self._refuse(f'samples of different kinds ({", ".join(map(str, bits))} bits)', 'allowed are equal ones')
+        names = {1: 'unsigned', 2: 'signed', 3: 'float', 4: 'undefined', 5: 'complex integer', 6: 'complex'}
+        kind = formats[0] if formats[0] != 4 else 1  # of undefined kind: taken for unsigned, as TIFF 6.0 allows
+        if (kind, bits[0]) not in {(1, 1), (1, 2), (1, 4), (1, 8), (1, 16), (3, 16), (3, 32)}:
+            self._refuse(
+                f'{bits[0]}-bit {names.get(formats[0], "unknown")} samples',
+                'allowed are 8 and 16 bit unsigned (and 1, 2, 4), and floats of 16 and 32 bit',
+            )
+
+    def _check_colour(self, photometric: int | None, samples: int, bits: int, compression: int, separate: bool) -> None:
+        if photometric is None:
+            self._refuse('no photometric interpretation', 'allowed are grey, RGB and palettes')
+        # JPEG in TIFF is mostly YCbCr, and is decoded to RGB like any other JPEG.
+        if photometric not in (0, 1, 2, 3) and not (photometric == 6 and compression == 7):
+            what = _PHOTOMETRIC.get(photometric, f'photometric interpretation {photometric}')
+            self._refuse(f'{what} (photometric interpretation {photometric})', 'allowed are grey, RGB and palettes')
+        colours = {2: 3, 6: 3}.get(photometric, 1)
+        if not colours <= samples <= colours + 1:
+            self._refuse(
+                f'{samples} samples a pixel, {_PHOTOMETRIC[photometric]}', f'allowed are {colours}, and one of alpha'
+            )
+        if photometric == 3 and (samples > 1 or bits > 8):
+            self._refuse(f'a palette of {bits}-bit samples, {samples} a pixel', 'allowed are 1 to 8 bit, one a pixel')
+        if compression in _BY_PILLOW and (bits != (8 if compression == 7 else 1) or samples > colours or separate):
+            self._refuse(f'{samples} samples of {bits} bit compressed as JPEG or fax', 'use another compression')
+
+    # ------------------------------------------------------------------------------------------------------- pixels
+
+    def _read(self, index: int) -> Picture:
+        page, layout = self._pages[index], self._describe(index)
+        photometric = int(_tag(page, 262, 1))
+        extra = _all_of(page, 338, 2, layout.samples)[0] if layout.samples in (2, 4) else None
+        if extra is not None and extra not in _ALPHA:
+            self._refuse('a sample more a pixel whose meaning it does not say', 'allowed is alpha')
+        if layout.compression in _BY_PILLOW:
+            samples = self._by_pillow(index)
+        else:
+            with open(self._path, 'rb') as stream:
+                samples = read_segments(stream, layout)
+            samples = self._as_shown(page, samples, layout, photometric)
+        if layout.is_float:
+            self._check_floats(samples)
+        channels = 1 if samples.shape[2] < 3 else 3
+        if extra is not None and _ALPHA[extra] == 'associated':
+            _divide_by_alpha(samples)
+        orientation = int(_tag(page, 274, 1))
+        samples = upright(samples, orientation)
+        alpha = samples[..., channels] if samples.shape[2] > channels else None
+        return Picture(samples[..., :channels], alpha, self._encoding(index, channels, orientation))
+
+    def _as_shown(self, page: Any, samples: np.ndarray, layout: Segments, photometric: int) -> np.ndarray:
+        """Black as 0 and white as the greatest value, colours of palettes looked up."""
+        if photometric == 3:
+            return _look_up(samples, np.asarray(_tag(page, 320, ())), layout.bits)
+        if layout.bits < 8:
+            samples *= np.uint8(255 // (2**layout.bits - 1))
+        if photometric == 0:  # alpha, if there is any, is not turned round
+            grey = samples[..., :1]
+            np.subtract(1.0 if layout.is_float else np.iinfo(samples.dtype).max, grey, out=grey, casting='unsafe')
+        return samples
+
+    def _by_pillow(self, index: int) -> np.ndarray:
+        with pillow.opened(self._path) as image:
+            image.seek(self._numbers[index])
+            image.load()
+            mode = 'L' if image.mode in ('1', 'L') else 'RGB'
+            return pillow.samples(image if image.mode == mode else image.convert(mode))
+
+    def _check_floats(self, samples: np.ndarray) -> None:
+        least, most = float(samples.min()), float(samples.max())
+        if not _FLOATS[0] <= least <= most <= _FLOATS[1]:  # false for NaN, too
+            self._refuse(f'float samples from {least:g} to {most:g}', 'allowed are 0 (black) to 1 (white)')
+
+    # ----------------------------------------------------------------------------------------------------- metadata
+
+    def _encoding(self, index: int, channels: int, orientation: int) -> Encoding:
+        page = self._pages[index]
+        icc = _tag(page, 34675, None)
+        if not isinstance(icc, bytes) or icc[16:20] != (b'GRAY' if channels == 1 else b'RGB '):
+            icc = None
+        try:
+            metadata = Metadata(_resolution(page), self._exif(page), _xmp(page))
+        except Exception:  # what is damaged counts as not there
+            metadata = Metadata()
+        return Encoding('TIFF', True, icc, turned(metadata, orientation))
+
+    def _exif(self, page: Any) -> bytes | None:
+        """The tags that Exif knows, as an EXIF block, so that they can go to any format."""
+        exif = Image.Exif()
+        for tag in _TEXTS:
+            text = _tag(page, tag, None)
+            if isinstance(text, str) and text and not (tag == 270 and text.startswith('{"shape"')):
+                exif[tag] = text
+        with open(self._path, 'rb') as stream:
+            for tag in (EXIF_IFD, GPS_IFD):
+                inner = _directory(stream, page, tag)
+                if inner:
+                    exif.get_ifd(tag).update(inner)
+        if not exif:
+            return None
+        return exif.tobytes().removeprefix(b'Exif\0\0')
+
+
+def _tag(page: Any, code: int, default: Any) -> Any:
+    tag = page.tags.get(code)
+    return default if tag is None else tag.value
+
+
+def _known(compression: int) -> bool:
+    return compression in set(map(int, tifffile.COMPRESSION))
+
+
+def _all_of(page: Any, code: int, default: int, count: int) -> tuple[int, ...]:
+    """A tag's values, one a sample; where it has fewer, all are as its first."""
+    values = _numbers(_tag(page, code, default)) or (default,)
+    return tuple(map(int, values)) if len(values) >= count else (int(values[0]),)
+
+
+def _numbers(value: Any) -> tuple[int, ...]:
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+def _look_up(samples: np.ndarray, colours: np.ndarray, bits: int) -> np.ndarray:
+    """RGB of palette indices ``(H, W, 1)``; colours have 16 bits, and become 8 where those say it all."""
+    if colours.size != 3 * 2**bits:
+        raise ValueError(f'a palette of {colours.size} values')
+    table = colours.reshape(3, -1).T.astype(np.uint16)
+    if not (table % 257).any() or not (table % 256).any():  # 8 bits, repeated as the low byte or not
+        table = (table >> 8).astype(np.uint8)
+    elif table.max() < 256:  # written so by programs that read the specification too fast
+        table = table.astype(np.uint8)
+    return table[samples[..., 0]]
+
+
+def _divide_by_alpha(samples: np.ndarray) -> None:
+    """Makes colours that were multiplied by alpha, ``(H, W, 2 or 4)``, independent of it, in place."""
+    is_float = np.issubdtype(samples.dtype, np.floating)
+    for row in samples:
+        colours, alpha = row[:, :-1], row[:, -1:]
+        if is_float:
+            colours[:] = np.divide(colours, alpha, out=np.zeros_like(colours), where=alpha > 0)
+        else:
+            most = np.uint64(np.iinfo(samples.dtype).max)
+            wide = np.maximum(alpha, 1).astype(np.uint64)
+            colours[:] = np.minimum((colours * most + wide // 2) // wide, most) * (alpha > 0)
+
+
+def _resolution(page: Any) -> Resolution | None:
+    x, y = _tag(page, 282, None), _tag(page, 283, None)
+    unit = {1: 'none', 3: 'cm'}.get(int(_tag(page, 296, 2)), 'inch')
+    if not x or not y or 0 in (x[1], y[1]):
+        return None
+    found = Resolution(x[0] / x[1], y[0] / y[1], unit)
+    return found if is_useful(found) else None
+
+
+def _xmp(page: Any) -> bytes | None:
+    xmp = _tag(page, 700, None)
+    return xmp if isinstance(xmp, bytes) and 0 < len(xmp) <= 2**22 else None
+
+
+def _directory(stream: Any, page: Any, code: int) -> dict[int, Any] | None:
+    """The tags of an Exif or GPS directory, as Pillow reads them; None if there is none."""
+    tag = page.tags.get(code)
+    if tag is None or page.parent.is_bigtiff:
+        return None
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+    stream.seek(0)
+    head = stream.read(8)
+    stream.seek(tag.valueoffset)
+    offset = int.from_bytes(stream.read(4), 'little' if page.parent.byteorder == '<' else 'big')
+    directory = ImageFileDirectory_v2(head, group=code)
+    stream.seek(offset)
+    directory.load(stream)
+    return {key: value for key, value in dict(directory).items() if not isinstance(value, dict)}
