@@ -25,7 +25,7 @@ _PHOTOMETRIC = {
     32844: 'LogL', 32845: 'LogLuv', 34892: "a camera's raw samples", 51177: 'depth',
 }  # fmt: skip
 _GREY, _BY_PILLOW = (0, 1), (2, 3, 4, 7)  # CCITT and JPEG, which say themselves how their samples are packed
-_ALPHA = {1: 'associated', 2: 'unassociated'}
+_ASSOCIATED, _UNASSOCIATED = 1, 2  # alpha that colours are multiplied by, or not
 _FLOATS = (-1.0, 2.0)  # networks take values from 0 to 1; filters leave some a little outside
 # Tags of the first directory that Exif has too: who made the picture, when, with what.
 _TEXTS = (270, 271, 272, 305, 306, 315, 316, 33432)
@@ -100,6 +100,7 @@ class TiffPages:
         photometric = _tag(page, 262, None)
         separate = int(_tag(page, 284, 1)) == 2 and samples > 1
         self._check_colour(photometric, samples, bits[0], compression, separate)
+        self._extra_sample(page, samples)
         if compression not in (*COMPRESSIONS, *_BY_PILLOW):
             name = getattr(tifffile.COMPRESSION(compression), 'name', compression) if _known(compression) else ''
             self._refuse(
@@ -172,14 +173,20 @@ class TiffPages:
         if compression in _BY_PILLOW and (bits != (8 if compression == 7 else 1) or samples > colours or separate):
             self._refuse(f'{samples} samples of {bits} bit compressed as JPEG or fax', 'use another compression')
 
+    def _extra_sample(self, page: Any, samples: int) -> int | None:
+        """The kind of alpha; None if there is none. OpenCV writes alpha without saying so."""
+        if samples not in (2, 4):
+            return None
+        kind = _all_of(page, 338, _UNASSOCIATED, 1)[0]
+        if kind not in (_ASSOCIATED, _UNASSOCIATED):
+            self._refuse('a sample more a pixel whose meaning it does not say', 'allowed is alpha')
+        return kind
+
     # ------------------------------------------------------------------------------------------------------- pixels
 
     def _read(self, index: int) -> Picture:
         page, layout = self._pages[index], self._describe(index)
         photometric = int(_tag(page, 262, 1))
-        extra = _all_of(page, 338, 2, layout.samples)[0] if layout.samples in (2, 4) else None
-        if extra is not None and extra not in _ALPHA:
-            self._refuse('a sample more a pixel whose meaning it does not say', 'allowed is alpha')
         if layout.compression in _BY_PILLOW:
             samples = self._by_pillow(index)
         else:
@@ -189,7 +196,7 @@ class TiffPages:
         if layout.is_float:
             self._check_floats(samples)
         channels = 1 if samples.shape[2] < 3 else 3
-        if extra is not None and _ALPHA[extra] == 'associated':
+        if self._extra_sample(page, layout.samples) == _ASSOCIATED:
             _divide_by_alpha(samples)
         orientation = int(_tag(page, 274, 1))
         samples = upright(samples, orientation)

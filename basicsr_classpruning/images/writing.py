@@ -103,10 +103,10 @@ def write_pictures(path: str | os.PathLike, pictures: Iterable[Rows], animation:
         UserError: the file cannot be written.
     """
     iterator = (rows.frame() for rows in pictures)
+    first = next(iterator)
+    frames = itertools.chain([first], iterator)
 
     def write(stream: IO[bytes]) -> None:
-        first = next(iterator)
-        frames = itertools.chain([first], iterator)
         if animation is None:
             big = pixels * first.layout.channels * first.layout.dtype.itemsize >= 2**31
             write_pages(stream, frames, big)
