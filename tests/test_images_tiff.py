@@ -180,9 +180,7 @@ def test_white_is_zero_and_few_bits(tmp_path, bits, photometric, compression):
     write_tiff(tmp_path / 'x.tif', stored, bits=bits, tags=tags, compression=compression)
     most = 2**bits - 1
     shown = stored.astype(int) if photometric == 1 else most - stored.astype(int)
-    np.testing.assert_array_equal(
-        read_picture(tmp_path / 'x.tif').pixels, shown * (65535 if bits == 16 else 255) // most
-    )
+    np.testing.assert_array_equal(read_picture(tmp_path / 'x.tif').pixels, shown * white // most)
 
 
 def test_white_is_zero_as_pillow_sees_it(tmp_path):
@@ -348,7 +346,7 @@ def test_sizes_of_strips_and_tiles_are_bounded(tmp_path):
     with pytest.raises(UserError, match='megapixels, above the limit'):
         read_picture(tmp_path / 'x.tif')
     write_tiff(tmp_path / 'y.tif', values(), tags={256: (4, [100_000]), 257: (4, [100_000])})
-    with pytest.raises(UserError, match='100000 x 100000 is 10000.0 megapixels'):
+    with pytest.raises(UserError, match=r'100000 x 100000 is 10000\.0 megapixels'):
         read_picture(tmp_path / 'y.tif')
 
 
@@ -367,11 +365,16 @@ def test_damaged_files_are_one_error(tmp_path, layout):
         for position in len(data) - rng.integers(1, min(len(data), 500), rng.integers(1, 6)):
             data[position] = rng.integers(0, 256)
         path.write_bytes(data)
-        try:
-            read_picture(path, max_pixels=10**6)
-        except UserError as error:
-            assert 'x.tif: ' in str(error)
-            assert '\n' not in str(error)
+        message = error_of(path)
+        assert message is None or ('x.tif: ' in message and '\n' not in message)
+
+
+def error_of(path):
+    try:
+        read_picture(path, max_pixels=10**6)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def test_pages_are_read_one_by_one_and_thumbnails_left_out(tmp_path):
