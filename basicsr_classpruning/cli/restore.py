@@ -57,12 +57,12 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the sub-command. Returns 1 if a picture could not be restored."""
-    from basicsr_classpruning.environment import MAX_PIXELS
+    from basicsr_classpruning.environment import picture_limit
     from basicsr_classpruning.inference.files import find_jobs, find_skipped, restore_files
     from basicsr_classpruning.inference.restorer import Restorer
 
     check_outputs(args, 'json')
-    max_pixels = MAX_PIXELS if args.max_pixels is None else args.max_pixels
+    max_pixels = picture_limit() if args.max_pixels is None else args.max_pixels
     if max_pixels < 1:
         raise UsageError(f'--max-pixels {max_pixels}: allowed are 1 and more')
     start = time.perf_counter()

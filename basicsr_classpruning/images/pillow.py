@@ -21,6 +21,7 @@ from PIL import (
     PpmImagePlugin,
     TgaImagePlugin,
     TiffImagePlugin,
+    UnidentifiedImageError,
     WebPImagePlugin,
 )
 
@@ -39,6 +40,7 @@ _PLUGINS = (
 _FORMATS = ('PNG', 'JPEG', 'TIFF', 'WEBP', 'BMP', 'GIF', *(('AVIF',) if AvifImagePlugin else ()), 'PPM')
 _SLICE = 256  # rows converted at a time
 _pillow_limit = threading.Lock()
+warnings.filterwarnings('ignore', module=r'PIL\.')  # of damaged EXIF blocks, which do not matter here
 DAMAGED = (
     OSError,
     SyntaxError,
@@ -61,21 +63,22 @@ def opened(source: str | os.PathLike[str] | IO[bytes]) -> Iterator[Image.Image]:
     """Opens a picture; its header is read, and nothing decoded. Raises one of `DAMAGED`."""
     # TGA has no mark by which it is known: Pillow would take other damaged files for it.
     is_tga = isinstance(source, (str, os.PathLike)) and os.fspath(source).lower().endswith('.tga')
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of damaged EXIF blocks, which do not matter here
-        # The limit is ours, with its own message; Pillow's is a module variable.
-        with _pillow_limit:
-            before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-            try:
-                image = Image.open(source, formats=(*_FORMATS, 'TGA') if is_tga else _FORMATS)
-            finally:
-                Image.MAX_IMAGE_PIXELS = before
-        with image:
-            yield image
+    # The limit is ours, with its own message; Pillow's is a module variable.
+    with _pillow_limit:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(source, formats=(*_FORMATS, 'TGA') if is_tga else _FORMATS)
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+    with image:
+        yield image
 
 
 def unreadable(path: str | os.PathLike[str], error: BaseException | str) -> UserError:
     """The error of a file that is no picture, or a damaged one."""
+    if isinstance(error, UnidentifiedImageError):
+        empty = os.path.isfile(path) and not os.path.getsize(path)
+        error = 'the file is empty' if empty else 'not one of the formats that are read'
     text = ' '.join(str(error).split()) or type(error).__name__
     return UserError(f'{path}: cannot be read as a picture ({text if len(text) <= 120 else text[:117] + "..."})')
 
@@ -86,7 +89,8 @@ def check_size(path: str | os.PathLike[str], size: tuple[int, int], max_pixels: 
     if width * height > max_pixels:
         raise UserError(
             f'{path}: {width} x {height} is {width * height / 1e6:.1f} megapixels, above the limit of '
-            f'{max_pixels / 1e6:.1f} (raise it with --max-pixels)'
+            f'{max_pixels / 1e6:.1f} (raise it with --max-pixels, or the environment variable '
+            'OPENCV_IO_MAX_IMAGE_PIXELS)'
         )
 
 

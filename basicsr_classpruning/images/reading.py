@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from basicsr_classpruning.environment import MAX_PIXELS
+from basicsr_classpruning.environment import picture_limit
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.images import netpbm, pillow
 from basicsr_classpruning.images.decoding import Header, decode, decode_frame, orientation_of, read_header, split_alpha
@@ -122,14 +122,15 @@ def _upright_encoding(encoding: Encoding, orientation: int) -> Encoding:
 
 
 @contextlib.contextmanager
-def open_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Iterator[PictureFile]:
-    """Opens a picture file.
+def open_picture(path: str | os.PathLike[str], max_pixels: int | None = None) -> Iterator[PictureFile]:
+    """Opens a picture file; ``max_pixels`` is `picture_limit` by default.
 
     Raises:
         UserError: the file cannot be read, is of a kind that is not supported (as its header says), or a picture has
             more than ``max_pixels`` pixels; nothing is decoded by then.
     """
     path = Path(path)
+    max_pixels = picture_limit() if max_pixels is None else max_pixels
     with contextlib.ExitStack() as stack:
         with _guarded(path):
             with open(path, 'rb') as stream:
@@ -149,7 +150,7 @@ def open_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> 
         yield file
 
 
-def read_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Picture:
+def read_picture(path: str | os.PathLike[str], max_pixels: int | None = None) -> Picture:
     """Reads a file's first picture.
 
     Raises:
