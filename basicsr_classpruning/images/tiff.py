@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 import tifffile
 from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.images import pillow
@@ -319,13 +320,9 @@ def _directory(stream: Any, page: Any, code: int) -> dict[int, Any] | None:
     tag = page.tags.get(code)
     if tag is None or page.parent.is_bigtiff:
         return None
-    from PIL.TiffImagePlugin import ImageFileDirectory_v2
-
     stream.seek(0)
     head = stream.read(8)
-    stream.seek(tag.valueoffset)
-    offset = int.from_bytes(stream.read(4), 'little' if page.parent.byteorder == '<' else 'big')
     directory = ImageFileDirectory_v2(head, group=code)
-    stream.seek(offset)
+    stream.seek(tag.valueoffset)  # tifffile knows that the tag is a place
     directory.load(stream)
     return {key: value for key, value in dict(directory).items() if not isinstance(value, dict)}

@@ -17,7 +17,7 @@ from basicsr_classpruning.images.metadata import EXIF_IFD, GPS_IFD
 
 _BIG = 2**32 - 2**24  # bytes of samples from which on a file's places need 64 bits
 _ASCII, _BYTE, _LONG = 2, 1, 4
-_PLACEHOLDER = 0xFFFFFFFF
+_BEFORE = 1  # tifffile drops the tags of the directories: they are written as the tag before, and renamed
 
 
 def write_tiff(stream: IO[bytes], layout: Layout, strips: Iterator[np.ndarray]) -> None:
@@ -88,7 +88,7 @@ def _tags(layout: Layout, exif: bytes | None) -> list[tuple[int, int, int, Any, 
                 text = value.encode(errors='replace') + b'\0'
                 tags.append((tag, _ASCII, len(text), text, True))
             elif tag in (EXIF_IFD, GPS_IFD):
-                tags.append((tag, _LONG, 1, _PLACEHOLDER, True))
+                tags.append((tag - _BEFORE, _LONG, 1, 0, True))
     return tags
 
 
@@ -102,14 +102,16 @@ def _add_directories(stream: IO[bytes], blocks: list[bytes | None]) -> None:
     """Appends the Exif and GPS directories of the pages, which tifffile does not write, and notes their places."""
     if not any(blocks):
         return
-    places: list[tuple[int, bytes, int]] = []  # of the pointer; the block and the tag
-    stream.seek(0)
-    with tifffile.TiffFile(stream) as file:
-        for page, exif in zip(file.pages, blocks):
-            assert isinstance(page, tifffile.TiffPage)
-            for tag in (EXIF_IFD, GPS_IFD):
-                if exif and tag in page.tags:
-                    places.append((page.tags[tag].valueoffset, exif, tag))
+    places: list[tuple[int, bytes, int]] = []  # of the entry; the block and the tag
+    stream.seek(4)
+    for exif in blocks:
+        directory_start = struct.unpack('<I', stream.read(4))[0]
+        stream.seek(directory_start)
+        count = struct.unpack('<H', stream.read(2))[0]
+        for entry in range(count):
+            tag = struct.unpack('<H10x', stream.read(12))[0] + _BEFORE
+            if exif and tag in (EXIF_IFD, GPS_IFD):
+                places.append((directory_start + 2 + 12 * entry, exif, tag))
     for place, exif, tag in places:
         start = stream.seek(0, 2)
         start += start % 2
@@ -119,5 +121,5 @@ def _add_directories(stream: IO[bytes], blocks: list[bytes | None]) -> None:
         stream.seek(start)
         stream.write(directory.tobytes(start))
         stream.seek(place)
-        stream.write(struct.pack('<I', start))
+        stream.write(struct.pack('<HHII', tag, _LONG, 1, start))
     stream.seek(0, 2)
