@@ -27,6 +27,7 @@ import lmdb
 import numpy as np
 import torch
 import yaml
+from PIL import Image
 from reliability.changes import change_bytes, change_member, change_tensors, change_values
 from reliability.common import GIB, Child, Outcome, Result, Row
 from reliability.material import EXPERIMENT, training, write_options
@@ -323,3 +324,12 @@ def _pictures(folder: Path) -> Iterator[tuple[str, bytes]]:
         name = f'{channels}{alpha:d}{dtype.__name__}.{form.lower()}'
         write_picture(folder / name, picture)
         yield name, (folder / name).read_bytes()
+    frames = [Image.fromarray(rng.integers(0, 256, (24, 20, 3), np.uint8)) for _ in range(3)]
+    for form in ('PNG', 'WEBP', 'GIF', 'TIFF'):
+        buffer = io.BytesIO()
+        frames[0].save(buffer, form, save_all=True, append_images=frames[1:])
+        yield f'frames.{form.lower()}', buffer.getvalue()
+    for form, suffix, options in (('TGA', 'tga', {}), ('PPM', 'ppm', {}), ('TIFF', 'tif', {'compression': 'tiff_lzw'})):
+        buffer = io.BytesIO()
+        frames[0].save(buffer, form, **options)
+        yield f'other.{suffix}', buffer.getvalue()
