@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, features
 
 from basicsr_classpruning.images.metadata import png_chunks, upright_exif
 from basicsr_classpruning.images.picture import Resolution
@@ -164,6 +164,18 @@ def test_chunks_that_say_how_a_png_looks_are_kept(tmp_path, name, dtype):
     assert names.index(name) < names.index(b'IDAT')
 
 
+@pytest.mark.skipif(not features.check('avif'), reason='this Pillow has no AVIF')
+def test_how_an_avif_looks_is_told_to_its_png(tmp_path):
+    Image.fromarray(pixels()).save(tmp_path / 'x.avif')
+    assert not read_picture(tmp_path / 'x.avif').encoding.metadata.png  # sRGB, as of a PNG that says nothing
+    data = bytearray((tmp_path / 'x.avif').read_bytes())
+    place = data.index(b'colrnclx') + 8
+    data[place : place + 4] = struct.pack('>HH', 9, 16)
+    (tmp_path / 'x.avif').write_bytes(data)
+    assert restore(tmp_path / 'x.avif', tmp_path / 'y.png').encoding.metadata.png == ((b'cICP', bytes((9, 16, 0, 1))),)
+    assert read_picture(tmp_path / 'y.png').encoding.metadata.png == ((b'cICP', bytes((9, 16, 0, 1))),)
+
+
 def read_blank(folder):
     Image.fromarray(pixels()).save(folder / 'blank.png')
     return read_picture(folder / 'blank.png').encoding
@@ -189,13 +201,14 @@ def test_webp_stays_lossless_whatever_chunks_come_first(tmp_path, extra, channel
         np.testing.assert_array_equal(again, stored)
 
 
-def test_a_chunk_of_another_kind_before_the_picture(tmp_path):
-    Image.fromarray(pixels()).save(tmp_path / 'x.webp', lossless=True, icc_profile=ICC)
+@pytest.mark.parametrize('lossless', [True, False])
+def test_a_chunk_of_another_kind_before_the_picture(tmp_path, lossless):
+    Image.fromarray(pixels()).save(tmp_path / 'x.webp', lossless=lossless, icc_profile=ICC)
     data = (tmp_path / 'x.webp').read_bytes()
-    odd = b'ODD \5\0\0\0VP8 !\0'  # looks like a lossy picture, and is none
+    odd = b'ODD \5\0\0\0VP8L!\0'  # looks like a lossless picture, and is none
     changed = data[:30] + odd + data[30:]
     (tmp_path / 'x.webp').write_bytes(changed[:4] + struct.pack('<I', len(changed) - 8) + changed[8:])
-    assert read_picture(tmp_path / 'x.webp').encoding.lossless
+    assert read_picture(tmp_path / 'x.webp').encoding.lossless == lossless
 
 
 @pytest.mark.parametrize('order', ['<', '>'])

@@ -41,7 +41,7 @@ def read_header(path: Path, image: Image.Image) -> Header:
         if form == 'PNG':
             bits = stream.read(25)[24]
         elif form == 'WEBP':
-            lossless = b'VP8 ' not in set(_webp_chunks(stream))
+            lossless = b'VP8L' in set(_webp_chunks(stream))  # of an animation: any frame
         elif form == 'AVIF' and _is_deep_avif(stream.read(2**16)):
             raise UserError(f'{path}: an AVIF of 10 or 12 bit, which is not supported; allowed is 8 bit')
     if image.mode in ('I', 'F'):

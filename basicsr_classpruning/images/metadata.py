@@ -18,6 +18,7 @@ EXIF_IFD, GPS_IFD = 0x8769, 0x8825
 _WIDTH, _HEIGHT = 0xA002, 0xA003  # of the picture, as the Exif block repeats them
 _PNG_LOOK = (b'gAMA', b'cHRM', b'sRGB', b'cICP', b'mDCV', b'cLLI')
 _MOST_XMP = 2**22  # bytes
+_SRGB = ((1, 13), (2, 2), (1, 2), (2, 13), (1, 1))  # primaries and transfer (ITU-T H.273), 2 where it is not said
 _XMP_ORIENTATION = re.compile(rb'(tiff:Orientation(?:>|\s*=\s*["\']))\s*[2-8]')
 
 
@@ -27,7 +28,7 @@ def read_metadata(path: Path, image: Image.Image, form: str) -> Metadata:
         resolution=_resolution(image, form),
         exif=_exif(image),
         xmp=_xmp(image),
-        png=tuple(_png_look(path)) if form == 'PNG' else (),
+        png=tuple({'PNG': _png_look, 'AVIF': _avif_look}[form](path)) if form in ('PNG', 'AVIF') else (),
     )
 
 
@@ -96,6 +97,18 @@ def _png_look(path: Path) -> Iterator[tuple[bytes, bytes]]:
             if name in _PNG_LOOK and name not in seen and length <= 64:
                 seen.add(name)
                 yield name, stream.read(length)
+
+
+def _avif_look(path: Path) -> Iterator[tuple[bytes, bytes]]:
+    """What an AVIF says of its colours, as the chunk of a PNG, unless it is what a PNG has without."""
+    with open(path, 'rb') as stream:
+        head = stream.read(2**16)
+    place = head.find(b'colrnclx') + 8
+    if place < 8 or place + 4 > len(head):
+        return
+    primaries, transfer = struct.unpack_from('>HH', head, place)
+    if (primaries, transfer) not in _SRGB and max(primaries, transfer) < 256:
+        yield b'cICP', bytes((primaries, transfer, 0, 1))  # no matrix: RGB, of the full range
 
 
 def turned(metadata: Metadata, orientation: int) -> Metadata:

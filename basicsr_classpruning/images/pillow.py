@@ -51,6 +51,8 @@ DAMAGED = (
     EOFError,
     OverflowError,
     MemoryError,
+    RuntimeError,
+    AssertionError,
     AttributeError,
     ZeroDivisionError,
     struct.error,

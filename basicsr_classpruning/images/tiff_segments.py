@@ -134,8 +134,8 @@ def _unpack_lzma(data: bytes, height: int, pitch: int) -> bytes:
     return lzma.LZMADecompressor().decompress(data, height * pitch)
 
 
-def _by_libtiff(compression: int) -> Callable[[bytes, int, int], bytes]:
-    def unpack(data: bytes, height: int, pitch: int) -> bytes:
+def _by_libtiff(compression: int) -> Callable[[bytes, int, int], bytes | np.ndarray]:
+    def unpack(data: bytes, height: int, pitch: int) -> np.ndarray:
         tags = {
             256: pitch, 257: height, 258: 8, 259: compression, 262: 1, 273: 8, 277: 1, 278: height, 279: len(data),
         }  # fmt: skip
@@ -145,12 +145,12 @@ def _by_libtiff(compression: int) -> Callable[[bytes, int, int], bytes]:
         directory = struct.pack('<H', len(tags)) + entries + bytes(4)
         with pillow.opened(io.BytesIO(head + data.ljust(end - 8, b'\0') + directory)) as image:
             image.load()
-            return image.tobytes()
+            return pillow.samples(image).reshape(-1)
 
     return unpack
 
 
-_UNPACKERS: dict[int, Callable[[bytes, int, int], bytes]] = {
+_UNPACKERS: dict[int, Callable[[bytes, int, int], bytes | np.ndarray]] = {
     1: _plain,
     5: _by_libtiff(5),  # LZW
     8: _inflate,
