@@ -17,7 +17,7 @@ ORIENTATION = 0x0112
 EXIF_IFD, GPS_IFD = 0x8769, 0x8825
 _WIDTH, _HEIGHT = 0xA002, 0xA003  # of the picture, as the Exif block repeats them
 _PNG_LOOK = (b'gAMA', b'cHRM', b'sRGB', b'cICP', b'mDCV', b'cLLI')
-_MOST_XMP = 2**22  # bytes
+MOST_XMP = 2**22  # bytes
 _SRGB = ((1, 13), (2, 2), (1, 2), (2, 13), (1, 1))  # primaries and transfer (ITU-T H.273), 2 where it is not said
 _XMP_ORIENTATION = re.compile(rb'(tiff:Orientation(?:>|\s*=\s*["\']))\s*[2-8]')
 
@@ -75,7 +75,7 @@ def _xmp(image: Image.Image) -> bytes | None:
     xmp = image.info.get('xmp', image.info.get('XML:com.adobe.xmp'))
     if isinstance(xmp, str):
         xmp = xmp.encode()
-    return xmp if isinstance(xmp, bytes) and 0 < len(xmp) <= _MOST_XMP else None
+    return xmp if isinstance(xmp, bytes) and 0 < len(xmp) <= MOST_XMP else None
 
 
 def png_chunks(stream: IO[bytes]) -> Iterator[tuple[bytes, int]]:

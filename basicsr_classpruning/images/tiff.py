@@ -8,14 +8,13 @@ from typing import Any, NoReturn
 
 import numpy as np
 import tifffile
-from PIL import Image
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.images import pillow
-from basicsr_classpruning.images.metadata import EXIF_IFD, GPS_IFD, is_useful, turned
+from basicsr_classpruning.images.metadata import turned
 from basicsr_classpruning.images.orientation import upright
-from basicsr_classpruning.images.picture import Encoding, Metadata, Picture, Resolution
+from basicsr_classpruning.images.picture import Encoding, Picture
+from basicsr_classpruning.images.tiff_metadata import read_page_metadata, read_tag
 from basicsr_classpruning.images.tiff_segments import COMPRESSIONS, Segments, read_segments
 
 logging.getLogger('tifffile').addHandler(logging.NullHandler())  # its warnings have no place between a user's lines
@@ -28,8 +27,6 @@ _PHOTOMETRIC = {
 _GREY, _BY_PILLOW = (0, 1), (2, 3, 4, 7)  # CCITT and JPEG, which say themselves how their samples are packed
 _ASSOCIATED, _UNASSOCIATED = 1, 2  # alpha that colours are multiplied by, or not
 _FLOATS = (-1.0, 2.0)  # networks take values from 0 to 1; filters leave some a little outside
-# Tags of the first directory that Exif has too: who made the picture, when, with what.
-_TEXTS = (270, 271, 272, 305, 306, 315, 316, 33432)
 
 
 class TiffPages:
@@ -48,8 +45,8 @@ class TiffPages:
             raise pillow.unreadable(path, error) from None
         try:
             pages: list[Any] = [self._file.pages[index] for index in range(len(self._file.pages))]
-            kinds = [int(_tag(page, 254, 0)) for page in pages]
-            self.sizes = [(int(_tag(page, 257, 0)), int(_tag(page, 256, 0))) for page in pages]
+            kinds = [int(read_tag(page, 254, 0)) for page in pages]
+            self.sizes = [(int(read_tag(page, 257, 0)), int(read_tag(page, 256, 0))) for page in pages]
         except Exception as error:
             self.close()
             raise pillow.unreadable(path, error) from None
@@ -94,12 +91,12 @@ class TiffPages:
         if height < 1 or width < 1:
             raise pillow.unreadable(self._path, 'a page without pixels')
         pillow.check_size(self._path, (width, height), self._max_pixels)
-        samples = int(_tag(page, 277, 1))
+        samples = int(read_tag(page, 277, 1))
         bits, formats = _all_of(page, 258, 1, samples), _all_of(page, 339, 1, samples)
         self._check_samples(page, samples, bits, formats)
-        compression = int(_tag(page, 259, 1))
-        photometric = _tag(page, 262, None)
-        separate = int(_tag(page, 284, 1)) == 2 and samples > 1
+        compression = int(read_tag(page, 259, 1))
+        photometric = read_tag(page, 262, None)
+        separate = int(read_tag(page, 284, 1)) == 2 and samples > 1
         self._check_colour(photometric, samples, bits[0], compression, separate)
         self._extra_sample(page, samples)
         if compression not in (*COMPRESSIONS, *_BY_PILLOW):
@@ -107,23 +104,27 @@ class TiffPages:
             self._refuse(
                 f'{name or "unknown"} compression ({compression})', 'allowed are none, LZW, Deflate, PackBits, JPEG …'
             )
-        predictor = int(_tag(page, 317, 1)) if compression in (5, 8, 32946, 34925, 50000) else 1
+        predictor = int(read_tag(page, 317, 1)) if compression in (5, 8, 32946, 34925, 50000) else 1
         is_float = formats[0] == 3
         if predictor not in (1, 2, 3) or (predictor == 3) > is_float or (predictor == 2 and bits[0] < 8):
             self._refuse(f'predictor {predictor} for {bits[0]}-bit samples', 'allowed are 1, 2, and 3 for floats')
-        if int(_tag(page, 32997, 1)) > 1:
-            self._refuse(f'a volume of {_tag(page, 32997, 1)} layers', 'a picture has one')
+        if int(read_tag(page, 32997, 1)) > 1:
+            self._refuse(f'a volume of {read_tag(page, 32997, 1)} layers', 'a picture has one')
         if self._file.is_imagej and (self._file.imagej_metadata or {}).get('images', 1) > len(self._file.pages):
             self._refuse('an ImageJ stack in one page', 'save its images as pages')
         tiled = 322 in page.tags
-        segment = (int(_tag(page, 323, 0)), int(_tag(page, 322, 0))) if tiled else (int(_tag(page, 278, height)), width)
+        segment = (
+            (int(read_tag(page, 323, 0)), int(read_tag(page, 322, 0)))
+            if tiled
+            else (int(read_tag(page, 278, height)), width)
+        )
         if not tiled:
             segment = (min(segment[0], height) or height, width)
         pillow.check_size(self._path, (segment[1], segment[0]), max(self._max_pixels, 2**24))
         if min(segment) < 1:
             raise pillow.unreadable(self._path, 'a strip or tile without pixels')
-        offsets = _numbers(_tag(page, 324 if tiled else 273, ()))
-        sizes = _numbers(_tag(page, 325 if tiled else 279, ()))
+        offsets = _numbers(read_tag(page, 324 if tiled else 273, ()))
+        sizes = _numbers(read_tag(page, 325 if tiled else 279, ()))
         if not sizes and compression == 1 and len(offsets) == 1:  # left out by some old programs
             sizes = ((width * samples * bits[0] + 7) // 8 * height,)
         return Segments(
@@ -141,7 +142,7 @@ class TiffPages:
             tiled=tiled,
             offsets=offsets,
             sizes=sizes,
-            bits_reversed=int(_tag(page, 266, 1)) == 2,
+            bits_reversed=int(read_tag(page, 266, 1)) == 2,
         )
 
     def _check_samples(self, page: Any, samples: int, bits: tuple[int, ...], formats: tuple[int, ...]) -> None:
@@ -187,7 +188,7 @@ class TiffPages:
 
     def _read(self, index: int) -> Picture:
         page, layout = self._pages[index], self._describe(index)
-        photometric = int(_tag(page, 262, 1))
+        photometric = int(read_tag(page, 262, 1))
         if layout.compression in _BY_PILLOW:
             samples = self._by_pillow(index)
         else:
@@ -199,7 +200,7 @@ class TiffPages:
         channels = 1 if samples.shape[2] < 3 else 3
         if self._extra_sample(page, layout.samples) == _ASSOCIATED:
             _divide_by_alpha(samples)
-        orientation = int(_tag(page, 274, 1))
+        orientation = int(read_tag(page, 274, 1))
         samples = upright(samples, orientation)
         alpha = samples[..., channels] if samples.shape[2] > channels else None
         return Picture(samples[..., :channels], alpha, self._encoding(index, channels, orientation))
@@ -207,7 +208,7 @@ class TiffPages:
     def _as_shown(self, page: Any, samples: np.ndarray, layout: Segments, photometric: int) -> np.ndarray:
         """Black as 0 and white as the greatest value, colours of palettes looked up."""
         if photometric == 3:
-            return _look_up(samples, np.asarray(_tag(page, 320, ())), layout.bits)
+            return _look_up(samples, np.asarray(read_tag(page, 320, ())), layout.bits)
         if layout.bits < 8:
             samples *= np.uint8(255 // (2**layout.bits - 1))
         if photometric == 0:  # alpha, if there is any, is not turned round
@@ -231,35 +232,11 @@ class TiffPages:
 
     def _encoding(self, index: int, channels: int, orientation: int) -> Encoding:
         page = self._pages[index]
-        icc = _tag(page, 34675, None)
+        icc = read_tag(page, 34675, None)
         if not isinstance(icc, bytes) or icc[16:20] != (b'GRAY' if channels == 1 else b'RGB '):
             icc = None
-        try:
-            metadata = Metadata(_resolution(page), self._exif(page), _xmp(page))
-        except Exception:  # what is damaged counts as not there
-            metadata = Metadata()
+        metadata = read_page_metadata(self._path, page)
         return Encoding('TIFF', True, icc, turned(metadata, orientation))
-
-    def _exif(self, page: Any) -> bytes | None:
-        """The tags that Exif knows, as an EXIF block, so that they can go to any format."""
-        exif = Image.Exif()
-        for tag in _TEXTS:
-            text = _tag(page, tag, None)
-            if isinstance(text, str) and text and not (tag == 270 and text.startswith('{"shape"')):
-                exif[tag] = text
-        with open(self._path, 'rb') as stream:
-            for tag in (EXIF_IFD, GPS_IFD):
-                inner = _directory(stream, page, tag)
-                if inner:
-                    exif.get_ifd(tag).update(inner)
-        if not exif:
-            return None
-        return exif.tobytes().removeprefix(b'Exif\0\0')
-
-
-def _tag(page: Any, code: int, default: Any) -> Any:
-    tag = page.tags.get(code)
-    return default if tag is None else tag.value
 
 
 def _known(compression: int) -> bool:
@@ -268,7 +245,7 @@ def _known(compression: int) -> bool:
 
 def _all_of(page: Any, code: int, default: int, count: int) -> tuple[int, ...]:
     """A tag's values, one a sample; where it has fewer, all are as its first."""
-    values = _numbers(_tag(page, code, default)) or (default,)
+    values = _numbers(read_tag(page, code, default)) or (default,)
     return tuple(map(int, values)) if len(values) >= count else (int(values[0]),)
 
 
@@ -299,30 +276,3 @@ def _divide_by_alpha(samples: np.ndarray) -> None:
             most = np.uint64(np.iinfo(samples.dtype).max)
             wide = np.maximum(alpha, 1).astype(np.uint64)
             colours[:] = np.minimum((colours * most + wide // 2) // wide, most) * (alpha > 0)
-
-
-def _resolution(page: Any) -> Resolution | None:
-    x, y = _tag(page, 282, None), _tag(page, 283, None)
-    unit = {1: 'none', 3: 'cm'}.get(int(_tag(page, 296, 2)), 'inch')
-    if not x or not y or 0 in (x[1], y[1]):
-        return None
-    found = Resolution(x[0] / x[1], y[0] / y[1], unit)
-    return found if is_useful(found) else None
-
-
-def _xmp(page: Any) -> bytes | None:
-    xmp = _tag(page, 700, None)
-    return xmp if isinstance(xmp, bytes) and 0 < len(xmp) <= 2**22 else None
-
-
-def _directory(stream: Any, page: Any, code: int) -> dict[int, Any] | None:
-    """The tags of an Exif or GPS directory, as Pillow reads them; None if there is none."""
-    tag = page.tags.get(code)
-    if tag is None or page.parent.is_bigtiff:
-        return None
-    stream.seek(0)
-    head = stream.read(8)
-    directory = ImageFileDirectory_v2(head, group=code)
-    stream.seek(tag.valueoffset)  # tifffile knows that the tag is a place
-    directory.load(stream)
-    return {key: value for key, value in dict(directory).items() if not isinstance(value, dict)}
