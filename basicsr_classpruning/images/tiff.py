@@ -24,8 +24,10 @@ _PHOTOMETRIC = {
     5: 'CMYK or other inks', 6: 'YCbCr', 8: 'CIELAB', 9: 'ICCLAB', 10: 'ITULAB', 32803: "a camera's raw samples",
     32844: 'LogL', 32845: 'LogLuv', 34892: "a camera's raw samples", 51177: 'depth',
 }  # fmt: skip
-_GREY, _BY_PILLOW = (0, 1), (2, 3, 4, 7)  # CCITT and JPEG, which say themselves how their samples are packed
+_BY_PILLOW = (2, 3, 4, 7)  # CCITT and JPEG, which say themselves how their samples are packed
 _ASSOCIATED, _UNASSOCIATED = 1, 2  # alpha that colours are multiplied by, or not
+_WITH_PREDICTOR = (5, 8, 32946, 34925, 50000)
+_MOST_TILE = 2**24  # pixels: a small picture may have a large tile, up to this
 _FLOATS = (-1.0, 2.0)  # networks take values from 0 to 1; filters leave some a little outside
 
 
@@ -94,35 +96,14 @@ class TiffPages:
         samples = int(read_tag(page, 277, 1))
         bits, formats = _all_of(page, 258, 1, samples), _all_of(page, 339, 1, samples)
         self._check_samples(page, samples, bits, formats)
-        compression = int(read_tag(page, 259, 1))
-        photometric = read_tag(page, 262, None)
+        compression, is_float = int(read_tag(page, 259, 1)), formats[0] == 3
         separate = int(read_tag(page, 284, 1)) == 2 and samples > 1
-        self._check_colour(photometric, samples, bits[0], compression, separate)
+        self._check_colour(read_tag(page, 262, None), samples, bits[0], compression, separate)
         self._extra_sample(page, samples)
-        if compression not in (*COMPRESSIONS, *_BY_PILLOW):
-            name = getattr(tifffile.COMPRESSION(compression), 'name', compression) if _known(compression) else ''
-            self._refuse(
-                f'{name or "unknown"} compression ({compression})', 'allowed are none, LZW, Deflate, PackBits, JPEG …'
-            )
-        predictor = int(read_tag(page, 317, 1)) if compression in (5, 8, 32946, 34925, 50000) else 1
-        is_float = formats[0] == 3
-        if predictor not in (1, 2, 3) or (predictor == 3) > is_float or (predictor == 2 and bits[0] < 8):
-            self._refuse(f'predictor {predictor} for {bits[0]}-bit samples', 'allowed are 1, 2, and 3 for floats')
-        if int(read_tag(page, 32997, 1)) > 1:
-            self._refuse(f'a volume of {read_tag(page, 32997, 1)} layers', 'a picture has one')
-        if self._file.is_imagej and (self._file.imagej_metadata or {}).get('images', 1) > len(self._file.pages):
-            self._refuse('an ImageJ stack in one page', 'save its images as pages')
+        self._check_volume(page)
+        predictor = self._predictor(page, compression, bits[0], is_float)
         tiled = 322 in page.tags
-        segment = (
-            (int(read_tag(page, 323, 0)), int(read_tag(page, 322, 0)))
-            if tiled
-            else (int(read_tag(page, 278, height)), width)
-        )
-        if not tiled:
-            segment = (min(segment[0], height) or height, width)
-        pillow.check_size(self._path, (segment[1], segment[0]), max(self._max_pixels, 2**24))
-        if min(segment) < 1:
-            raise pillow.unreadable(self._path, 'a strip or tile without pixels')
+        segment = self._segment_size(page, height, width)
         offsets = _numbers(read_tag(page, 324 if tiled else 273, ()))
         sizes = _numbers(read_tag(page, 325 if tiled else 279, ()))
         if not sizes and compression == 1 and len(offsets) == 1:  # left out by some old programs
@@ -174,6 +155,34 @@ class TiffPages:
             self._refuse(f'a palette of {bits}-bit samples, {samples} a pixel', 'allowed are 1 to 8 bit, one a pixel')
         if compression in _BY_PILLOW and (bits != (8 if compression == 7 else 1) or samples > colours or separate):
             self._refuse(f'{samples} samples of {bits} bit compressed as JPEG or fax', 'use another compression')
+
+    def _predictor(self, page: Any, compression: int, bits: int, is_float: bool) -> int:
+        """How samples were changed before they were compressed: 1 not at all, 2 and 3 to differences."""
+        if compression not in (*COMPRESSIONS, *_BY_PILLOW):
+            name = tifffile.COMPRESSION(compression).name if compression in set(tifffile.COMPRESSION) else 'unknown'
+            self._refuse(f'{name} compression ({compression})', 'allowed are none, LZW, Deflate, PackBits, JPEG …')
+        predictor = int(read_tag(page, 317, 1)) if compression in _WITH_PREDICTOR else 1
+        if predictor not in (1, 2, 3) or (predictor == 3 and not is_float) or (predictor == 2 and bits < 8):
+            self._refuse(f'predictor {predictor} for {bits}-bit samples', 'allowed are 1, 2, and 3 for floats')
+        return predictor
+
+    def _check_volume(self, page: Any) -> None:
+        depth = int(read_tag(page, 32997, 1))
+        if depth > 1:
+            self._refuse(f'a volume of {depth} layers', 'a picture has one')
+        if self._file.is_imagej and (self._file.imagej_metadata or {}).get('images', 1) > len(self._file.pages):
+            self._refuse('an ImageJ stack in one page', 'save its images as pages')
+
+    def _segment_size(self, page: Any, height: int, width: int) -> tuple[int, int]:
+        """Height and width of a tile or strip, of which no more is unpacked than the limit of pixels."""
+        if 322 in page.tags:
+            size = int(read_tag(page, 323, 0)), int(read_tag(page, 322, 0))
+        else:
+            size = min(int(read_tag(page, 278, height)), height), width
+        if min(size) < 1:
+            raise pillow.unreadable(self._path, 'a strip or tile without pixels')
+        pillow.check_size(self._path, (size[1], size[0]), max(self._max_pixels, _MOST_TILE))
+        return size
 
     def _extra_sample(self, page: Any, samples: int) -> int | None:
         """The kind of alpha; None if there is none. OpenCV writes alpha without saying so."""
@@ -237,10 +246,6 @@ class TiffPages:
             icc = None
         metadata = read_page_metadata(self._path, page)
         return Encoding('TIFF', True, icc, turned(metadata, orientation))
-
-
-def _known(compression: int) -> bool:
-    return compression in set(map(int, tifffile.COMPRESSION))
 
 
 def _all_of(page: Any, code: int, default: int, count: int) -> tuple[int, ...]:
