@@ -16,6 +16,7 @@ import types
 from basicsr_classpruning.errors import UserError
 
 MAX_PIXELS = 200_000_000  # of a picture, unless the user allows more
+_LIMIT = 'OPENCV_IO_MAX_IMAGE_PIXELS'
 _PYTHONS = ((3, 10), (3, 13))  # from, up to but not including
 
 # What torchvision declares in Python although its compiled library, built for another torch, could not be loaded.
@@ -24,6 +25,15 @@ _TORCHVISION_SCHEMAS = {
     'qnms': 'qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
 }
 _libraries: list = []  # torch.library definitions live as long as these objects
+
+
+def picture_limit() -> int:
+    """The most pixels that a picture may have, unless a command allows more: `MAX_PIXELS`, or what the environment
+    variable that OpenCV reads, too, says."""
+    try:
+        return int(os.environ[_LIMIT])
+    except (KeyError, ValueError):
+        return MAX_PIXELS
 
 
 def check_python(version: tuple[int, ...] = sys.version_info[:2]) -> None:
@@ -102,7 +112,7 @@ def prepare() -> None:
     # OpenCV's warnings have no place between a user's lines.
     os.environ.setdefault('OPENCV_LOG_LEVEL', 'ERROR')
     # Training pictures of more are refused before memory is asked for; OpenCV's own limit is five times as much.
-    os.environ.setdefault('OPENCV_IO_MAX_IMAGE_PIXELS', str(MAX_PIXELS))
+    os.environ.setdefault(_LIMIT, str(MAX_PIXELS))
     mend_torchvision_operators()
     mend_functional_tensor()
     mend_process_group()

@@ -30,7 +30,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
     path = Path(path)
     temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}{UNFINISHED}')
     try:
-        with open(temporary, 'xb') as file:
+        with open(temporary, 'x+b') as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

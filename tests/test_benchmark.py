@@ -20,9 +20,10 @@ from basicsr_classpruning.benchmark.run import Benchmark, Settings
 from basicsr_classpruning.cli import parse
 from basicsr_classpruning.data.degradations import Degradation
 from basicsr_classpruning.errors import UsageError, UserError
-from basicsr_classpruning.inference.images import Encoding, Picture, read_picture
+from basicsr_classpruning.images.picture import Encoding, Picture
+from basicsr_classpruning.images.reading import read_picture
+from basicsr_classpruning.images.writing import write_picture
 from basicsr_classpruning.inference.restorer import Restorer
-from basicsr_classpruning.inference.writing import write_picture
 from basicsr_classpruning.safe_files import save_file
 
 BASE = {'type': 'MSRResNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 2}

@@ -14,6 +14,7 @@ import pytest
 import torch
 from basicsr.data import build_dataset
 from basicsr.utils.lmdb_util import make_lmdb_from_imgs
+from PIL import Image
 from torch.utils.data import DataLoader
 
 import basicsr_classpruning.data  # noqa: F401  # registers the data set
@@ -267,14 +268,83 @@ def test_missing_key_and_empty_folder(folder, tmp_path):
 
 @pytest.mark.parametrize('content', [b'', b'not a picture'])
 @pytest.mark.parametrize('workers', [0, 1])
-def test_a_picture_that_does_not_decode_is_named_in_one_line(tmp_path, content, workers):
+def test_a_picture_that_does_not_decode_is_named_in_one_line(folder, tmp_path, content, workers):
     path = tmp_path / 'broken.png'
-    path.write_bytes(content)
+    path.write_bytes((folder / 'a.png').read_bytes())
     loader = DataLoader(DegradedImageDataset(options(tmp_path, 'val')), num_workers=workers)
+    path.write_bytes(content)  # after the check at the start
     with pytest.raises(UserError) as caught:
         next(iter(loader))
     assert isinstance(caught.value, PictureError)
     assert str(caught.value) == f'{path}: this picture does not decode'
+
+
+def damaged(kind: str, whole: dict[str, bytes]) -> bytes:
+    """A file that was damaged in some way."""
+    if kind in ('empty', 'text'):
+        return b'' if kind == 'empty' else b'no picture'
+    form, what = kind.split()
+    content = bytearray(whole[form])
+    if what == 'cut':
+        return bytes(content[: len(content) * 2 // 3])
+    content[len(content) // 2] ^= 0xFF
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    'kind', ['empty', 'text', 'png cut', 'png changed', 'jpg cut', 'tif cut', 'webp cut', 'bmp cut']
+)
+@pytest.mark.parametrize('phase', ['train', 'val'])
+def test_damaged_pictures_are_named_before_the_first_step(folder, tmp_path, kind, phase):
+    whole = {
+        suffix: cv2.imencode(f'.{suffix}', picture(0))[1].tobytes() for suffix in ('png', 'jpg', 'tif', 'webp', 'bmp')
+    }
+    for suffix, content in whole.items():
+        (tmp_path / f'good.{suffix}').write_bytes(content)
+    assert len(DegradedImageDataset(options(tmp_path, phase))) == 5
+    suffix = kind.split()[0] if ' ' in kind else 'png'
+    for name in ('bad', 'worse'):
+        (tmp_path / f'{name}.{suffix}').write_bytes(damaged(kind, whole))
+    with pytest.raises(PictureError, match=rf'bad\.{suffix}: .*; 1 more cannot be read: .*worse\.{suffix}$') as caught:
+        DegradedImageDataset(options(tmp_path, phase))
+    assert '\n' not in str(caught.value)
+
+
+def test_what_is_behind_a_jpeg_does_not_matter(tmp_path):
+    content = cv2.imencode('.jpg', picture(0))[1].tobytes()
+    (tmp_path / 'a.jpg').write_bytes(content + b'a note of the camera')
+    (tmp_path / 'b.jpg').write_bytes(content + bytes(10_000))
+    assert len(DegradedImageDataset(options(tmp_path))) == 2
+
+
+def test_files_that_are_no_pictures_are_skipped_and_counted(folder, tmp_path, caplog):
+    (tmp_path / 'a.png').write_bytes((folder / 'a.png').read_bytes())
+    for name in ('._a.png', 'Thumbs.db', '.DS_Store'):
+        (tmp_path / name).write_bytes(b'\0\5\x16\7 no picture')
+    with caplog.at_level('INFO', 'basicsr'):
+        dataset = DegradedImageDataset(options(tmp_path))
+    assert dataset.pictures.names == ['a']
+    assert f'{tmp_path}: 3 files that are no pictures skipped (.DS_Store, ._a.png, Thumbs.db)' in caplog.text
+    dataset[0]
+
+
+@pytest.mark.parametrize('suffix', ['gif', 'tga', 'tif', 'ppm', 'pgm', 'pbm', 'jfif', 'jpe'])
+def test_pictures_that_basicsr_does_not_know_are_read(tmp_path, suffix):
+    stored = Image.fromarray(picture(0)[..., ::-1] if suffix in ('tga', 'tif', 'ppm') else picture(0)[..., 0])
+    if suffix == 'pbm':
+        stored = stored.convert('1')
+    stored.save(tmp_path / f'a.{suffix}', **({'quality': 90} if suffix in ('jfif', 'jpe') else {}))
+    wanted = np.asarray(Image.open(tmp_path / f'a.{suffix}').convert('RGB'))
+    np.testing.assert_array_equal(Pictures(str(tmp_path)).read(0), wanted)
+    grey = cv2.cvtColor(wanted, cv2.COLOR_RGB2GRAY)
+    found = Pictures(str(tmp_path), color='gray').read(0)[..., 0]
+    assert np.abs(found.astype(int) - grey).max() <= (suffix == 'ppm')  # OpenCV's reader of PPM rounds differently
+
+
+def test_transparent_tiffs_keep_their_colours(tmp_path):
+    pixels = np.concatenate([picture(0), np.full((60, 84, 1), 7, np.uint8)], axis=2)
+    cv2.imwrite(str(tmp_path / 'a.tif'), pixels)
+    np.testing.assert_array_equal(Pictures(str(tmp_path)).read(0), picture(0)[..., ::-1])
 
 
 def test_a_picture_that_went_away_is_named(tmp_path, folder):
@@ -316,7 +386,7 @@ def test_pictures_of_any_usual_kind_are_listed(tmp_path):
     for name in ('1.JPG', '2.tiff', '3.webp', '4.txt', '.hidden'):
         (tmp_path / name).touch()
     (tmp_path / 'folder.png').mkdir()
-    assert [path.name for path in list_pictures(tmp_path)] == ['1.JPG', '2.tiff', '3.webp']
+    assert [path.name for path in list_pictures(tmp_path).pictures] == ['1.JPG', '2.tiff', '3.webp']
 
 
 @pytest.mark.parametrize('key', ['../outside', '/outside', 'a/../../b', '..', 'a\\b', 'a//b'])

@@ -14,9 +14,10 @@ import tifffile
 from PIL import Image, ImageCms, ImageOps
 
 from basicsr_classpruning.errors import UserError
-from basicsr_classpruning.inference import writing
-from basicsr_classpruning.inference.images import Encoding, Picture, read_picture
-from basicsr_classpruning.inference.writing import write_picture, write_rows
+from basicsr_classpruning.images import writing
+from basicsr_classpruning.images.picture import Encoding, Picture
+from basicsr_classpruning.images.reading import read_picture
+from basicsr_classpruning.images.writing import write_picture, write_rows
 
 
 def samples(height=37, width=53, channels=3, dtype=np.uint8, seed=0):

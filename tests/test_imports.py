@@ -17,6 +17,7 @@ LAYERS = (
     'kernels sizes',
     'safe_files',
     'untrusted',
+    'images',
     'checkpoint',
     'routing',
     'data',

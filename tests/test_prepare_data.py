@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from basicsr.data import build_dataset
+from PIL import Image
 
 import basicsr_classpruning.data  # noqa: F401  # registers the data set
 from basicsr_classpruning.data.pictures import Pictures
@@ -87,7 +88,28 @@ def test_nothing_is_left_of_a_run_that_failed(folder, tmp_path, capsys):
     before = sorted(tmp_path.iterdir())
     assert run(folder, tmp_path / 'train.lmdb') == 1
     assert sorted(tmp_path.iterdir()) == before
-    assert capsys.readouterr().err.splitlines()[-1] == f'error: {folder / "zz.png"}: this picture does not decode'
+    (line,) = capsys.readouterr().err.splitlines()  # no progress bar: nothing was begun
+    assert line.startswith(f'error: {folder / "zz.png"}: cannot be read as a picture (')
+
+
+def test_files_that_are_no_pictures_are_skipped_and_counted(folder, tmp_path, capsys):
+    for name in ('._wide.png', 'Thumbs.db', '.DS_Store'):
+        (folder / name).write_bytes(b'\0\5\x16\7 no picture')
+    out = tmp_path / 'train.lmdb'
+    assert run(folder, out) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f'{out}: 9 sub-images\n'
+    assert f'{folder}: 3 files that are no pictures skipped (.DS_Store, ._wide.png, Thumbs.db)\n' in printed.err
+
+
+@pytest.mark.parametrize('suffix', ['tga', 'gif', 'tif'])
+def test_pictures_that_opencv_does_not_read(tmp_path, suffix):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    (tmp_path / 'in').mkdir()
+    Image.fromarray(pixels).save(tmp_path / 'in' / f'a.{suffix}')
+    wanted = np.asarray(Image.open(tmp_path / 'in' / f'a.{suffix}').convert('RGB'))
+    assert run(tmp_path / 'in', tmp_path / 'train.lmdb') == 0
+    np.testing.assert_array_equal(Pictures(str(tmp_path / 'train.lmdb'), 'lmdb').read(0), wanted)
 
 
 def test_an_existing_target_is_kept(folder, tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import pytest
 import torch
@@ -26,6 +27,24 @@ def losses(text: str) -> dict[str, list[float]]:
     """The numbers behind each candidate of the printed table."""
     lines = [re.split(r'\s{2,}', line.strip()) for line in text.splitlines()]
     return {line[0]: [float(cell) for cell in line[2:]] for line in lines if line[0] in ('dense', *SPARSE)}
+
+
+@pytest.mark.usefixtures('little_work')
+def test_files_that_are_no_pictures_are_skipped_and_damaged_ones_named(prunable, tmp_path, capsys):
+    folder = tmp_path / 'pictures'
+    shutil.copytree(prunable / 'pictures', folder)
+    for name in ('._x.png', 'Thumbs.db', '.DS_Store'):
+        (folder / name).write_bytes(b'\0\5\x16\7 no picture')
+    calibration = ('--calibration', str(folder), '--degrade', 'noise25-25')
+    assert prune(prunable, tmp_path / 'x.pth', *calibration) == 0
+    assert f'{folder}: 3 files that are no pictures skipped (' in capsys.readouterr().err
+    name = next(path.name for path in folder.iterdir() if path.suffix == '.png' and path.name[0] != '.')
+    (folder / name).write_bytes((folder / name).read_bytes()[:-100])
+    assert prune(prunable, tmp_path / 'y.pth', *calibration) == 1
+    printed = capsys.readouterr()
+    assert name in printed.err
+    assert printed.err.count('\n') == 1
+    assert not (tmp_path / 'y.pth').exists()
 
 
 @pytest.mark.usefixtures('little_work')

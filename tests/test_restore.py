@@ -15,15 +15,17 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image, features
 
 from basicsr_classpruning import kernels
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.cli import restore
 from basicsr_classpruning.errors import UsageError, UserError
+from basicsr_classpruning.images.picture import Encoding, Picture
+from basicsr_classpruning.images.reading import open_picture, read_picture
+from basicsr_classpruning.images.writing import Rows, write_picture, write_pictures
 from basicsr_classpruning.inference import files
-from basicsr_classpruning.inference.images import Encoding, Picture, read_picture
 from basicsr_classpruning.inference.restorer import Restorer
-from basicsr_classpruning.inference.writing import write_picture
 from basicsr_classpruning.safe_files import save_file
 
 BASE = {'type': 'MSRResNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 2}
@@ -131,6 +133,132 @@ def test_unreadable_pictures_are_named_and_do_not_stop_the_others(tmp_path, mode
         'b.png',
         'huge.png',
     ]
+
+
+def animate(path, count=3, channels=3, **options):
+    """Writes an animation and returns its frames as they are shown."""
+    rng = np.random.default_rng(0)
+    stored = [cv2.GaussianBlur(rng.random((40, 50, channels)), (0, 0), 2) for _ in range(count)]
+    first, *others = [Image.fromarray((np.clip(frame * 2 - 0.5, 0, 1) * 255).astype(np.uint8)) for frame in stored]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first.save(path, save_all=True, append_images=others, **options)
+    with open_picture(path) as file:
+        return list(file.pictures())
+
+
+@pytest.mark.parametrize(
+    ('name', 'result', 'options'),
+    [
+        ('a.png', 'a.png', {'duration': [20, 50, 90]}),
+        ('a.apng', 'a.apng', {'duration': [20, 50, 90], 'format': 'PNG'}),
+        ('a.webp', 'a.webp', {'duration': [20, 50, 90], 'lossless': True, 'exact': True}),
+        ('a.gif', 'a.png', {'duration': [20, 50, 90], 'loop': 0}),
+        ('a.tif', 'a.tif', {}),
+    ],
+)
+def test_frames_and_pages_are_restored_one_by_one(tmp_path, model, restorer, capsys, name, result, options):
+    stored = animate(tmp_path / 'in' / name, **options)
+    arguments = ('--candidate', '2:4', '--tile', 32, '--overlap', 4, '--json', tmp_path / 'x.json')
+    assert call(tmp_path / 'in', '--model', model, '--output', tmp_path / 'out', *arguments) == 0
+    assert [path.name for path in (tmp_path / 'out').iterdir()] == [result]
+    with open_picture(tmp_path / 'out' / result) as file:
+        found = list(file.pictures())
+        animation = file.animation()
+    assert len(found) == len(stored) == 3
+    for before, after in zip(stored, found):
+        np.testing.assert_array_equal(after.pixels, restorer.restore(before.pixels)[0])
+    assert animation is None if name == 'a.tif' else animation.durations == (20, 50, 90)
+    (entry,) = json.loads((tmp_path / 'x.json').read_text())['files']
+    assert entry['note'] == ''
+    assert entry['pixels'] == 3 * 40 * 50
+    assert ('1 written as PNG' in capsys.readouterr().out) == (result != name and name == 'a.gif')
+
+
+def test_pages_of_different_sizes_and_kinds(tmp_path, model, restorer):
+    pages = [put(tmp_path / f'{index}.tif', 40 + index, 50, channels, dtype, form='TIFF', seed=index)
+             for index, (channels, dtype) in enumerate([(3, np.uint8), (1, np.uint16), (3, np.uint16)])]  # fmt: skip
+    (tmp_path / 'in').mkdir()
+    write_pictures(
+        tmp_path / 'in/x.tif', [Rows(one.encoding, *one.pixels.shape[:2], [one.pixels]) for one in pages], None, 0
+    )
+    options = ('--candidate', '2:4', '--tile', 32, '--overlap', 4, '--class-map')
+    assert call(tmp_path / 'in', '--model', model, '--output', tmp_path / 'out', *options) == 0
+    with open_picture(tmp_path / 'out/x.tif') as file:
+        for page, found in zip(pages, file.pictures()):
+            np.testing.assert_array_equal(found.pixels, restorer.restore(page.pixels)[0])
+        assert len(file) == 3
+    assert (tmp_path / 'out/x_classes.png').exists()
+
+
+def test_a_failing_frame_leaves_nothing(tmp_path, model, capsys):
+    animate(tmp_path / 'in/a.png', duration=20)
+    data = (tmp_path / 'in/a.png').read_bytes()
+    (tmp_path / 'in/a.png').write_bytes(data[: data.rindex(b'fdAT') + 30])
+    assert call(tmp_path / 'in', '--model', model, '--output', tmp_path / 'out') == 1
+    assert 'failed: ' in capsys.readouterr().err
+    assert not [path for path in (tmp_path / 'out').rglob('*') if path.is_file()]
+
+
+def test_what_is_not_restored_is_said(tmp_path, model, capsys):
+    animate(tmp_path / 'in/a.jpg', count=2, format='MPO')
+    assert call(tmp_path / 'in', '--model', model, '--output', tmp_path / 'out', '--json', tmp_path / 'x.json') == 0
+    note = 'only the first of its 2 pictures is read'
+    assert f'warning: {tmp_path}/in/a.jpg: {note}\n' in capsys.readouterr().err
+    assert json.loads((tmp_path / 'x.json').read_text())['files'][0]['note'] == note
+
+
+def test_formats_that_are_only_read_become_png_and_never_replace_another(tmp_path, model, capsys):
+    pixels = put(tmp_path / 'in/a.png').pixels
+    for name in ('a.gif', 'b.tga', 'c.ppm', 'd.pgm', 'sub/a.gif', 'e.jfif', 'f.jpe', 'g.gif', 'g.tga'):
+        (tmp_path / 'in/sub').mkdir(exist_ok=True)
+        image = Image.fromarray(pixels)
+        image = image.convert('L') if name == 'd.pgm' else image
+        image.save(tmp_path / 'in' / name)
+    for name in ('._a.png', 'Thumbs.db', '.DS_Store', 'raw.nef'):
+        (tmp_path / 'in' / name).write_bytes(b'no picture')
+    arguments = ('--json', tmp_path / 'x.json', '--candidate', '2:4')
+    assert call(tmp_path / 'in', '--model', model, '--output', tmp_path / 'out', *arguments) == 0
+    found = sorted(str(path.relative_to(tmp_path / 'out')) for path in (tmp_path / 'out').rglob('*.*'))
+    assert found == [
+        'a.gif.png', 'a.png', 'b.png', 'c.png', 'd.png', 'e.jfif', 'f.jpe', 'g.gif.png', 'g.tga.png', 'sub/a.png',
+    ]  # fmt: skip
+    for name in found:
+        assert read_picture(tmp_path / 'out' / name).encoding.format == ('JPEG' if name[0] in 'ef' else 'PNG')
+    np.testing.assert_array_equal(
+        read_picture(tmp_path / 'out/b.png').pixels, read_picture(tmp_path / 'out/a.png').pixels
+    )
+    printed = capsys.readouterr().out
+    assert '10 picture(s) restored' in printed
+    assert '7 written as PNG, as their formats are only read' in printed
+    assert '4 files that are no pictures skipped (' in printed
+    report = json.loads((tmp_path / 'x.json').read_text())
+    assert sorted(report['not_pictures']) == ['.DS_Store', '._a.png', 'Thumbs.db', 'raw.nef']
+    assert call(tmp_path / 'in', '--model', model, '--output', tmp_path / 'out', *arguments) == 0
+    assert '10 finished before and skipped' in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not features.check('avif'), reason='this Pillow has no AVIF')
+def test_avif_is_read(tmp_path, model):
+    put(tmp_path / 'x.png')
+    (tmp_path / 'in').mkdir()
+    with Image.open(tmp_path / 'x.png') as image:
+        image.save(tmp_path / 'in/a.avif', quality=90)
+    with Image.open(tmp_path / 'in/a.avif') as image:
+        wanted = np.asarray(image.convert('RGB'))
+    np.testing.assert_array_equal(read_picture(tmp_path / 'in/a.avif').pixels, wanted)
+    assert call(tmp_path / 'in', '--model', model, '--output', tmp_path / 'out') == 0
+    assert read_picture(tmp_path / 'out/a.png').encoding.format == 'PNG'
+
+
+def test_floats_are_restored_as_floats(tmp_path, model, restorer):
+    pixels = cv2.GaussianBlur(np.random.default_rng(0).random((40, 50, 4), np.float32), (0, 0), 2)
+    (tmp_path / 'in').mkdir()
+    write_picture(tmp_path / 'in/x.tif', Picture(pixels[..., :3], pixels[..., 3], Encoding('TIFF')))
+    options = ('--candidate', '2:4', '--tile', 32, '--overlap', 4, '--class-map')
+    assert call(tmp_path / 'in', '--model', model, '--output', tmp_path / 'out', *options) == 0
+    found = read_picture(tmp_path / 'out/x.tif')
+    np.testing.assert_array_equal(found.pixels, restorer.restore(pixels[..., :3])[0])
+    assert found.alpha.dtype == np.float32
 
 
 def test_finished_pictures_are_skipped_unless_told_otherwise(tmp_path, model, capsys):

@@ -22,8 +22,11 @@ import numpy as np
 from basicsr.utils.lmdb_util import LmdbMaker
 from tqdm import tqdm
 
-from basicsr_classpruning.data.pictures import PictureError, list_pictures
+from basicsr_classpruning.data.pictures import PictureError, is_read_by_opencv, list_pictures, read_file
+from basicsr_classpruning.environment import picture_limit
 from basicsr_classpruning.errors import UsageError, UserError
+from basicsr_classpruning.images.checking import refuse_damaged
+from basicsr_classpruning.images.folder import describe_skipped
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,11 @@ def name_keys(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def read(path: Path) -> np.ndarray:
-    """Returns the picture as stored, 8 or 16 bits. Raises PictureError where it does not decode."""
+    """Returns the picture as stored, 8 or 16 bits, colours as OpenCV orders them. Raises PictureError where it does not
+    decode."""
+    if not is_read_by_opencv(path):
+        pixels = read_file(path)
+        return pixels[..., ::-1] if pixels.shape[2] == 3 else pixels[..., 0]
     picture = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED) if path.stat().st_size else None
     if picture is None:
         raise PictureError(f'{path}: this picture does not decode')
@@ -93,13 +100,17 @@ def prepare(folder: Path, target: Path, cut: Cut, compress_level: int) -> int:
     """Cuts all pictures of ``folder`` into the LMDB ``target``, which appears only once it is complete.
 
     Returns the number of sub-images. Raises UsageError for a wrong folder or target, UserError where a picture cannot
-    be read or the disk is full.
+    be read (before anything is written) or the disk is full.
     """
     if target.suffix != '.lmdb':
         raise UsageError(f'--out: {target} does not end with .lmdb')
     if target.exists():
         raise UsageError(f'--out: {target} exists already: remove it, or choose another name')
-    keys = name_keys(list_pictures(folder))
+    listing = list_pictures(folder)
+    keys = name_keys(listing.pictures)
+    refuse_damaged(listing.pictures, picture_limit())
+    if listing.skipped:
+        print(f'{folder}: {describe_skipped(path.name for path in listing.skipped)}', file=sys.stderr)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f'.{target.stem}-', dir=target.parent) as unfinished:
         number = write_sub_images(keys, Path(unfinished) / 'data.lmdb', cut, compress_level)

@@ -11,7 +11,8 @@ import numpy as np
 from basicsr_classpruning.benchmark.metrics import WINDOW
 from basicsr_classpruning.data.degradations import Degradation, picture_rng
 from basicsr_classpruning.errors import UsageError, UserError
-from basicsr_classpruning.inference.images import SUFFIXES, is_picture_name, read_picture, read_size
+from basicsr_classpruning.images.folder import SUFFIXES, list_folder
+from basicsr_classpruning.images.reading import read_picture, read_size
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def _pictures(folder: str) -> list[Path]:
     root = Path(folder)
     if not root.is_dir():
         raise UsageError(f'{folder}: no such folder')
-    paths = sorted(path for path in root.iterdir() if is_picture_name(path.name))
+    paths = list_folder(root).pictures
     if not paths:
         raise UsageError(f'{folder}: no pictures in it (looked for {", ".join(SUFFIXES)})')
     return paths
@@ -98,7 +99,7 @@ def _load(path: Path, channels: int) -> np.ndarray:
     """8-bit pixels ``(H, W, channels)``; colour becomes grey as in OpenCV, alpha is left out."""
     picture = read_picture(path)
     if picture.bits != 8:
-        raise UserError(f'{path}: 16 bit; the benchmark compares 8-bit pictures')
+        raise UserError(f'{path}: {picture.bits} bit; the benchmark compares 8-bit pictures')
     pixels = np.ascontiguousarray(picture.pixels)
     if pixels.shape[2] == channels:
         return pixels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
@@ -62,7 +63,7 @@ def read_calibration(
         net: the network that is calibrated.
         dense: its dense form, by which the degradation is found out where it is not named.
 
-    Raises UsageError where the folder or the degradation does not fit.
+    Raises UsageError where the folder or the degradation does not fit, PictureError where pictures are damaged.
     """
     from basicsr_classpruning.data.degradations import Degradation
     from basicsr_classpruning.data.pictures import Pictures
@@ -74,6 +75,8 @@ def read_calibration(
         pictures = Pictures(args.calibration, color='gray' if net.num_in_ch == 1 else 'rgb')
     except UsageError as error:
         raise UsageError(f'--calibration {args.calibration}: {str(error).removeprefix("dataroot_gt: ")}') from None
+    if skipped := pictures.check():
+        print(f'{args.calibration}: {skipped}', file=sys.stderr)
     if args.degrade == 'none':
         return pictures, None
     if args.degrade:

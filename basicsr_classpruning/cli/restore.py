@@ -6,6 +6,7 @@ import argparse
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from basicsr_classpruning.cli.common import (
@@ -27,8 +28,10 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         'restore',
         help='restore a picture or a folder of pictures',
-        description='Restores pictures (PNG, JPEG, TIFF, WebP, BMP; 8 and 16 bit, grey or colour, with alpha) tile by '
-        'tile, each tile with the candidate that it needs. Results keep names, sub-folders, format and bit depth. '
+        description='Restores pictures (PNG, JPEG, TIFF, WebP, BMP; 8 and 16 bit, TIFF also of floats; grey or colour, '
+        'with alpha) tile by tile, each tile with the candidate that it needs. Results keep names, sub-folders, '
+        'format, bit depth, and the resolution, EXIF, XMP and colour profile that the format can hold. GIF, AVIF, PPM '
+        'and TGA are read, and their results are PNG. Frames of animations and pages of TIFF are restored one by one. '
         'Finished pictures are skipped, so an interrupted run can simply be started again.',
     )
     parser.add_argument('input', metavar='INPUT', help='a picture, or a folder of pictures with its sub-folders')
@@ -54,12 +57,12 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the sub-command. Returns 1 if a picture could not be restored."""
-    from basicsr_classpruning.inference.files import find_jobs, restore_files
-    from basicsr_classpruning.inference.images import MAX_PIXELS
+    from basicsr_classpruning.environment import picture_limit
+    from basicsr_classpruning.inference.files import find_jobs, find_skipped, restore_files
     from basicsr_classpruning.inference.restorer import Restorer
 
     check_outputs(args, 'json')
-    max_pixels = MAX_PIXELS if args.max_pixels is None else args.max_pixels
+    max_pixels = picture_limit() if args.max_pixels is None else args.max_pixels
     if max_pixels < 1:
         raise UsageError(f'--max-pixels {max_pixels}: allowed are 1 and more')
     start = time.perf_counter()
@@ -78,10 +81,13 @@ def run(args: argparse.Namespace) -> int:
     with _Bar(open_jobs) as bar:
         results = sorted(restore_files(restorer, open_jobs, max_pixels, bar.add), key=lambda result: result.job.name)
     report = _report(args, restorer, results, [job.name for job in jobs if job not in set(open_jobs)])
+    report['not_pictures'] = find_skipped(args.input, args.output)
     report['seconds'] = time.perf_counter() - start
     for result in results:
         if result.error:
             print(f'failed: {result.error}', file=sys.stderr)
+        elif result.note:
+            print(f'warning: {result.job.source}: {result.note}', file=sys.stderr)
     print(_summary(report))
     write_json(report, args.json)
     return 1 if report['failed'] else 0
@@ -141,6 +147,8 @@ def _report(
         'files': [
             {
                 'picture': result.job.name,
+                'result': str(result.job.target),
+                'note': result.note,
                 'pixels': stats.pixels,
                 'tiles': stats.tiles,
                 'average_macs': stats.average_macs,
@@ -156,6 +164,8 @@ def _report(
 
 
 def _summary(report: dict[str, Any]) -> str:
+    from basicsr_classpruning.images.folder import describe_skipped
+
     parts = [f'{report["pictures"]} picture(s) restored']
     if report['average_macs'] is not None:
         average, dense = report['average_macs'] / 1e9, report['macs_dense'] / 1e9
@@ -165,6 +175,11 @@ def _summary(report: dict[str, Any]) -> str:
     parts.append(f'{report["seconds"]:.1f} s')
     if report['skipped']:
         parts.append(f'{len(report["skipped"])} finished before and skipped (--overwrite redoes them)')
+    renamed = sum(Path(item['picture']).suffix != Path(item['result']).suffix for item in report['files'])
+    if renamed:
+        parts.append(f'{renamed} written as PNG, as their formats are only read')
+    if report['not_pictures']:
+        parts.append(describe_skipped(report['not_pictures']))
     if report['failed']:
         parts.append(f'{len(report["failed"])} failed: ' + ', '.join(item['picture'] for item in report['failed']))
     return '; '.join(parts)

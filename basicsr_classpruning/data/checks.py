@@ -8,6 +8,7 @@ sample), so they hold for any data set of its registry.
 from __future__ import annotations
 
 import io
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,13 +25,14 @@ from basicsr.utils import scandir
 from basicsr.utils.registry import DATASET_REGISTRY
 from PIL import Image
 
-from basicsr_classpruning.data.pictures import EXTENSIONS
 from basicsr_classpruning.data.seeded_dataset import path_of, seeded
 from basicsr_classpruning.errors import UsageError, UserError
+from basicsr_classpruning.images.folder import is_picture_name
 
 _MOD_CROP = 12  # degraded pictures of benchmark sets were made from sides cropped to multiples of up to 12
 _TURNED = range(5, 9)  # values of EXIF's orientation that exchange height and width
 _ORIENTATION = 0x0112
+_NOT_OF_OPENCV = ('.gif', '.avif', '.tga')  # with which BasicSR's own data sets read
 _END_MARKS = {'PNG': b'IEND', 'JPEG': b'\xff\xd9'}
 
 Size = tuple[int, int]
@@ -51,6 +53,11 @@ class Needs:
     """Whether the model measures an output that is larger than the clean picture in their common part."""
 
 
+def _is_read(path: str) -> bool:
+    """Whether BasicSR's own data sets, which read with OpenCV, take a file of this name for a picture."""
+    return is_picture_name(os.path.basename(path)) and not path.lower().endswith(_NOT_OF_OPENCV)
+
+
 @contextmanager
 def pictures_only() -> Iterator[list[str]]:
     """While it lasts, BasicSR's data sets do not see files of a folder that are no pictures by their names.
@@ -61,7 +68,7 @@ def pictures_only() -> Iterator[list[str]]:
 
     def scan(*args: Any, **kwargs: Any) -> Iterator[str]:
         for path in sorted(scandir(*args, **kwargs)):  # the same order, so the same samples, on every file system
-            if path.lower().endswith(EXTENSIONS):
+            if _is_read(path):
                 yield path
             else:
                 skipped.append(path)
@@ -162,7 +169,7 @@ def _check_pairs_of_names(options: Mapping[str, Any], key: str) -> None:
         return
     if options.get('meta_info_file') or options.get('meta_info'):
         return  # a list says which files belong together
-    names = {root: {path for path in scandir(root) if path.lower().endswith(EXTENSIONS)} for root in (degraded, clean)}
+    names = {root: {path for path in scandir(root) if _is_read(path)} for root in (degraded, clean)}
     template = options.get('filename_tmpl') or '{}'
     wanted = {}
     for name in sorted(names[clean]):

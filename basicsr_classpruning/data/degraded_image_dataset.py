@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from typing import Any
 
@@ -45,6 +46,7 @@ class DegradedImageDataset(Dataset):
 
     Raises:
         UsageError: A wrong option, or no pictures.
+        PictureError: Pictures are damaged; they are named, before the first step.
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:
@@ -66,6 +68,8 @@ class DegradedImageDataset(Dataset):
             self.pictures = Pictures(opt['dataroot_gt'], backend, opt.get('color') or 'rgb')
         except UsageError as error:
             raise UsageError(f'data set {opt.get("name", "without name")}: {error}') from None
+        if skipped := self.pictures.check():
+            logging.getLogger('basicsr').info(f'{opt["dataroot_gt"]}: {skipped}')
         self.shrinking = BicubicDownscaling(self.shrink)
         self._kept: dict[int, np.ndarray] = {}
         self._kept_bytes = 0

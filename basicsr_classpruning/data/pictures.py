@@ -11,28 +11,33 @@ import numpy as np
 from basicsr.utils import imfrombytes
 from basicsr.utils.color_util import rgb2ycbcr
 
+from basicsr_classpruning.environment import picture_limit
 from basicsr_classpruning.errors import UsageError, UserError
+from basicsr_classpruning.images import reading
+from basicsr_classpruning.images.checking import refuse_damaged
+from basicsr_classpruning.images.folder import SUFFIXES, Listing, describe_skipped, list_folder
 
-EXTENSIONS = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm')
 COLORS = ('rgb', 'gray', 'y')
 BACKENDS = ('disk', 'lmdb')
+# OpenCV, which decodes the others as BasicSR does, multiplies TIFF's colours by alpha, and does not read the rest.
+_NOT_BY_OPENCV = ('.tif', '.tiff', '.gif', '.avif', '.tga')
 
 
 class PictureError(UserError):
     """A picture that cannot be used."""
 
 
-def list_pictures(folder: Path) -> list[Path]:
-    """The pictures directly inside a folder, sorted by name.
+def list_pictures(folder: Path) -> Listing:
+    """The files directly inside a folder, sorted by name.
 
     Raises UsageError where the folder does not exist or holds no picture.
     """
     if not folder.is_dir():
         raise UsageError(f'no such folder: {folder}')
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS and path.is_file())
-    if not paths:
-        raise UsageError(f'no pictures ({" ".join(EXTENSIONS)}) in {folder}')
-    return paths
+    listing = list_folder(folder)
+    if not listing.pictures:
+        raise UsageError(f'no pictures ({" ".join(SUFFIXES)}) in {folder}')
+    return listing
 
 
 def list_lmdb_keys(root: Path) -> list[str]:
@@ -114,6 +119,38 @@ def read_picture(content: bytes, name: str, color: str = 'rgb') -> np.ndarray:
     return rgb2ycbcr(picture, y_only=True)[..., None] if color == 'y' else picture
 
 
+def read_file(path: Path) -> np.ndarray:
+    """Reads a picture that OpenCV does not read, or not rightly: (H, W, 1 or 3) uint8, grey or RGB.
+
+    Raises PictureError where it cannot be read.
+    """
+    try:
+        pixels = reading.read_picture(path).pixels
+    except UserError as error:
+        raise PictureError(str(error)) from None
+    if pixels.dtype == np.uint16:  # as libtiff does
+        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    elif pixels.dtype == np.float32:
+        pixels = np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)
+    return np.ascontiguousarray(pixels)
+
+
+def is_read_by_opencv(path: Path) -> bool:
+    """Whether OpenCV decodes files of this name, as it does for BasicSR; `read_file` reads the others."""
+    return path.suffix.lower() not in _NOT_BY_OPENCV
+
+
+def _convert(pixels: np.ndarray, color: str) -> np.ndarray:
+    """(H, W, 1 or 3) grey or RGB pixels as `read_picture` would give them."""
+    if pixels.shape[2] == 1:
+        pixels = np.repeat(pixels, 3, axis=2)
+    if color == 'rgb':
+        return pixels
+    if color == 'gray':
+        return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None]
+    return rgb2ycbcr(pixels, y_only=True)[..., None]
+
+
 class Pictures:
     """Clean pictures by index. Holds no open file, so that it can be handed to other processes.
 
@@ -134,19 +171,35 @@ class Pictures:
         self.root = Path(root).expanduser()
         self.backend = backend
         self.color = color
+        self.skipped: list[str] = []
+        """Names of the folder's files that are no pictures."""
         try:
             if backend == 'lmdb':
                 self.names = list_lmdb_keys(self.root)
                 self.paths = [str(self.root / name) for name in self.names]
             else:
-                files = list_pictures(self.root)
-                self.names = [path.stem for path in files]
-                self.paths = [str(path) for path in files]
+                listing = list_pictures(self.root)
+                self.names = [path.stem for path in listing.pictures]
+                self.paths = [str(path) for path in listing.pictures]
+                self.skipped = [path.name for path in listing.skipped]
         except UsageError as error:
             raise UsageError(f'dataroot_gt: {error}') from None
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def check(self) -> str:
+        """Reads all files of a folder once, without decoding them if that is enough; an LMDB was checked when it was
+        made. Returns what of the folder is skipped, in one line that may be empty.
+
+        Raises PictureError where files are damaged.
+        """
+        if self.backend == 'disk':
+            try:
+                refuse_damaged(self.paths, picture_limit())
+            except UserError as error:
+                raise PictureError(str(error)) from None
+        return describe_skipped(self.skipped)
 
     def _content(self, index: int) -> bytes:
         if self.backend == 'lmdb':
@@ -158,4 +211,7 @@ class Pictures:
 
     def read(self, index: int) -> np.ndarray:
         """Returns picture ``index`` as (H, W, C) uint8. Raises PictureError where it cannot be read or decoded."""
+        path = Path(self.paths[index])
+        if self.backend == 'disk' and not is_read_by_opencv(path):
+            return _convert(read_file(path), self.color)
         return read_picture(self._content(index), self.paths[index], self.color)

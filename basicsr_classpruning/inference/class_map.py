@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from basicsr_classpruning.inference.images import Encoding, Picture
+from basicsr_classpruning.images.picture import Encoding, Picture
 from basicsr_classpruning.inference.tiling import Axis, TileGrid
 
 _LONGEST = 1600  # pixels of the map's longer side, at most
@@ -44,7 +44,7 @@ def tint_tiles(
     """A picture, ``factor`` times its size, each tile in its candidate's colour: ``(h, w, 3)`` uint8 RGB.
 
     Args:
-        pixels: ``(H, W, C)`` uint8 or uint16, grey or RGB.
+        pixels: ``(H, W, C)`` uint8, uint16 or float32, grey or RGB.
         grid: its tiles.
         classes: ``(T,)`` index of each tile's candidate.
         colours: of the candidates, as `candidate_colours` gives them.
@@ -79,6 +79,8 @@ def _borders(axis: Axis, factor: float) -> list[int]:
 def _as_rgb8(pixels: np.ndarray) -> np.ndarray:
     if pixels.dtype == np.uint16:
         pixels = (pixels // 257).astype(np.uint8)
+    elif pixels.dtype == np.float32:
+        pixels = (pixels.clip(0, 1) * 255).astype(np.uint8)
     if pixels.ndim == 2 or pixels.shape[2] == 1:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
     return pixels

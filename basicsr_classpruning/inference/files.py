@@ -13,11 +13,21 @@ import cv2
 import numpy as np
 
 from basicsr_classpruning.errors import UsageError, UserError
+from basicsr_classpruning.images import reading
+from basicsr_classpruning.images.folder import READ_ONLY_SUFFIXES, SUFFIXES, Listing, list_below
+from basicsr_classpruning.images.picture import Picture
+from basicsr_classpruning.images.reading import PictureFile, open_picture
+from basicsr_classpruning.images.writing import (
+    Rows,
+    check_writable,
+    result_encoding,
+    write_picture,
+    write_pictures,
+    write_rows,
+)
 from basicsr_classpruning.inference.class_map import draw_class_map
-from basicsr_classpruning.inference.images import SUFFIXES, is_picture_name, read_picture, read_size
-from basicsr_classpruning.inference.restorer import Restorer, RestoreStats
+from basicsr_classpruning.inference.restorer import Restoration, Restorer, RestoreStats
 from basicsr_classpruning.inference.workers import Workers
-from basicsr_classpruning.inference.writing import check_writable, write_picture, write_rows
 
 _SMALL = 1_000_000  # pixels up to which pictures are restored side by side
 
@@ -53,12 +63,15 @@ class FileResult:
     """Wall clock, reading and writing included."""
     error: str = ''
     """One line; empty if the picture was restored."""
+    note: str = ''
+    """What of the file was not restored; empty if all was."""
 
 
 def find_jobs(source: str | os.PathLike, output: str | os.PathLike, class_maps: bool) -> list[FileJob]:
     """Lists the pictures of a file or folder (with its sub-folders) and where their results go.
 
-    A folder's pictures keep their names and sub-folders. What lies in the output folder is not taken for input.
+    A folder's pictures keep their names and sub-folders; the results of formats that are only read are ``NAME.png``.
+    What lies in the output folder is not taken for input.
 
     Raises:
         UsageError: there is no picture, or a result would take the place of its original.
@@ -69,7 +82,7 @@ def find_jobs(source: str | os.PathLike, output: str | os.PathLike, class_maps: 
     if source.is_dir():
         if output.resolve() == source.resolve():
             raise UsageError(f'{output}: is the input folder; results would replace the originals', key='output')
-        pictures = _pictures_below(source, output.resolve())
+        pictures = _list(source, output).pictures
         if not pictures:
             raise UsageError(f'{source}: no pictures in it (looked for {", ".join(SUFFIXES)})')
         names = [picture.relative_to(source) for picture in pictures]
@@ -80,16 +93,34 @@ def find_jobs(source: str | os.PathLike, output: str | os.PathLike, class_maps: 
         pictures, names = [source], [Path(source.name)]
     else:
         raise UsageError(f'{source}: no such file or folder')
-    jobs = [FileJob(str(name), picture, output / name) for name, picture in zip(names, pictures)]
+    targets = _result_names(names)
+    jobs = [FileJob(str(name), picture, output / targets[name]) for name, picture in zip(names, pictures)]
     return _with_class_maps(jobs) if class_maps else jobs
 
 
-def _pictures_below(folder: Path, output: Path) -> list[Path]:
-    found = []
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if (Path(root) / name).resolve() != output)
-        found += [Path(root) / name for name in sorted(files) if is_picture_name(name)]
-    return found
+def find_skipped(source: str | os.PathLike, output: str | os.PathLike) -> list[str]:
+    """Files of an input folder that are no pictures by their names, as shown to the user; none for a single file."""
+    source = Path(source)
+    if not source.is_dir():
+        return []
+    return [str(path.relative_to(source)) for path in _list(source, Path(output)).skipped]
+
+
+def _list(source: Path, output: Path) -> Listing:
+    return list_below(source, without=output.resolve())
+
+
+def _result_names(names: list[Path]) -> dict[Path, Path]:
+    """What the result of each picture is called. ``x.gif`` becomes ``x.png``, or ``x.gif.png`` if there is another."""
+    read_only = [name for name in names if name.suffix.lower() in READ_ONLY_SUFFIXES]
+    result = {name: name for name in names if name not in set(read_only)}
+    taken = Counter(name.with_suffix('.png') for name in read_only) + Counter(list(result))
+    for name in read_only:
+        short = name.with_suffix('.png')
+        result[name] = short if taken[short] == 1 else name.with_name(f'{name.name}.png')
+        if taken[result[name]] > (result[name] == short):
+            raise UsageError(f'{name}: its result would be called {result[name]}, as that of another; rename one')
+    return result
 
 
 def _with_class_maps(jobs: list[FileJob]) -> list[FileJob]:
@@ -107,12 +138,11 @@ def _with_class_maps(jobs: list[FileJob]) -> list[FileJob]:
 
 
 def count_pixels(job: FileJob) -> int:
-    """Pixels of a picture, from its header; 0 if it cannot be read."""
+    """Pixels of a file's pictures, from its headers; 0 if it cannot be read."""
     try:
-        height, width = read_size(job.source)
+        return reading.count_pixels(job.source)
     except UserError:
         return 0
-    return height * width
 
 
 def restore_files(
@@ -138,12 +168,12 @@ def restore_files(
 def _try_restoring(restorer: Restorer, job: FileJob, max_pixels: int, progress: Progress) -> FileResult:
     start = time.perf_counter()
     try:
-        stats = restore_file(restorer, job, max_pixels, progress)
+        stats, note = restore_file(restorer, job, max_pixels, progress)
     except UserError as error:
         return FileResult(job, None, time.perf_counter() - start, str(error))
     except (MemoryError, RuntimeError) as error:
         return FileResult(job, None, time.perf_counter() - start, str(_failed(job, error)))
-    return FileResult(job, stats, time.perf_counter() - start)
+    return FileResult(job, stats, time.perf_counter() - start, note=note)
 
 
 def _failed(job: FileJob, error: Exception) -> UserError:
@@ -151,30 +181,76 @@ def _failed(job: FileJob, error: Exception) -> UserError:
     return UserError(f'{job.source}: {(str(error) or "not enough memory").splitlines()[0]}')
 
 
-def restore_file(restorer: Restorer, job: FileJob, max_pixels: int, progress: Progress) -> RestoreStats:
-    """Restores one picture file; its results appear whole or not at all. Raises UserError."""
-    picture = read_picture(job.source, max_pixels)
-    scale = restorer.info.scale
-    height, width = picture.pixels.shape[:2]
-    check_writable(picture.encoding, height * scale, width * scale, job.target)
-    _make_folder(job.target.parent)
-    restoration = restorer.start(picture.pixels)
-    if job.class_map is not None:
-        labels = restorer.info.candidates or ('dense',)
-        write_picture(job.class_map, draw_class_map(picture, restoration.parts, restoration.classes, labels))
+def restore_file(restorer: Restorer, job: FileJob, max_pixels: int, progress: Progress) -> tuple[RestoreStats, str]:
+    """Restores one picture file, each of its pages or frames; its results appear whole or not at all.
 
-    def rows() -> Iterator[np.ndarray]:
-        done = 0
+    Returns what it cost, and what of the file was not restored. Raises UserError.
+    """
+    scale = restorer.info.scale
+    with open_picture(job.source, max_pixels) as file:
+        restored = _Restored(restorer, job, file, progress)
+        if len(file) == 1:
+            (rows,) = restored.pictures()
+            write_rows(job.target, rows.encoding, rows.height, rows.width, rows.bands)
+        else:
+            animation = file.animation()
+            pixels = sum(height * width for height, width in file.sizes) * scale**2
+            write_pictures(job.target, restored.pictures(), animation, pixels)
+        return _together(restored.stats), file.note
+
+
+class _Restored:
+    """The pictures of a file, restored as their rows are consumed."""
+
+    def __init__(self, restorer: Restorer, job: FileJob, file: PictureFile, progress: Progress) -> None:
+        self._restorer, self._job, self._file, self._progress = restorer, job, file, progress
+        self.stats: list[RestoreStats] = []
+        """Of each picture that is finished."""
+
+    def pictures(self) -> Iterator[Rows]:
+        """Yields one picture after the other. A class map is drawn of the first."""
+        job, scale = self._job, self._restorer.info.scale
+        for number, picture in enumerate(self._file.pictures()):
+            height, width = (side * scale for side in picture.pixels.shape[:2])
+            encoding = result_encoding(picture.encoding)
+            check_writable(encoding, height, width, job.target)
+            _make_folder(job.target.parent)
+            restoration = self._restorer.start(picture.pixels)
+            if job.class_map is not None and number == 0:
+                labels = self._restorer.info.candidates or ('dense',)
+                write_picture(job.class_map, draw_class_map(picture, restoration.parts, restoration.classes, labels))
+            yield Rows(encoding, height, width, self._bands(picture, restoration))
+
+    def _bands(self, picture: Picture, restoration: Restoration) -> Iterator[np.ndarray]:
+        done, scale, width = 0, self._restorer.info.scale, picture.pixels.shape[1]
         try:
             for band in restoration.bands():
                 yield band if picture.alpha is None else _with_alpha(band, picture.alpha, done, scale)
                 done += len(band)
-                progress(len(band) // scale * width)
+                self._progress(len(band) // scale * width)
         except RuntimeError as error:  # of the network: not to be taken for one of writing
-            raise _failed(job, error) from None
+            raise _failed(self._job, error) from None
+        self.stats.append(restoration.stats())
 
-    write_rows(job.target, picture.encoding, height * scale, width * scale, rows())
-    return restoration.stats()
+
+def _together(stats: list[RestoreStats]) -> RestoreStats:
+    """What all pictures of a file cost; the map of candidates is the first one's."""
+    if len(stats) == 1:
+        return stats[0]
+    tiles = sum(one.tiles for one in stats)
+
+    def mean(values: Iterable[float]) -> float:
+        return sum(value * one.tiles for value, one in zip(values, stats)) / tiles
+
+    return replace(
+        stats[0],
+        average_macs=mean(one.average_macs for one in stats),
+        macs_dense=mean(one.macs_dense for one in stats),
+        class_share={name: mean(one.class_share[name] for one in stats) for name in stats[0].class_share},
+        tiles=tiles,
+        pixels=sum(one.pixels for one in stats),
+        seconds=sum(one.seconds for one in stats),
+    )
 
 
 def _with_alpha(band: np.ndarray, alpha: np.ndarray, top: int, scale: int) -> np.ndarray:
@@ -187,6 +263,8 @@ def _with_alpha(band: np.ndarray, alpha: np.ndarray, top: int, scale: int) -> np
         part = np.ascontiguousarray(alpha[first - above : last + 4])
         size = (alpha.shape[1] * scale, len(part) * scale)
         rows = cv2.resize(part, size, interpolation=cv2.INTER_CUBIC)[above * scale :][: len(band)]
+        if np.issubdtype(rows.dtype, np.floating):  # whole numbers are clipped by OpenCV
+            rows = rows.clip(0, 1)
     return np.concatenate([band, rows[..., None]], axis=2)
 
 

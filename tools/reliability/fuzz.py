@@ -27,11 +27,12 @@ import lmdb
 import numpy as np
 import torch
 import yaml
+from PIL import Image
 
 from basicsr_classpruning.checkpoint import write_checkpoint, write_compact_safetensors, write_safetensors
 from basicsr_classpruning.cli import main
-from basicsr_classpruning.inference.images import Encoding, Picture
-from basicsr_classpruning.inference.writing import write_picture
+from basicsr_classpruning.images.picture import Encoding, Picture
+from basicsr_classpruning.images.writing import write_picture
 from basicsr_classpruning.models.guarded_model import GuardedSRModel
 from basicsr_classpruning.safe_files import save_file
 from tests.tiny import classpruning as tiny_network
@@ -323,3 +324,12 @@ def _pictures(folder: Path) -> Iterator[tuple[str, bytes]]:
         name = f'{channels}{alpha:d}{dtype.__name__}.{form.lower()}'
         write_picture(folder / name, picture)
         yield name, (folder / name).read_bytes()
+    frames = [Image.fromarray(rng.integers(0, 256, (24, 20, 3), np.uint8)) for _ in range(3)]
+    for form in ('PNG', 'WEBP', 'GIF', 'TIFF'):
+        buffer = io.BytesIO()
+        frames[0].save(buffer, form, save_all=True, append_images=frames[1:])
+        yield f'frames.{form.lower()}', buffer.getvalue()
+    for form, suffix, options in (('TGA', 'tga', {}), ('PPM', 'ppm', {}), ('TIFF', 'tif', {'compression': 'tiff_lzw'})):
+        buffer = io.BytesIO()
+        frames[0].save(buffer, form, **options)
+        yield f'other.{suffix}', buffer.getvalue()

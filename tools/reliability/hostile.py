@@ -356,3 +356,6 @@ def _bombs() -> Iterator[tuple[str, bytes]]:
             start = data.index(b'\x9d\x01\x2a') + 3
             data[start : start + 4] = struct.pack('<HH', 16383, 16383)
         yield name, bytes(data)
+    yield 'bomb.gif', b'GIF89a' + struct.pack('<HHBBB', side, side, 0, 0, 0) + b';'
+    yield 'bomb.tga', struct.pack('<BBBHHBHHHHBB', 0, 0, 2, 0, 0, 0, 0, 0, side, side, 24, 0x20)
+    yield 'bomb.ppm', f'P6 {side} {side} 65535 '.encode()

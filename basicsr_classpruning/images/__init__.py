@@ -1,0 +1,1 @@
+"""Pictures in files: which files they are, reading, writing. Knows only the ground modules of the package."""
