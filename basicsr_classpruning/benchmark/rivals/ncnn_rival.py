@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -47,7 +48,8 @@ def _convert(net: nn.Module, shape: Sequence[int], threads: int) -> Any:
 
     name = type(net).__name__
     with TemporaryDirectory() as folder:
-        with torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter('ignore')
             torch.jit.trace(net, torch.rand(tuple(shape)), check_trace=False).save(f'{folder}/net.pt')
         size = ','.join(map(str, shape))
         call = [pnnx.EXEC_PATH, 'net.pt', f'inputshape=[{size}]f32', 'fp16=0']
@@ -67,6 +69,6 @@ def _convert(net: nn.Module, shape: Sequence[int], threads: int) -> Any:
 
 
 def _unknown_operators(param: str) -> list[str]:
-    """Operators that pnnx left as PyTorch calls them, with a dot in their name. The first two lines are a header."""
+    """Operators that pnnx left as PyTorch calls them, ``torch.flip`` or ``aten::flip``, after a header of two lines."""
     operators = [line.split()[0] for line in param.splitlines()[2:] if line.strip()]
-    return sorted({operator for operator in operators if '.' in operator})
+    return sorted({operator for operator in operators if '.' in operator or ':' in operator})

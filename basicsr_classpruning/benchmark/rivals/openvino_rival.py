@@ -46,14 +46,8 @@ def openvino_int8(conditions: Conditions) -> Engine:
 
 def _read(conditions: Conditions) -> Any:
     import openvino
-    from openvino.passes import ConstantFolding, Manager
 
-    model = openvino.Core().read_model(conditions.graph.content, b'')
-    # Biases are read as reshaped constants, which NNCF does not recognise and would not correct.
-    passes = Manager()
-    passes.register_pass(ConstantFolding())
-    passes.run_passes(model)
-    return model
+    return openvino.Core().read_model(conditions.graph.content, b'')
 
 
 def _quantised(model: Any, calibration: Tensor) -> Any:
@@ -66,6 +60,7 @@ def _quantised(model: Any, calibration: Tensor) -> Any:
     import nncf
 
     nncf.set_log_level(logging.ERROR)
+    _fold_biases(model)
     transformer = any(operator.get_type_name() == 'Softmax' for operator in model.get_ops())
     with contextlib.redirect_stdout(io.StringIO()):  # it draws bars
         return nncf.quantize(
@@ -76,6 +71,23 @@ def _quantised(model: Any, calibration: Tensor) -> Any:
             fast_bias_correction=False,
             model_type=nncf.ModelType.TRANSFORMER if transformer else None,
         )
+
+
+def _fold_biases(model: Any) -> None:
+    """Makes constants of reshaped ones, as biases are read: NNCF would not recognise them, and not correct them.
+
+    Not by OpenVINO's own pass, which divides by zero in the windows of transformers.
+    """
+    from openvino import opset13
+
+    for operator in model.get_ordered_ops():
+        if operator.get_type_name() != 'Reshape' or operator.output(0).partial_shape.is_dynamic:
+            continue
+        source = operator.input_value(0).get_node()
+        if source.get_type_name() == 'Constant':
+            folded = opset13.constant(source.data.reshape(tuple(operator.output(0).shape)))
+            folded.set_friendly_name(operator.get_friendly_name())
+            operator.output(0).replace(folded.output(0))
 
 
 def _engine(conditions: Conditions, model: Any, precision: str) -> Engine:
