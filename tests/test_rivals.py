@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -88,6 +89,7 @@ def test_grey_networks_and_weights_in_channels_last(name):
     assert_restores(name, run, network, smooth(2, 1, 29, 37))
 
 
+@pytest.mark.skipif(not shutil.which('g++'), reason='no C++ compiler')
 def test_torch_compile_runs_no_size_in_eager_pytorch():
     """After eight of them it would, without a word."""
     from torch._dynamo import config
@@ -163,7 +165,7 @@ def test_a_network_that_cannot_be_converted_is_missing_there_only():
     given = Conditions(network, 1, 32, smooth(2, 3, 32, 32))
     told = []
     engines, missing = make_rivals(given, lambda done, total: told.append((done, total)))
-    assert set(engines) == {'eager', 'torch-compile'}
+    assert set(engines) == {'eager', *(['torch-compile'] if shutil.which('g++') else [])}
     assert set(engines) | set(missing) == set(RIVALS)
     assert told == [(done, len(RIVALS)) for done in range(1, len(RIVALS) + 1)]
     if importlib.util.find_spec('ncnn') and importlib.util.find_spec('pnnx'):

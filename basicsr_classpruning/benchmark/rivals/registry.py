@@ -117,7 +117,9 @@ def register_rival(
     return register
 
 
-def make_rivals(conditions: Conditions, progress: Callable[[int, int], object]) -> tuple[dict[str, Engine], dict]:
+def make_rivals(
+    conditions: Conditions, progress: Callable[[int, int], object]
+) -> tuple[dict[str, Engine], dict[str, str]]:
     """Makes all engines that can be had here.
 
     Args:
