@@ -54,7 +54,7 @@ def _quantised(model: Any, calibration: Tensor) -> Any:
     """The model in int8, set up for the least loss at the same speed.
 
     The preset with asymmetric activations gains .5 dB in networks with PReLU and loses nothing in those with ReLU; the
-    slower correction of biases gains .02 to .4 dB; leaving the first or the last layer in fp32 gains nothing.
+    slower correction of biases gains .02 to .3 dB; leaving the first or the last layer in fp32 gains nothing.
     """
     os.environ.setdefault('NNCF_CI', '1')  # else it reports over the network that it was used
     import nncf
