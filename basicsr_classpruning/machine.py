@@ -14,7 +14,7 @@ _FLAGS = (
     'avx', 'f16c', 'fma', 'avx2', 'avx_vnni', 'avx512f', 'avx512bw', 'avx512_vnni', 'avx512_bf16', 'avx512_fp16',
     'amx_tile', 'amx_bf16', 'amx_int8', 'asimd', 'sve',
 )  # fmt: skip
-_PACKAGES = ('basicsr-classpruning', 'basicsr', 'torch', 'numpy', 'onnxruntime', 'openvino')
+_PACKAGES = ('basicsr-classpruning', 'basicsr', 'torch', 'numpy', 'onnxruntime', 'openvino', 'nncf', 'ncnn')
 
 
 def describe_machine() -> dict[str, Any]:

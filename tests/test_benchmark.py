@@ -16,6 +16,7 @@ from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.archs.forms import as_routed
 from basicsr_classpruning.benchmark.models import TiledPicture, make_model
 from basicsr_classpruning.benchmark.pairs import Pairs
+from basicsr_classpruning.benchmark.rivals import RIVALS
 from basicsr_classpruning.benchmark.run import Benchmark, Settings
 from basicsr_classpruning.cli import parse
 from basicsr_classpruning.data.degradations import Degradation
@@ -156,18 +157,19 @@ def test_one_channel_networks_are_given_grey_pictures(folder, tmp_path):
 
 
 def test_engines_are_run_or_named(folder, tmp_path, capsys):
-    pytest.importorskip('onnxruntime')
-    options = ('--degrade', 'bicubic2', '--candidates', '2:4', '--engines', '--json', tmp_path / 'x.json')
+    calibration = ('--engines', '--calibration', folder / 'gt')
+    options = ('--degrade', 'bicubic2', '--candidates', '2:4', *calibration, '--json', tmp_path / 'x.json')
     assert call(folder, *options, models=('sr.pth', 'dense.pth')) == 0
     report = json.loads((tmp_path / 'x.json').read_text())
     rows = {row['backend']: row for row in report['rows'] if row['kind'] == 'dense'}
-    assert set(rows) | set(report['missing_engines']) == {
-        'dense', 'eager', 'onnxruntime', 'openvino-fp32', 'openvino-bf16',
-    }  # fmt: skip
+    assert {'dense', 'eager'} <= set(rows)
+    assert set(rows) | set(report['missing_engines']) == {'dense', *RIVALS}
+    error = capsys.readouterr().err
     for name in report['missing_engines']:
-        assert f'missing: {name}: ' in capsys.readouterr().err
-    for name in set(rows) - {'openvino-bf16'}:
-        assert rows[name]['psnr'] == pytest.approx(rows['dense']['psnr'], abs=1e-3)
+        assert f'missing: {name}: ' in error
+    for name, row in rows.items():
+        loss = 1e-3 if name == 'dense' or RIVALS[name].lossless else 0.5
+        assert row['psnr'] == pytest.approx(rows['dense']['psnr'], abs=loss)
     machine = report['machine']
     assert machine['processor']
     assert isinstance(machine['instruction_sets'], list)
@@ -236,6 +238,8 @@ def test_wrong_calls(folder, tmp_path):
         (('--degrade', 'bicubic2', '--candidates', '3:4'), 'sr has 1:4, 2:4, 4:4'),
         (('--degrade', 'bicubic2', '--repeats', 0), '--repeats 0'),
         (('--degrade', 'bicubic2', '--tile', 3), 'tile 3'),
+        (('--degrade', 'bicubic2', '--calibration', folder / 'gt'), 'add --engines'),
+        (('--degrade', 'bicubic2', '--engines', '--calibration', tmp_path / 'absent'), 'absent'),
     ):
         with pytest.raises(UsageError, match=message):
             call(folder, *options)

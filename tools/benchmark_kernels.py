@@ -24,6 +24,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -31,10 +32,12 @@ from torch import Tensor, nn
 
 import basicsr_classpruning  # noqa: F401  (mends the environment for BasicSR)
 from basicsr_classpruning import kernels
+from basicsr_classpruning.archs.dense import DenseNetwork
+from basicsr_classpruning.benchmark.rivals import Conditions, make_rivals
 from basicsr_classpruning.sparsity.pattern import Pattern
 
 PATTERNS = tuple(Pattern(n, 16, block) for block in (1, 4) for n in (8, 4))
-DENSE_FP32 = ('eager', 'onnxruntime', 'openvino')
+DENSE_FP32 = ('eager', 'torch-compile', 'onnxruntime', 'ncnn', 'openvino', 'openvino-fp32')  # as far as they were run
 LIMITS = ('CLASSPRUNING_ISA', 'ONEDNN_MAX_CPU_ISA', 'ATEN_CPU_CAPABILITY')  # what limits an engine's instructions
 PAUSE = 0.002  # seconds before each run: threads of the engine before wait for work and count as processor time
 Run = Callable[[], object]
@@ -167,6 +170,17 @@ def dense_engines(net: nn.Module, x: Tensor, threads: int) -> dict[str, Run]:
     }
 
 
+def rivals(net: nn.Module, x: Tensor, threads: int) -> dict[str, Run]:
+    """What `classpruning benchmark --engines` compares with, on one network and input; times do not depend on weights,
+    and so pictures for int8 need not be real."""
+    network = DenseNetwork(net, x.shape[1], {}).routed().dense
+    conditions = Conditions(network, threads, x.shape[-1], torch.rand(4, *x.shape[1:]))
+    engines, missing = make_rivals(conditions, lambda done, total: None)
+    for name, reason in missing.items():
+        print(f'missing: {name}: {reason}', file=sys.stderr)
+    return {name: lambda engine=engine: engine(x) for name, engine in engines.items()}  # type: ignore[misc]
+
+
 # --- measuring ------------------------------------------------------------------------------------------------------
 
 
@@ -229,7 +243,7 @@ def network_rows(arguments: argparse.Namespace) -> Iterator[dict]:
             net = make().eval()
             channels = 1 if name == 'DnCNN' else 3
             x = torch.rand(1, channels, arguments.tile, arguments.tile)
-            runs = dense_engines(net, x, threads)
+            runs = rivals(net, x, threads)
             dense_macs = macs(net, x)
             fractions = {}
             for pattern in PATTERNS:
@@ -247,7 +261,8 @@ def environment() -> dict:
     cpuinfo = Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else ''
     fields = {k.strip(): v.strip() for k, _, v in (line.partition(':') for line in cpuinfo.splitlines())}
     limits = [f'{name}={os.environ[name]}' for name in LIMITS if name in os.environ]
-    versions = {name: metadata.version(name) for name in ('torch', 'onnxruntime', 'openvino', 'numpy')}
+    packages = ('torch', 'onnxruntime', 'openvino', 'nncf', 'ncnn', 'numpy')
+    versions = {name: metadata.version(name) for name in packages if find_spec(name)}
     return {
         'processor': '{model name}, family {cpu family}, model {model}'.format_map(fields),
         'cores': os.cpu_count(),
@@ -279,7 +294,7 @@ def main() -> None:
         for row in make_rows(arguments):
             rows.append(row)
             times = {name: values[clock(row['threads'])] for name, values in row['seconds'].items()}
-            dense = min(times[name] for name in DENSE_FP32)
+            dense = min(times[name] for name in DENSE_FP32 if name in times)
             speedups = {name: round(dense / value, 2) for name, value in times.items()}
             print({k: v for k, v in row.items() if k not in ('seconds', 'macs')}, f'{dense * 1e3:.2f} ms', speedups)
             sys.stdout.flush()

@@ -25,7 +25,7 @@ tracked = set(listed.stdout.split('\n')) - {'', '.gitignore'} if listed.returnco
 missing = sorted(tracked - packed)
 assert not missing, f'the sdist lacks {missing}'
 installed = set(zipfile.ZipFile(sys.argv[1]).namelist())
-for name in ('kernels/libclasspruning_kernels.so', 'inference/benchmark_page.html.jinja', 'options/train/demo.yml'):
+for name in ('kernels/libclasspruning_kernels.so', 'benchmark/page.html.jinja', 'benchmark/rivals/ncnn_rival.py', 'options/train/demo.yml'):
     assert f'basicsr_classpruning/{name}' in installed, f'the wheel lacks {name}'
 assert not [name for name in installed if name.startswith(('tests/', 'tools/'))]
 PYTHON

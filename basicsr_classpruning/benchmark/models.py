@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from basicsr_classpruning.benchmark.engines import foreign_engines
+from basicsr_classpruning.benchmark.rivals import Conditions, make_rivals
 from basicsr_classpruning.devices import device_of
-from basicsr_classpruning.inference.engines import Engine, Engines, dense_engine
+from basicsr_classpruning.inference.engines import Engine, Engines
 from basicsr_classpruning.inference.receptive_field import tile_margin
 from basicsr_classpruning.inference.restorer import check_channels
 from basicsr_classpruning.inference.tiling import Blender, TileGrid, plan_tiles
@@ -71,12 +71,23 @@ def make_model(name: str, network: RoutedNetwork, overlap: int, backend: str) ->
     return BenchmarkModel(name, network, tile_margin(network.dense, overlap), variants)
 
 
-def add_engines(model: BenchmarkModel, threads: int) -> None:
-    """Adds what else the dense base network can be run with on a CPU."""
-    dense, macs = model.network.dense, model.info.macs_dense
-    found, model.missing = foreign_engines(dense, threads)
-    model.variants.append(Variant('eager', macs, dense_engine(dense)))
-    model.variants += [Variant(name, macs, engine) for name, engine in found.items()]
+def add_engines(model: BenchmarkModel, conditions: Conditions, progress: Callable[[int, int], object]) -> None:
+    """Adds what else the dense base network can be run with on a CPU; see `make_rivals` for the arguments."""
+    found, model.missing = make_rivals(conditions, progress)
+    model.variants += [Variant(name, model.info.macs_dense, engine) for name, engine in found.items()]
+
+
+def missing_engines(models: Sequence[BenchmarkModel]) -> dict[str, str]:
+    """Why engines are missing, by name; where some of the models have it, those that lack it are named."""
+    asked = [model for model in models if len(model.variants) > max(model.candidates, 1) or model.missing]
+    missing: dict[str, str] = {}
+    for name in dict.fromkeys(name for model in asked for name in model.missing):
+        lacking = {model.name: model.missing[name] for model in asked if name in model.missing}
+        if len(lacking) == len(asked) and len(set(lacking.values())) == 1:
+            missing[name] = next(iter(lacking.values()))
+        else:
+            missing[name] = '; '.join(f'{reason} ({model})' for model, reason in lacking.items())
+    return missing
 
 
 class TiledPicture:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _HEADER = ('model', 'what', 'PSNR', 'PSNR-Y', 'SSIM', 'average MACs', 'saved', 'seconds', 'backend', 'shares')
-_ENGINE_MARKERS = 'sDPph'  # of a dense network in one engine and in others
+_ENGINE_MARKERS = 'sDPphXd8H'  # of a dense network in one engine and in others
 
 
 def to_csv(rows: Sequence[Row]) -> str:

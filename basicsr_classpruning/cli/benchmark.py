@@ -21,7 +21,7 @@ from basicsr_classpruning.text_table import format_table
 if TYPE_CHECKING:
     from basicsr_classpruning.benchmark.models import BenchmarkModel
     from basicsr_classpruning.benchmark.page import SampleImage
-    from basicsr_classpruning.benchmark.run import Row, Settings
+    from basicsr_classpruning.benchmark.run import Progress, Row, Settings
 
 
 def add_parser(subparsers: Any) -> None:
@@ -44,7 +44,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument('--candidates', nargs='+', metavar='N:M', default=[], help='e.g. 1:4 2:4')
     parser.add_argument(
         '--engines', action='store_true',
-        help='also run the dense networks in eager PyTorch (channels-last), ONNX Runtime and OpenVINO (fp32, bf16)',
+        help='also run the dense networks with what else there is for CPUs: PyTorch (channels-last) and torch.compile, '
+        'ONNX Runtime, ncnn, OpenVINO (fp32, bf16, int8); what is not installed is named',
+    )  # fmt: skip
+    parser.add_argument(
+        '--calibration', metavar='DIR',
+        help='folder of pictures like those to be restored, for the int8 engine: clean ones with --degrade, degraded '
+        'ones with --lq',
     )  # fmt: skip
     parser.add_argument(
         '--repeats', type=int, metavar='N', default=3, help='measurements of each tile; the median counts (default: 3)'
@@ -66,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the sub-command."""
     import torch
 
+    from basicsr_classpruning.benchmark.models import missing_engines
     from basicsr_classpruning.benchmark.page import Gallery
     from basicsr_classpruning.benchmark.pairs import Pairs
     from basicsr_classpruning.benchmark.report import to_cells
@@ -92,11 +99,11 @@ def run(args: argparse.Namespace) -> int:
         threads=torch.get_num_threads(),
         repeats=args.repeats,
     )
-    models = _load_models(args, settings)
     gallery = Gallery()
     with StageBar() as bar:
+        models = _load_models(args, settings, bar)
         rows = Benchmark(models, pairs, settings, bar, gallery.add if args.report else None).run()
-    missing = {name: reason for model in models for name, reason in model.missing.items()}
+    missing = missing_engines(models)
     for name, reason in missing.items():
         print(f'missing: {name}: {reason}', file=sys.stderr)
     print(format_table(to_cells(rows)))
@@ -109,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
         'gt': args.gt,
         'lq': args.lq,
         'degrade': args.degrade,
+        'calibration': args.calibration,
         'tile': settings.tile,
         'overlap': settings.overlap,
         'repeats': settings.repeats,
@@ -120,14 +128,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _load_models(args: argparse.Namespace, settings: Settings) -> list[BenchmarkModel]:
+def _load_models(args: argparse.Namespace, settings: Settings, progress: Progress) -> list[BenchmarkModel]:
     from basicsr_classpruning.archs.forms import as_routed
-    from basicsr_classpruning.benchmark.models import add_engines, make_model
+    from basicsr_classpruning.benchmark.models import make_model
     from basicsr_classpruning.devices import pick_device
     from basicsr_classpruning.inference.tiling import check_tile
 
     if args.engines and args.device != 'cpu':
         raise UsageError('--engines: they run on the CPU; leave --device out')
+    if args.calibration and not args.engines:
+        raise UsageError('--calibration: it is for the int8 engine; add --engines')
     device = pick_device(args.device)
     models = []
     for name, path in zip(_names(args.models), args.models):
@@ -137,8 +147,21 @@ def _load_models(args: argparse.Namespace, settings: Settings) -> list[Benchmark
     if args.engines:
         dense = [model for model in models if not model.candidates]
         for model in dense or models:
-            add_engines(model, settings.threads)
+            _add_engines(args, settings, model, progress)
     return models
+
+
+def _add_engines(args: argparse.Namespace, settings: Settings, model: BenchmarkModel, progress: Progress) -> None:
+    from basicsr_classpruning.benchmark.models import add_engines
+    from basicsr_classpruning.benchmark.rivals import Conditions, calibration_inputs
+    from basicsr_classpruning.data.degradations import Degradation
+
+    network, calibration = model.network.dense, None
+    if args.calibration:
+        degradation = Degradation.parse(args.degrade) if args.degrade else None
+        calibration = calibration_inputs(args.calibration, degradation, network, settings.tile)
+    conditions = Conditions(network, settings.threads, settings.tile, calibration)
+    add_engines(model, conditions, lambda done, total: progress(f'engines for {model.name}', done, total))
 
 
 def _names(paths: list[str]) -> list[str]:

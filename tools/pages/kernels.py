@@ -9,19 +9,23 @@ from pathlib import Path
 from tools.pages.markdown import markdown_table, write_blocks
 from tools.pages.results import read_result, versions_of
 
-DENSE_FP32 = ('eager', 'onnxruntime', 'openvino')
+DENSE_FP32 = ('eager', 'torch-compile', 'onnxruntime', 'ncnn', 'openvino', 'openvino-fp32')  # as far as they were run
 PATTERNS = ('8:16 block 1', '4:16 block 1', '8:16 block 4', '4:16 block 4')
 WANTED_LAYERS = {'8:16 block 1': 1.6, '4:16 block 1': 2.6, '8:16 block 4': 1.9, '4:16 block 4': 3.3}
 WANTED_NETWORKS = {1: 1.35, 4: 1.15}  # times the MACs fraction, by block
 WANTED_ROUTED = {1: 0.65, 4: 0.58}  # times the fastest dense fp32 engine, by block
-ROUTED_FP32 = ('eager', 'onnxruntime', 'openvino-fp32')
-BF16 = 'openvino-bf16'
+BF16, INT8 = 'openvino-bf16', 'openvino-int8'
 
 
 def times(row: dict) -> dict[str, float]:
     """Seconds by engine: processor time with one thread, the lowest wall clock with several."""
     clock = 'cpu' if row['threads'] == 1 else 'wall_min'
     return {name: values[clock] for name, values in row['seconds'].items()}
+
+
+def fastest_fp32(seconds: dict[str, float]) -> str:
+    """The fastest of the dense engines that lose nothing."""
+    return min((name for name in DENSE_FP32 if name in seconds), key=lambda name: seconds[name])
 
 
 def geometric_mean(values: Iterable[float]) -> float:
@@ -32,7 +36,7 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 def heading(name: str) -> str:
     """Name of a column."""
-    return 'dense bf16 (OpenVINO)' if name == BF16 else name
+    return {BF16: 'dense bf16 (OpenVINO)', INT8: 'dense int8 (OpenVINO)'}.get(name, name)
 
 
 def layer_table(result: dict) -> str:
@@ -42,7 +46,7 @@ def layer_table(result: dict) -> str:
     ratios: dict[str, list[float]] = {name: [] for name in names}
     for row in result['rows']:
         seconds = times(row)
-        best = min(DENSE_FP32, key=lambda name: seconds[name])
+        best = fastest_fp32(seconds)
         for name in ratios:
             ratios[name].append(seconds[best] / seconds[name])
         cells = [f'{values[-1]:.2f}×' for values in ratios.values()]
@@ -56,24 +60,25 @@ def layer_table(result: dict) -> str:
 def network_table(result: dict) -> str:
     """Time of each pattern over MACs fraction times the fastest dense fp32 time, by network."""
     rows = []
+    lossy = [BF16, *([INT8] if any(INT8 in row['seconds'] for row in result['rows']) else [])]
     for row in result['rows']:
         seconds = times(row)
-        best = min(DENSE_FP32, key=lambda name: seconds[name])
+        best = fastest_fp32(seconds)
         cells = []
         for name in PATTERNS:
             relative, fraction = seconds[name] / seconds[best], row['macs'][name]
             cells.append(f'{relative:.2f} at {fraction:.2f} MACs: {relative / fraction:.2f}×')
-        bf16 = f'{seconds[BF16] / seconds[best]:.2f}' if BF16 in seconds else 'not on AVX2'
-        rows.append([row['network'], f'{seconds[best] * 1e3:.0f} ms ({best})', *cells, bf16])
+        others = [f'{seconds[name] / seconds[best]:.2f}' if name in seconds else 'missing' for name in lossy]
+        rows.append([row['network'], f'{seconds[best] * 1e3:.0f} ms ({best})', *cells, *others])
     limits = [f'at most {WANTED_NETWORKS[int(name[-1])]}×' for name in PATTERNS]
-    rows.append(['wanted', '', *limits, ''])
-    return markdown_table(['network', 'fastest dense fp32', *PATTERNS, heading(BF16)], rows)
+    rows.append(['wanted', '', *limits, *('' for _ in lossy)])
+    return markdown_table(['network', 'fastest dense fp32', *PATTERNS, *map(heading, lossy)], rows)
 
 
 def routed_table(result: dict) -> str:
     """Time of a folder of pictures relative to the fastest dense fp32 engine, beside quality and MACs."""
     dense = {row['backend']: row for row in result['rows'] if row['kind'] == 'dense'}
-    best = min((dense[name] for name in ROUTED_FP32 if name in dense), key=lambda row: row['seconds'])
+    best = min((dense[name] for name in DENSE_FP32 if name in dense), key=lambda row: row['seconds'])
     rows = []
     for row in result['rows']:
         if row['kind'] in ('oracle', 'random'):
