@@ -45,7 +45,7 @@ class Checkpoint:
         name = prefer if prefer in self.weights else choose(self.weights)
         if name is None:
             raise UserError(
-                f'{self.path}: it holds several networks; name one with --param-key (in options files '
+                f'{self.path}: it holds several networks; name one with `param_key` (in options files '
                 f'path.param_key_g): {", ".join(self.weights)}'
             )
         if name not in ORDINARY:
@@ -69,7 +69,7 @@ def read_checkpoint(path: str | os.PathLike[str], param_key: str | None = None) 
         return checkpoint
     found = _part(checkpoint.weights, param_key)
     if found is None:
-        raise UserError(f'{path}: --param-key {param_key}: no weights there; it holds {", ".join(checkpoint.weights)}')
+        raise UserError(f'{path}: `param_key` {param_key}: no weights there; it holds {", ".join(checkpoint.weights)}')
     return replace(checkpoint, weights={'params': found})
 
 

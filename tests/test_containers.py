@@ -82,11 +82,11 @@ def test_the_ordinary_is_taken_without_a_word(tmp_path, caplog, content, zipped)
 
 def test_several_networks_are_named_by_the_user(tmp_path):
     path = saved(tmp_path, {'net_g': WEIGHTS, 'net_d': AVERAGED})
-    with pytest.raises(UserError, match=r'holds several networks; name one with --param-key .*: net_g, net_d$'):
+    with pytest.raises(UserError, match=r'holds several networks; name one with `param_key` .*: net_g, net_d$'):
         read_checkpoint(path).params()
     assert same(read_checkpoint(path, 'net_d').params(), AVERAGED)
     assert same(read_checkpoint(path).params('net_d'), AVERAGED)  # as BasicSR's path.param_key_g
-    with pytest.raises(UserError, match=r'--param-key net_x: no weights there; it holds net_g, net_d$'):
+    with pytest.raises(UserError, match=r'`param_key` net_x: no weights there; it holds net_g, net_d$'):
         read_checkpoint(path, 'net_x')
 
 
@@ -276,7 +276,7 @@ def test_what_is_nearly_a_known_network_is_one_line_with_a_hint(tmp_path):
     pytest.importorskip('spandrel')
     state = build_network(dict(RRDBNET)).state_dict()
     state['conv_extra.weight'] = torch.ones(3, 3)
-    with pytest.raises(UsageError, match=r'--arch FILE\.yml \(a network_g block\)$') as caught:
+    with pytest.raises(UsageError, match=r'`arch` \(a network_g block\)$') as caught:
         basicsr_classpruning.load(saved(tmp_path, state))
     assert '\n' not in str(caught.value)
     assert len(str(caught.value)) < 400

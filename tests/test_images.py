@@ -192,7 +192,7 @@ def test_size_is_refused_before_decoding(tmp_path):
     head = b'IHDR' + struct.pack('>IIBBBBB', 120_000, 100_000, 8, 2, 0, 0, 0)
     data = b'\x89PNG\r\n\x1a\n' + struct.pack('>I', 13) + head + struct.pack('>I', zlib.crc32(head))
     (tmp_path / 'bomb.png').write_bytes(data + struct.pack('>I', 200) + b'IDAT' + b'\0' * 200)
-    with pytest.raises(UserError, match=r'bomb\.png: 120000 x 100000 is 12000\.0 megapixels.*--max-pixels'):
+    with pytest.raises(UserError, match=r'bomb\.png: 120000 x 100000 is 12000\.0 megapixels.*`max_pixels`'):
         read_picture(tmp_path / 'bomb.png')
     write_picture(tmp_path / 'ok.png', picture(3, np.uint8, 0, 'PNG'))
     with pytest.raises(UserError, match='above the limit'):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -19,7 +18,7 @@ from PIL import Image, features
 
 from basicsr_classpruning import kernels
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
-from basicsr_classpruning.cli import restore
+from basicsr_classpruning.cli import parse
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.images.picture import Encoding, Picture
 from basicsr_classpruning.images.reading import open_picture, read_picture
@@ -49,9 +48,7 @@ def restorer(model):
 
 
 def call(*argv):
-    parser = argparse.ArgumentParser()
-    restore.add_parser(parser.add_subparsers())
-    args = parser.parse_args(['restore', *map(str, argv), '--backend', 'dense', '--device', 'cpu', '--threads', '1'])
+    args = parse(['restore', *map(str, argv), '--backend', 'dense', '--device', 'cpu', '--threads', '1'])
     return args.func(args)
 
 

@@ -145,7 +145,7 @@ def test_each_missing_package_is_named(conditions, monkeypatch):
 def test_int8_asks_for_calibration_pictures(conditions):
     pytest.importorskip('nncf')
     given = conditions['EDSR']
-    with pytest.raises(UserError, match='needs --calibration DIR'):
+    with pytest.raises(UserError, match='needs `calibration`'):
         RIVALS['openvino-int8'].try_out(Conditions(given.network, 1, 32))
 
 

@@ -14,7 +14,7 @@ from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.untrusted.containers import variants
 
 SPANDREL = 'Spandrel'  # type of such a network in options
-_NAME_IT = 'name it with --arch FILE.yml (a network_g block)'
+_NAME_IT = 'name it with `arch` (a network_g block)'
 
 
 def detect(params: Mapping[str, Tensor]) -> tuple[nn.Module, int, dict[str, Any]]:

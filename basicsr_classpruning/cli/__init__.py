@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import cv2
 
+from basicsr_classpruning.cli.common import with_flags
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.examples import options_folder
 from basicsr_classpruning.version import __version__
@@ -67,12 +68,12 @@ def _flags_of(parser: argparse.ArgumentParser, command: str) -> dict[str, str]:
 
 
 def _in_words_of(flags: dict[str, str], error: UserError) -> str:
-    """An error's line, in which the name of a wrong argument is the one that the user has written."""
+    """An error's line, in which arguments have the names that the user writes."""
+    text = str(error)
     if isinstance(error, UsageError) and error.key is not None:
         flag = flags.get(error.key.removeprefix('network_g.').partition('[')[0])
-        if flag is not None:
-            return f'{flag} {error.text}'
-    return str(error)
+        text = text if flag is None else f'{flag} {error.text}'
+    return with_flags(flags, text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

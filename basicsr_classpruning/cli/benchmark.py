@@ -12,6 +12,7 @@ from basicsr_classpruning.cli.common import (
     add_run_arguments,
     check_outputs,
     load_model,
+    with_flags,
     write_json,
 )
 from basicsr_classpruning.data.degradations import text_forms
@@ -105,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         rows = Benchmark(models, pairs, settings, bar, gallery.add if args.report else None).run()
     missing = missing_engines(models)
     for name, reason in missing.items():
-        print(f'missing: {name}: {reason}', file=sys.stderr)
+        print(f'missing: {name}: {with_flags(args.flags, reason)}', file=sys.stderr)
     print(format_table(to_cells(rows)))
     report = {
         'command': args.call,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from basicsr_classpruning.errors import UsageError
@@ -61,6 +63,11 @@ def load_model(path: str, args: argparse.Namespace) -> Any:
     import_modules(args.imports)
     arch = load_network_options(args.arch) if args.arch else None
     return load(path, arch, param_key=args.param_key)
+
+
+def with_flags(flags: Mapping[str, str], text: str) -> str:
+    """A message of the library, in which `name` stands for an argument, in the words of the command line."""
+    return re.sub('`([a-z_]+)`', lambda name: flags.get(name[1], name[0]), text)
 
 
 def check_outputs(args: argparse.Namespace, *names: str) -> None:

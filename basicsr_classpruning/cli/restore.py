@@ -14,6 +14,7 @@ from basicsr_classpruning.cli.common import (
     add_run_arguments,
     check_outputs,
     load_model,
+    with_flags,
     write_json,
 )
 from basicsr_classpruning.errors import UsageError
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     report['seconds'] = time.perf_counter() - start
     for result in results:
         if result.error:
-            print(f'failed: {result.error}', file=sys.stderr)
+            print(f'failed: {with_flags(args.flags, result.error)}', file=sys.stderr)
         elif result.note:
             print(f'warning: {result.job.source}: {result.note}', file=sys.stderr)
     print(_summary(report))

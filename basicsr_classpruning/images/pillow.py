@@ -91,7 +91,7 @@ def check_size(path: str | os.PathLike[str], size: tuple[int, int], max_pixels: 
     if width * height > max_pixels:
         raise UserError(
             f'{path}: {width} x {height} is {width * height / 1e6:.1f} megapixels, above the limit of '
-            f'{max_pixels / 1e6:.1f} (raise it with --max-pixels, or the environment variable '
+            f'{max_pixels / 1e6:.1f} (raise it with `max_pixels`, or the environment variable '
             'OPENCV_IO_MAX_IMAGE_PIXELS)'
         )
 

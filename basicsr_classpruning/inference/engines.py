@@ -52,7 +52,7 @@ def dense_engine(subnetwork: Subnetwork) -> Engine:
 def kernel_engine(subnetwork: Subnetwork) -> Engine:
     """The N:M kernels of this package."""
     if device_of(subnetwork.net).type != 'cpu':
-        raise UsageError('cpu: the network is not on the CPU (give --device cpu)', key='backend')
+        raise UsageError('cpu: the network is not on the CPU (give `device` cpu)', key='backend')
     module = kernels.accelerate(subnetwork.net, subnetwork.patterns)
 
     @torch.inference_mode()

@@ -40,7 +40,7 @@ def openvino_bf16(conditions: Conditions) -> Engine:
 def openvino_int8(conditions: Conditions) -> Engine:
     """Activations and weights in int8, their ranges and the biases from the calibration inputs."""
     if conditions.calibration is None:
-        raise UserError('needs --calibration DIR, a folder of pictures like those to be restored')
+        raise UserError('needs `calibration`, a folder of pictures like those to be restored')
     return _engine(conditions, _quantised(_read(conditions), conditions.calibration), 'f32')
 
 
