@@ -44,6 +44,11 @@ def add_parser(subparsers: Any) -> None:
         help='average MACs of each picture as a share of the dense ones, e.g. 0.6 (default: the classifier decides)',
     )  # fmt: skip
     choice.add_argument('--candidate', metavar='N:M', help='one candidate for everything, e.g. 2:4')
+    parser.add_argument(
+        '--patch', type=int, metavar='N',
+        help='give patches of this side (a multiple of 8) a candidate each, instead of whole tiles; tiles may then be '
+        'as large as memory allows, and their overlap is halo (default: whole tiles)',
+    )  # fmt: skip
     add_run_arguments(parser, device='auto')
     parser.add_argument('--class-map', action='store_true', help='also write NAME_classes.png: the tiles by candidate')
     parser.add_argument('--overwrite', action='store_true', help='redo pictures that are finished')
@@ -73,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
         load_model(args.model, args),
         tile=args.tile,
         overlap=args.overlap,
+        patch=args.patch,
         budget=args.budget,
         candidate=args.candidate,
         backend=args.backend,
@@ -134,6 +140,7 @@ def _report(
         'threads': restorer.workers.count,
         'tile': args.tile,
         'overlap': args.overlap,
+        'patch': args.patch,
         'scale': restorer.info.scale,
         'pictures': len(done),
         'average_macs': average,
