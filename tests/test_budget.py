@@ -22,7 +22,7 @@ def average_cost(classes: np.ndarray, costs: np.ndarray, sizes: np.ndarray) -> f
 
 
 def rising_scores(tiles, classes, rng):
-    """Dearer is never worse, as the classifier predicts it; not concave in general."""
+    """Denser is never worse, as the classifier predicts it; not concave in general."""
     return -np.cumsum(rng.exponential(rng.exponential(size=(tiles, 1)), (tiles, classes)), axis=1)[:, ::-1]
 
 

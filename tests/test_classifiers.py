@@ -17,7 +17,7 @@ def scores_of(kind: str, images: torch.Tensor, classes: int = 3) -> torch.Tensor
 
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('channels', [1, 3])
-def test_a_dearer_candidate_never_scores_below_a_cheaper_one(kind, channels):
+def test_a_denser_candidate_never_scores_below_a_sparser_one(kind, channels):
     scores = scores_of(kind, torch.rand(4, channels, 24, 40), classes=4)
     assert scores.shape == (4, 4)
     assert (scores.diff(dim=1) >= 0).all()
@@ -38,4 +38,4 @@ def test_edges_make_an_image_difficult():
     assert cheap[0] == pytest.approx(0, abs=1e-6)
     assert cheap[0] > cheap[1] > 10 * cheap[2]
     middle = 1 + scores_of('EdgeDifficulty', rough)[0]
-    assert middle[1] == pytest.approx(float(middle[0]) / 4)  # half of the candidates away from the dearest
+    assert middle[1] == pytest.approx(float(middle[0]) / 4)  # half of the candidates away from the densest

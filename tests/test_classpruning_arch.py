@@ -146,7 +146,7 @@ def test_a_budget_decides_over_the_batch():
     assert torch.equal(net.classify(x), net.probabilities(relative_errors(net.predicted_errors(x))).argmax(1))
 
 
-def test_the_price_moves_images_to_cheaper_candidates():
+def test_the_price_moves_images_to_sparser_candidates():
     net = classpruning('EDSR')
     x = torch.rand(16, 3, 8, 8)
     costs = net.costs()

@@ -331,8 +331,8 @@ def test_class_map_shows_each_tiles_candidate(restorer):
     shown = draw_class_map(grey, grid, np.array([0, 2]), ('1:4', '2:4', '4:4')).pixels.astype(int)
     left, right = shown[100, 100], shown[100, 500]
     assert left.sum() < right.sum()
-    assert left[2] > left[0]  # the cheapest is dark blue-violet
-    assert right[0] > right[2]  # the dearest yellow
+    assert left[2] > left[0]  # the sparsest is dark blue-violet
+    assert right[0] > right[2]  # the densest yellow
     assert (shown[100, 320] == 255).all()
 
 

@@ -113,19 +113,19 @@ def test_without_a_split_every_candidate_and_the_classifier_learn_from_every_ima
     assert {'l_budget', 'l_class', 'train/average_macs'} < set(model.log_dict)
 
 
-def test_the_dearest_candidate_may_learn_from_more_images(tmp_path, pictures):
+def test_the_densest_candidate_may_learn_from_more_images(tmp_path, pictures):
     model = model_of(tmp_path, training_options(pictures, split='none', sparse_batch=1, **DISTILL))
     data, net = batch(images=3), model.net_g
     with torch.no_grad():
         sparse = [net.restore_with(data['lq'][:1], candidate) for candidate in range(2)]
-        dearest = net.restore_with(data['lq'], 2)
+        densest = net.restore_with(data['lq'], 2)
         all_images = [(output - data['gt'][:1]).abs().mean((1, 2, 3)) for output in sparse]
-        all_images.append((dearest - data['gt']).abs().mean((1, 2, 3)))
-        squares = [(output.clamp(0, 1) - data['gt'][:1]).square().mean() for output in (*sparse, dearest[:1])]
+        all_images.append((densest - data['gt']).abs().mean((1, 2, 3)))
+        squares = [(output.clamp(0, 1) - data['gt'][:1]).square().mean() for output in (*sparse, densest[:1])]
     step(model, 1, data)
     assert model.deal.candidates.tolist() == [0, 1, 2, 2, 2]
     assert model.log_dict['l_pix'] == pytest.approx(float(torch.cat(all_images).mean()), rel=1e-4)
-    pulled = sum((output - dearest[:1]).abs().mean() for output in sparse) / 5
+    pulled = sum((output - densest[:1]).abs().mean() for output in sparse) / 5
     assert model.log_dict['l_distill'] == pytest.approx(float(pulled), rel=1e-4)
     assert torch.equal(model.memory.images[-1:], data['lq'][:1].half())
     torch.testing.assert_close(model.memory.errors[-1].flatten(), torch.stack(squares), rtol=1e-4, atol=1e-7)
@@ -307,7 +307,7 @@ def test_a_watch_over_one_class_never_sees_one():
 
 
 def collapse(model: ClassPruningModel, steps: int) -> None:
-    """Trains, until the first recovery, with a price at which every image goes to the cheapest class."""
+    """Trains, until the first recovery, with a price at which every image goes to the sparsest class."""
     model.watch = CollapseWatch(3, memory=2)
     before = model.recoveries
     for _ in range(steps):

@@ -3,10 +3,10 @@
 
     python tools/routing_by_distance.py zoo/edsr_x2_32.pth --gt datasets/BSD100 --degrade bicubic2 --json FILE
 
-The error that a candidate leaves is that of the dearest one, plus how far it is from the dearest one's output, plus
+The error that a candidate leaves is that of the densest one, plus how far it is from the densest one's output, plus
 twice the product of the two. The first does not matter; the second depends on the input alone; the third depends on
-what the dearest candidate could not restore, and so on the truth, which no classifier knows. So tiles are routed to
-each budget three times: by the classifier's scores, by the candidates' true distances from the dearest one's output,
+what the densest candidate could not restore, and so on the truth, which no classifier knows. So tiles are routed to
+each budget three times: by the classifier's scores, by the candidates' true distances from the densest one's output,
 and by their true errors (the oracle).
 """
 
@@ -60,8 +60,8 @@ def look_at(model: BenchmarkModel, pairs: Pairs, index: int) -> Tiles:
     tiled = TiledPicture(model, pair.degraded, TILE, OVERLAP)
     outputs, _ = tiled.measure(list(range(model.candidates)), 1)
     errors = np.stack([tiled.squared_errors(tiles, pair.truth) for tiles in outputs.values()], axis=1)
-    dearest = outputs[model.candidates - 1].clip(0, 1)
-    squares = [np.square(tiles.clip(0, 1) - dearest).sum(axis=1) for tiles in outputs.values()]
+    densest = outputs[model.candidates - 1].clip(0, 1)
+    squares = [np.square(tiles.clip(0, 1) - densest).sum(axis=1) for tiles in outputs.values()]
     apart = [[tiled.weighted_sum(number, tile) for number, tile in enumerate(tiles)] for tiles in squares]
     predicted, _ = tiled.predict(1)
     reference = reference_errors(errors).sum()
@@ -70,7 +70,7 @@ def look_at(model: BenchmarkModel, pairs: Pairs, index: int) -> Tiles:
 
 
 def mean_psnr(pictures: list[Tiles], classes: np.ndarray) -> float:
-    """Relative to the dearest candidate but one, in dB; mean over the pictures."""
+    """Relative to the reference candidate, in dB; mean over the pictures."""
     cuts = np.cumsum([len(tiles.errors) for tiles in pictures])[:-1]
     left = [
         np.take_along_axis(tiles.errors, chosen[:, None], axis=1).sum()

@@ -34,7 +34,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument('--out', metavar='FILE', required=True, help='where the ClassPruning checkpoint goes')
     parser.add_argument(
         '--candidates', nargs='+', metavar='N:M', default=['1:4', '2:4', '4:4'],
-        help='patterns from cheapest to dearest (default: 1:4 2:4 4:4); with M = 16 less is lost at the same MACs, and '
+        help='patterns from sparsest to densest (default: 1:4 2:4 4:4); with M = 16 less is lost at the same MACs, and '
         'a finer ladder such as 4:16 6:16 8:16 11:16 16:16 meets budgets better',
     )  # fmt: skip
     parser.add_argument(

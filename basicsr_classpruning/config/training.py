@@ -168,7 +168,7 @@ class ClassPruningTrain(GuardedTrain):
     not at all. Then every candidate restores every image, and the classifier learns beside them; a step of K candidates
     costs K times as much, so make the batch smaller."""
     sparse_batch: Count | None = None
-    """With `split: none`: images of a batch that all candidates restore; the dearest one restores the others too. It
+    """With `split: none`: images of a batch that all candidates restore; the densest one restores the others too. It
     has the least to learn, so few images in a step leave it furthest behind. null: all images."""
     mask_interval: CountOrZero = 10
     """Iterations between two rankings of the weights by importance; 0 keeps the masks of the start."""

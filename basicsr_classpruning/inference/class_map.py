@@ -23,7 +23,7 @@ def draw_class_map(picture: Picture, grid: TileGrid, classes: np.ndarray, labels
         picture: the input picture.
         grid: its tiles.
         classes: ``(T,)`` index of each tile's candidate.
-        labels: the candidates, cheapest (dark) to dearest (bright).
+        labels: the candidates, sparsest (dark) to densest (bright).
     """
     longest = max(picture.pixels.shape[:2])
     factor = float(np.clip(1.0, _SHORTEST / longest, _LONGEST / longest))

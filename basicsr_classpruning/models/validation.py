@@ -42,7 +42,7 @@ class Row:
     seconds: float
     """Measured time of the network for all pictures."""
     class_share: tuple[float, ...]
-    """Share of the pictures that each candidate restored, cheapest first."""
+    """Share of the pictures that each candidate restored, sparsest first."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def allocate_layers(net: ClassPruning, crops: Crops, progress: Progress = untold
 
     Each layer is pruned by itself, with data, to a few densities, and the network's output says what that costs. Errors
     of small changes in several layers add up nearly, as they are hardly correlated; so each candidate is the choice of
-    least total error whose MACs are not above those of N:M. A layer never keeps more in a cheaper candidate.
+    least total error whose MACs are not above those of N:M. A layer never keeps more in a sparser candidate.
 
     Args:
         net: a network whose candidates have one pattern in all layers. It is not changed.
@@ -90,7 +90,7 @@ def _layer_errors(
 ) -> tuple[list[int], np.ndarray]:
     """The N that a layer of a sparse candidate may have, and its error at each, ``(L, N)``."""
     m = general[0].m
-    # The cheapest candidate needs some layers below its own N.
+    # The sparsest candidate needs some layers below its own N.
     least = max(1, min(general[0].n - 1, round(m * _MEASURED[0])))
     measured = sorted({least, *(n for n in (round(m * density) for density in _MEASURED) if least < n < m)})
     patterns = [Pattern(n, m, general[0].block, general[0].share_taps) for n in measured]

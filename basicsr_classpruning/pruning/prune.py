@@ -143,7 +143,7 @@ def _copy(dense: DenseNetwork) -> DenseNetwork:
 def prune_by_magnitude(dense: DenseNetwork, options: PruneOptions) -> ClassPruning:
     """Prunes without data: the largest weights stay, and details measure an image's difficulty."""
     net = build(dense, options, {'type': 'EdgeDifficulty'})
-    # The dearest candidate, unless a budget asks for less: there is nothing to set a price by.
+    # The densest candidate, unless a budget asks for less: there is nothing to set a price by.
     net.log_price.data.fill_(-20.0)
     return net
 

@@ -233,7 +233,7 @@ class Table:
         turn = {'supernet': steps, 'classifier': 0, 'joint': 0}
         distillation = {'type': 'DistillationLoss', 'loss_weight': 1.0}
         dealt = replace(recipe, batch=11)
-        two, dearest = replace(recipe, batch=2), replace(recipe, batch=6, sparse_batch=2)
+        two, densest = replace(recipe, batch=2), replace(recipe, batch=6, sparse_batch=2)
         six = replace(two, ladder=('3:16', '4:16', '6:16', '8:16', '11:16', '16:16'))
         reference = self.classpruning('variant_ladder4', 'four candidates, 3 images a step', recipe)
         alike: tuple[Row, ...] = (
@@ -241,7 +241,7 @@ class Table:
             self.classpruning('variant_joint', 'the same, a third of it joint', dealt, split='turn', stages=joint),
             self.classpruning('variant_batch2', '2 images a step', two),
             self.classpruning('variant_batch8', '8 images a step', replace(recipe, batch=8)),
-            self.classpruning('variant_dense6', '2 images a step, 6 for the dense candidate', dearest),
+            self.classpruning('variant_dense6', '2 images a step, 6 for the dense candidate', densest),
             self.classpruning('variant_distillation', 'with distillation', recipe, distill_opt=distillation),
             self.classpruning(
                 'variant_no_terms', 'without the two loss terms', recipe, budget_opt=None, class_opt=None

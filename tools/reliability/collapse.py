@@ -44,7 +44,7 @@ class Trial:
             self.options['path'] = {'pretrain_network_g': str(self._bad_weights(folder / 'bad.pth'))}
 
     def _bad_weights(self, path: Path) -> Path:
-        """A checkpoint whose classifier sends every image to the cheapest candidate, whatever is in it."""
+        """A checkpoint whose classifier sends every image to the sparsest candidate, whatever is in it."""
         content = load_file(write_model(path))
         content['params']['log_price'].fill_(12.0)
         save_file(content, path)
