@@ -88,7 +88,7 @@ def test_resuming_on_a_cpu(tmp_path):
     state = {'epoch': 3, 'iter': 5, 'optimizers': [], 'schedulers': []}
     save_file(state, tmp_path / '5.state')
     opt = {
-        'auto_resume': False, 'network_g': {},
+        'auto_resume': False, 'model_type': 'SRModel', 'network_g': {}, 'train': {}, 'world_size': 1,
         'path': {'resume_state': str(tmp_path / '5.state'), 'models': 'models', 'ignore_resume_networks': None},
     }  # fmt: skip
     with pytest.raises((AssertionError, RuntimeError), match=r'CUDA|NVIDIA'):

@@ -102,8 +102,9 @@ def net_on(net: nn.Module, x: torch.Tensor, pruned: ClassPruning) -> torch.Tenso
 def check_zeros_and_macs(pruned: ClassPruning) -> None:
     """MACs of each layer are in proportion to the weights that are not zero, which are as many as the patterns say."""
     macs = {layer.name: layer for layer in pruned.macs(32, 32).layers}
-    for index, candidate in enumerate(pruned.candidates):
-        frozen = pruned.subnetwork(candidate).net
+    sparse = [pruned.ladder.index(candidate) for candidate in pruned.ladder.sparse]
+    for index in sparse:
+        frozen = pruned.subnetwork(index).net
         for choice in pruned.choices:
             layer = macs[choice.name]
             assert (layer.reason == '') == bool(choice.patterns)
@@ -111,7 +112,7 @@ def check_zeros_and_macs(pruned: ClassPruning) -> None:
                 weight = frozen.get_submodule(choice.name).weight
                 assert layer.candidates[index] * weight.numel() == layer.dense * int(torch.count_nonzero(weight))
     total = pruned.macs(32, 32)
-    for index in range(len(pruned.candidates)):
+    for index in sparse:
         saved = sum(layer.dense - layer.candidates[index] for layer in total.layers)
         assert total.candidates[index] == total.dense - saved
 

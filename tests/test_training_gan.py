@@ -53,7 +53,7 @@ def test_the_dense_network_learns_what_it_learns_in_basicsr(tmp_path, pictures, 
     for key in ('stages', 'adversary', 'srste_decay'):
         del plain['train'][key]
     reference = build_model(plain)
-    reference.net_g.load_state_dict(ours.net_g.eval().frozen_dense().state_dict())
+    reference.net_g.load_state_dict(ours.net_g.eval().dense.net.state_dict())
     ours.net_g.train()
     reference.net_d.load_state_dict(ours.net_d.state_dict())
     for iteration in (1, 2, 3):
@@ -67,7 +67,7 @@ def test_the_dense_network_learns_what_it_learns_in_basicsr(tmp_path, pictures, 
             assert ours.log_dict[name] == pytest.approx(reference.log_dict[name], rel=1e-4)
     for name, value in reference.net_d.state_dict().items():
         torch.testing.assert_close(ours.net_d.state_dict()[name], value, rtol=1e-3, atol=1e-4)
-    trained = dict(ours.net_g.eval().frozen_dense().state_dict())
+    trained = dict(ours.net_g.eval().dense.net.state_dict())
     for name, value in reference.net_g.state_dict().items():
         torch.testing.assert_close(trained[name], value, rtol=1e-3, atol=1e-4)
 
