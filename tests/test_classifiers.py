@@ -124,7 +124,7 @@ def test_errors_over_four_decades_are_learnt_and_the_bypass_where_it_leaves_less
     maps = ErrorMaps(noisy(sigmas, 0), errors_left(sigmas)[:, :, None, None].expand(-1, -1, 4, 4))
     torch.manual_seed(0)
     classifier = BandClassifier(3, 3)
-    fit_classifier(Router(classifier, torch.zeros(())), maps, steps=300, seed=0)
+    fit_classifier(Router(classifier, torch.zeros(())), maps, steps=500, seed=0)
     asked = torch.tensor([0.0012, 0.003, 0.01, 0.03, 0.08])
     with torch.no_grad():
         found = -classifier.eval()(noisy(asked, 1)) * ErrorRatioLoss.unit
