@@ -75,7 +75,7 @@ def test_a_network_without_one_starts_from_one_that_has_it_and_the_other_way_rou
     for source, target in ((pruned, classpruning('EDSR', seed=2, candidates=LADDER[1:])),
                            (plain, classpruning('EDSR', seed=2, candidates=LADDER))):  # fmt: skip
         before = target.predicted_errors(x)
-        target.load_params(source.state_dict())
+        target.start_from(source.state_dict())
         for candidate in LADDER[1:]:
             assert torch.equal(target.restore_with(x, candidate), source.restore_with(x, candidate))
         assert torch.equal(target.predicted_errors(x), before)

@@ -14,6 +14,7 @@ from basicsr_classpruning.losses.classpruning_loss import (
     ComputeBudgetLoss,
     DifficultyLoss,
     DistillationLoss,
+    ErrorRatioLoss,
     batch_mean,
 )
 
@@ -25,7 +26,7 @@ def random_probabilities(images: int, classes: int) -> torch.Tensor:
 
 def test_all_are_registered():
     assert isinstance(build_loss({'type': 'ComputeBudgetLoss', 'target': 0.6, 'loss_weight': 2.0}), ComputeBudgetLoss)
-    for name in ('ClassificationLoss', 'DistillationLoss', 'DifficultyLoss'):
+    for name in ('ClassificationLoss', 'DistillationLoss', 'DifficultyLoss', 'ErrorRatioLoss'):
         assert type(build_loss({'type': name})).__name__ == name
 
 
@@ -153,6 +154,54 @@ def test_difficulty_teaches_the_mean_of_the_errors():
     torch.testing.assert_close(found, errors.mean(0).flatten() / DifficultyLoss.unit, rtol=0.02, atol=0.02)
 
 
+def test_ratios_by_hand():
+    # One image of two parts, two candidates; both areas, of up to 2x2 and of up to 8x8 parts, are the whole image.
+    predicted = torch.tensor([[[[3.0, 5.0]], [[2.0, 2.0]]]])
+    errors = ErrorRatioLoss.unit * torch.tensor([[[[2.0, 4.0]], [[1.0, 3.0]]]])
+    parts = sum(math.log(p) + e / p for p, e in ((3, 2), (5, 4), (2, 1), (2, 3))) / 4
+    whole = sum(math.log(p) + e / p for p, e in ((4, 3), (2, 2))) / 2
+    ratio = (math.log(4 / 2) - math.log(3 / 2)) ** 2
+    wanted = 2 * (parts + whole + 3 * 2 * ratio)
+    assert float(ErrorRatioLoss(2.0)(predicted, errors)) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_ratios_of_one_candidate_are_none():
+    predicted, errors = torch.full((1, 1, 1, 1), 4.0), ErrorRatioLoss.unit * torch.ones(1, 1, 1, 1)
+    assert float(ErrorRatioLoss()(predicted, errors)) == pytest.approx(2 * (math.log(4) + 1 / 4), rel=1e-5)
+
+
+def test_ratios_are_least_at_the_truth_whatever_its_size():
+    truth = torch.rand(2, 3, 8, 8, dtype=torch.double) + 0.5  # no candidate's is the greatest everywhere
+    for size in (1e-3, 1.0, 1e2):
+        logs = (size * truth).log().requires_grad_()
+        ErrorRatioLoss()(logs.exp(), size * truth * ErrorRatioLoss.unit).backward()
+        torch.testing.assert_close(logs.grad, torch.zeros_like(logs), rtol=0, atol=1e-9)
+        best = float(ErrorRatioLoss()(size * truth, size * truth * ErrorRatioLoss.unit))
+        for step in (torch.randn_like(truth), torch.ones_like(truth)):
+            worse = float(ErrorRatioLoss()((logs.detach() + 0.1 * step).exp(), size * truth * ErrorRatioLoss.unit))
+            assert worse > best + 1e-3
+
+
+def test_ratios_count_alike_in_images_of_all_strengths():
+    errors = torch.rand(1, 3, 4, 4, dtype=torch.double) + 0.5
+    gradients = []
+    for size in (1e-3, 10.0):
+        logs = (1.3 * size * torch.ones_like(errors)).log().requires_grad_()
+        ErrorRatioLoss()(logs.exp(), size * errors * ErrorRatioLoss.unit).backward()
+        gradients.append(logs.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_ratios_where_the_dense_network_is_the_truth_ask_for_no_infinite_one():
+    errors = ErrorRatioLoss.unit * torch.tensor([[3.0, 1.0, 0.0]])[:, :, None, None]
+    losses = [float(ErrorRatioLoss()(torch.tensor([[3.0, 1.0, last]])[:, :, None, None], errors))
+              for last in (0.01, 0.02, 0.1)]  # fmt: skip
+    assert losses == sorted(losses)
+    assert math.isfinite(losses[0])
+    nothing = ErrorRatioLoss()(torch.full((1, 3, 2, 2), 1e-9), torch.zeros(1, 3, 2, 2))
+    assert math.isfinite(float(nothing))
+
+
 @pytest.mark.parametrize('classes', [2, 3, 5])
 def test_gradients_equal_finite_differences(classes):
     probabilities = random_probabilities(4, classes)
@@ -163,7 +212,9 @@ def test_gradients_equal_finite_differences(classes):
 
     maps = errors[:, :, None, None].expand(-1, -1, 2, 1) * DifficultyLoss.unit
     predicted = torch.rand(4, classes, 2, 1, dtype=torch.double).flip(1).cumsum(1).flip(1) + 0.5
-    assert torch.autograd.gradcheck(lambda e: DifficultyLoss()(e, maps), predicted.requires_grad_())
+    predicted.requires_grad_()
+    assert torch.autograd.gradcheck(lambda e: DifficultyLoss()(e, maps), predicted)
+    assert torch.autograd.gradcheck(lambda e: ErrorRatioLoss()(e, maps), predicted)
 
 
 def test_batch_mean_alone_is_the_mean():

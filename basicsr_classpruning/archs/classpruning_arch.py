@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
@@ -34,6 +35,8 @@ from basicsr_classpruning.sparsity import (
     sparse_layers,
     sparsify,
 )
+
+_log = logging.getLogger('basicsr_classpruning')
 
 
 @ARCH_REGISTRY.register()
@@ -312,9 +315,6 @@ class ClassPruning(nn.Module):
     def load_params(self, params: Mapping[str, Tensor], strict: bool = True) -> None:
         """Loads a ClassPruning state dict, or a dense one of the base network from which all candidates start.
 
-        Of a network that has a bypass where this one has none, or the other way round, the classifier is left out: it
-        knows another number of candidates, and has to be trained or fitted anew.
-
         Args:
             params: in the names of the network, or of the file that it comes from.
             strict: as in ``nn.Module.load_state_dict``; without, what fits is loaded (``load_what_fits``).
@@ -324,7 +324,7 @@ class ClassPruning(nn.Module):
         load = load_fitting if strict else load_what_fits
         own_keys = self.state_dict().keys()
         if any(key.startswith('base.') and key in own_keys for key in params):
-            load(self, self._to_own_ladder(params))
+            load(self, params)
             for name, layer in sparse_layers(self.base):
                 broken = layer.broken_patterns()
                 if broken:
@@ -337,17 +337,22 @@ class ClassPruning(nn.Module):
             layer.reset_candidates()
         self.forget_subnetworks()
 
-    def _to_own_ladder(self, params: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        if {_other(key) for key in params} == {_other(key) for key in self.state_dict()}:
-            return params
-        taken = {key: value for key, value in params.items() if key.startswith('base.')}
-        rest = {key: value for key, value in self.state_dict().items() if not key.startswith('base.')}
-        return {**taken, **rest}
+    def start_from(self, params: Mapping[str, Tensor], strict: bool = True) -> None:
+        """As ``load_params``, for a training. A classifier of another kind, or of a ladder with a bypass where this one
+        has none or the other way round, is left out: it begins anew."""
+        theirs, ours = _router_shapes(params), _router_shapes(self.state_dict())
+        if theirs and theirs != ours:
+            _log.warning('the classifier begins anew: the checkpoint has one of another kind, or for other candidates')
+            own = {key: value for key, value in self.state_dict().items() if key in ours}
+            params = {**{key: value for key, value in params.items() if key not in theirs}, **own}
+        self.load_params(params, strict)
 
 
-def _other(key: str) -> str:
-    """Name of the candidate that a state-dict key belongs to; empty if it is a sparse one's, or none's."""
-    return key.removeprefix('others.').partition('.')[0] if key.startswith('others.') else ''
+def _router_shapes(params: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """What of a ClassPruning state dict is not the base network's; empty for a dense one."""
+    if 'log_price' not in params:
+        return {}
+    return {key: value.shape for key, value in params.items() if not key.startswith('base.')}
 
 
 def _is_candidate_key(base: nn.Module, key: str) -> bool:

@@ -15,6 +15,9 @@ from basicsr_classpruning.routing.errors import reference_errors
 _LEAST_ERROR = 1e-6  # in units of the scores: 90 dB, beyond what 8 bits can tell
 _TYPICAL_EXCESS = 0.1
 _PARTS_WEIGHT = 0.3
+_RATIO_SIDES = (2, 8)  # in parts of 8 pixels: what gets one candidate has 16 to 64
+_RATIO_WEIGHT = 3.0
+_LEAST_RATIO = 0.01  # of an error to the reference candidate's: where outputs are the truth, one leaves none
 
 
 def batch_mean(values: Tensor) -> Tensor:
@@ -156,6 +159,63 @@ class DifficultyLoss(nn.Module):
         steps = deviance[:, :-1].sum(dim=1) / max(deviance.shape[1] - 1, 1)
         whole = (predicted_image.log() - image.log()).square()
         return self.loss_weight * batch_mean(steps / _TYPICAL_EXCESS + _PARTS_WEIGHT * deviance[:, -1] + whole)
+
+
+@LOSS_REGISTRY.register()
+class ErrorRatioLoss(nn.Module):
+    """Teaches the classifier errors of any size, and above all their ratios between neighbours of the ladder.
+
+    With e_bk the error that candidate k leaves in a part of image b, e'_bk in an area of several parts, E_bk in the
+    whole image, and hats for predictions:
+
+    mean[log ê_bk + e_bk / ê_bk] + mean[log Ê_bk + E_bk / Ê_bk]
+    + 3 · Σ_areas mean_b Σ_{k<K} (log(ê'_bk / ê'_b,k+1) − log(e'_bk / e'_b,k+1))².
+
+    The first two are the likelihood of a gamma distribution, whose minimum is the mean of the errors, whatever the
+    distribution; a prediction is judged by its ratio to the truth, so that errors that span decades count alike. That
+    is too coarse for the difference between neighbours, which decides: much of the chance in their errors is common to
+    both, and their ratio is free of it. Areas are of 2×2 and of 8×8 parts (16 and 64 pixels for parts of 8). Measured
+    errors count as at least 1 % of the reference candidate's there, as the dense network leaves none where its outputs
+    are the truth.
+
+    Args:
+        loss_weight: factor of the term.
+    """
+
+    unit = DifficultyLoss.unit
+    """The squared error in which predicted errors are counted: that of 30 dB."""
+
+    def __init__(self, loss_weight: float = 1.0) -> None:
+        super().__init__()
+        self.loss_weight = loss_weight
+
+    def forward(self, predicted: Tensor, errors: Tensor) -> Tensor:
+        """Takes predicted errors of parts of images, ``(B, K, h, w)`` above 0, and the mean squared errors measured
+        there, of the same shape; returns a scalar."""
+        errors = _raised(errors.detach() / self.unit)
+        predicted = predicted.clamp(min=_LEAST_ERROR)
+        parts = _gamma(predicted, errors).mean((1, 2, 3))
+        whole = _gamma(predicted.mean((2, 3)), errors.mean((2, 3))).mean(1)
+        areas = sum(_ratio_error(predicted, errors, side) for side in _RATIO_SIDES)
+        return self.loss_weight * batch_mean(parts + whole + _RATIO_WEIGHT * areas)
+
+
+def _raised(errors: Tensor) -> Tensor:
+    """Errors ``(B, K, h, w)``, those raised that are hardly any beside the reference candidate's in that part."""
+    least = _LEAST_RATIO * reference_errors(errors)[:, None]
+    return errors.maximum(least).clamp(min=_LEAST_ERROR)
+
+
+def _gamma(predicted: Tensor, errors: Tensor) -> Tensor:
+    return predicted.log() + errors / predicted
+
+
+def _ratio_error(predicted: Tensor, errors: Tensor, side: int) -> Tensor:
+    """Squared errors ``(B,)`` of the logarithms of the ratios of neighbouring candidates, in areas of side² parts."""
+    window = [min(side, length) for length in errors.shape[2:]]
+    logs = [functional.avg_pool2d(each, window).log() for each in (predicted, errors)]
+    wrong = (logs[0] - logs[1]).diff(dim=1)
+    return wrong.square().sum(dim=1).mean((1, 2))
 
 
 def _steps(errors: Tensor) -> Tensor:

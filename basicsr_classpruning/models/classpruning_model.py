@@ -137,7 +137,7 @@ class ClassPruningModel(GuardedSRModel):
         self.optimizers.append(self.optimizer_g)
 
     def load_params(self, net: nn.Module, params: dict[str, Tensor], strict: bool) -> None:
-        net.load_params(params, strict)  # type: ignore[operator]
+        net.start_from(params, strict)  # type: ignore[operator]
 
     def network_options(self, net_label: str = 'net_g') -> dict[str, Any]:
         return self.net_g.options

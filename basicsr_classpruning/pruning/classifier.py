@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
-from basicsr_classpruning.losses.classpruning_loss import DifficultyLoss
+from basicsr_classpruning.losses.classpruning_loss import ErrorRatioLoss
 from basicsr_classpruning.progress import Progress, untold
 from basicsr_classpruning.pruning.crops import Crops
 from basicsr_classpruning.routing.errors import relative_errors
@@ -17,8 +17,9 @@ from basicsr_classpruning.routing.network import RoutedNetwork
 from basicsr_classpruning.routing.price import log_price_for
 from basicsr_classpruning.routing.router import Router
 
-_LEARNING_RATE = 2e-3
+_LEARNING_RATE = 5e-3
 _BATCH = 16
+_SIDE = 16  # parts a side of what is learnt from at a time; the noise of an image shows in few of them
 
 
 @dataclass(frozen=True)
@@ -60,20 +61,33 @@ def measure_errors(network: RoutedNetwork, crops: Crops, batch: int, progress: P
 
 
 def fit_classifier(router: Router, maps: ErrorMaps, steps: int, seed: int, progress: Progress = untold) -> None:
-    """Trains a classifier on measured errors (``DifficultyLoss``); the candidates stay as they are."""
+    """Trains a classifier on measured errors (``ErrorRatioLoss``); the candidates stay as they are."""
     generator = torch.Generator().manual_seed(seed)
-    loss = DifficultyLoss()
+    loss = ErrorRatioLoss()
     optimizer = torch.optim.Adam(router.classifier.parameters(), lr=_LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps)
     for step in range(steps):
         index = torch.randint(len(maps.lq), (min(_BATCH, len(maps.lq)),), generator=generator)
-        images, errors = _augment((maps.lq[index], maps.errors[index]), generator)
+        images, errors = _augment(_cut(maps.lq[index], maps.errors[index], generator), generator)
         optimizer.zero_grad()
         loss(router.error_map(images), errors).backward()
         torch.nn.utils.clip_grad_norm_(router.classifier.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         progress('fitting the classifier', step + 1, steps)
+
+
+def _cut(images: Tensor, errors: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A random place of at most ``_SIDE`` parts a side, the same in all images."""
+    for dim in (2, 3):
+        parts = errors.shape[dim]
+        if parts <= _SIDE:
+            continue
+        side = images.shape[dim] // parts
+        start = int(torch.randint(parts - _SIDE + 1, (), generator=generator))
+        errors = errors.narrow(dim, start, _SIDE)
+        images = images.narrow(dim, start * side, _SIDE * side)
+    return images, errors
 
 
 def _augment(tensors: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:

@@ -16,7 +16,7 @@ from basicsr_classpruning.errors import UsageError
 from basicsr_classpruning.progress import Progress, untold
 
 _LOOKED_AT = 16  # pictures from which the usual size is taken
-_ATTEMPTS = 4  # positions looked at for each crop; the one with the most detail is likely to be taken
+ATTEMPTS = 4  # positions looked at for each crop; the one with the most detail is likely to be taken
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ def cut_crops(
     side: int,
     seed: int,
     step: int = 1,
+    attempts: int = ATTEMPTS,
     progress: Progress = untold,
 ) -> Crops:
     """Cuts random crops, from all pictures in turn.
@@ -63,6 +64,8 @@ def cut_crops(
         side: of the inputs, in pixels; less where that is more than half of the pictures have.
         seed: of positions and noise.
         step: sides are multiples of this.
+        attempts: positions looked at for each crop, of which one with much detail is likely to be taken; with 1 all
+            parts of the pictures are as likely.
         progress: is told how many crops are cut.
 
     Raises UsageError where pictures are too small.
@@ -85,7 +88,7 @@ def cut_crops(
         if not order:
             order = rng.permutation(len(pictures)).tolist()
         picture = pictures.read(order.pop())
-        part = _place(picture, side * factor, factor, rng)
+        part = _place(picture, side * factor, factor, attempts, rng)
         if part is None:
             continue
         if degradation is None:
@@ -112,18 +115,18 @@ def _whole(picture: np.ndarray, factor: int) -> tuple[int, int]:
     return height, width
 
 
-def _place(picture: np.ndarray, side: int, factor: int, rng: np.random.Generator) -> Region | None:
+def _place(picture: np.ndarray, side: int, factor: int, attempts: int, rng: np.random.Generator) -> Region | None:
     """A random place, of a few the one with the most variance: flat sky says little about weights."""
     height, width = _whole(picture, factor)
     if min(height, width) < side:
         return None
     places: list[tuple[float, int, Region]] = []
-    for _ in range(_ATTEMPTS):
+    for _ in range(attempts):
         top, left = (int(rng.integers(0, (length - side) // factor + 1)) * factor for length in (height, width))
         part = Region(top, left, side, side)
         places.append((float(part.of(picture).std()), -len(places), part))
     # Not always the best of all: the classifier has to know easy parts as well.
-    kept = max(1, int(rng.integers(1, _ATTEMPTS + 1)))
+    kept = max(1, int(rng.integers(1, attempts + 1)))
     return max(places[:kept], key=lambda item: item[:2])[2]
 
 

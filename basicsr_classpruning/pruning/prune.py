@@ -24,7 +24,7 @@ from basicsr_classpruning.errors import UsageError
 from basicsr_classpruning.progress import Progress
 from basicsr_classpruning.pruning.allocation import allocate_layers
 from basicsr_classpruning.pruning.classifier import ErrorMaps, fit_classifier, measure_errors, set_price
-from basicsr_classpruning.pruning.crops import Crops, cut_crops
+from basicsr_classpruning.pruning.crops import ATTEMPTS, Crops, cut_crops
 from basicsr_classpruning.routing.budget import solve_budget
 from basicsr_classpruning.routing.bypass import Bypass, LinearFilter
 from basicsr_classpruning.routing.errors import relative_errors
@@ -42,10 +42,11 @@ _WEIGHT_OUTPUT_PIXELS = 800_000
 _WEIGHT_BYTES = 5 * 2**29  # and by that which all tensors take at a time
 _LAYER_CROPS = 16  # of these, on which single layers are compared
 _TILE = 96  # what `restore` cuts pictures into
+_ERROR_SIDE = 128  # of the crops that the classifier is fitted to: many, all over the pictures
 _ERROR_MACS = 4e12  # work spent on measuring the candidates' errors: a minute or two on two cores
 _GPU_FACTOR = 100  # more of it on a GPU, in less time
 _ERROR_CROPS = (48, 600)
-_FIT_STEPS = 3000
+_FIT_STEPS = 600
 _HELD_OUT = 24
 _BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
@@ -167,19 +168,19 @@ def prune_with_data(
         UsageError: the options do not fit the network, or no picture is large enough.
         UserError: a picture cannot be read, or the network cannot be calibrated.
     """
-    alternative = build(_copy(dense), options.alternative, {'type': 'DifficultyClassifier'})
+    alternative = build(_copy(dense), options.alternative, {'type': 'BandClassifier'})
     count = _weight_crops(alternative)
     weight_crops = _cut(alternative, pictures, degradation, count, _WEIGHT_SIDE, options.seed, progress)
     unreached = _unreached(alternative, weight_crops)
     if unreached:
         logger.warning('left dense, because no calibration picture reaches them: %s', ', '.join(unreached))
         options = replace(options, skip=(*options.skip, *(f'^{re.escape(name)}$' for name in unreached)))
-        alternative = build(_copy(dense), options.alternative, {'type': 'DifficultyClassifier'})
+        alternative = build(_copy(dense), options.alternative, {'type': 'BandClassifier'})
     if options.per_layer:
         some = next(weight_crops.batches(_LAYER_CROPS))
         options = replace(options, layers=allocate_layers(alternative, some, progress))
-        alternative = build(_copy(dense), options.alternative, {'type': 'DifficultyClassifier'})
-    net = build(dense, options, {'type': 'DifficultyClassifier'})
+        alternative = build(_copy(dense), options.alternative, {'type': 'BandClassifier'})
+    net = build(dense, options, {'type': 'BandClassifier'})
     for each in (net, alternative):
         _set_weights(each, list(weight_crops.lq.split(8)), progress)
         _fit_bypass(each, weight_crops)
@@ -270,7 +271,7 @@ def _routed(net: ClassPruning, maps: ErrorMaps) -> dict[float, tuple[float, floa
 
 def _fit(net: ClassPruning, pictures: Pictures, degradation: Degradation | None, seed: int, progress: Progress) -> None:
     """Fits the classifier and the price to the errors that the candidates leave in crops of pictures."""
-    crops = _cut(net, pictures, degradation, _error_crops(net), _TILE, seed + 1, progress)
+    crops = _cut(net, pictures, degradation, _error_crops(net), _ERROR_SIDE, seed + 1, progress, attempts=1)
     maps = measure_errors(net.routed(), crops, 4, progress)
     fit_classifier(net.router, maps, _FIT_STEPS, seed, progress)
     net.eval()
@@ -285,18 +286,27 @@ def _cut(
     side: int,
     seed: int,
     progress: Progress,
+    attempts: int = ATTEMPTS,
 ) -> Crops:
     step = math.lcm(net.sizes.multiple, net.router.stride or 1)
     side = max(side, net.sizes.padded(1)) // step * step
     crops = cut_crops(
-        pictures, degradation, scale=net.scale, count=count, side=side, seed=seed, step=step, progress=progress
+        pictures,
+        degradation,
+        scale=net.scale,
+        count=count,
+        side=side,
+        seed=seed,
+        step=step,
+        attempts=attempts,
+        progress=progress,
     )
     return crops.to(device_of(net))
 
 
 def _error_crops(net: ClassPruning) -> int:
     reference = net.reference_macs
-    each = reference.dense * (_TILE / reference.size[1]) ** 2 * len(net.candidates)
+    each = reference.dense * (_ERROR_SIDE / reference.size[1]) ** 2 * len(net.candidates)
     low, high = _ERROR_CROPS
     work = _ERROR_MACS if device_of(net).type == 'cpu' else _GPU_FACTOR * _ERROR_MACS
     return int(min(max(work / each, low), high))
