@@ -18,7 +18,7 @@ import torch
 from basicsr_classpruning.errors import UsageError
 
 LIBRARY = 'libclasspruning_kernels.so'
-ABI_VERSION = 3
+ABI_VERSION = 4
 MAX_STRIDE = 4
 MAX_SHUFFLE = 4
 
@@ -95,6 +95,15 @@ class Native:
         words = self.library.cp_pack(source, ctypes.byref(geometry), code, ctypes.c_void_p(packed.data_ptr()))
         return packed[:words].clone()
 
+    def pack_winograd(self, weight: torch.Tensor, geometry: Geometry, isa: str) -> torch.Tensor:
+        """A 3 x 3 weight with stride 1 and dilation 1, transformed for Winograd's algorithm, as int32 words."""
+        weight = weight.detach().to('cpu', torch.float32).contiguous()
+        source, code = ctypes.c_void_p(weight.data_ptr()), _ISA_CODES[isa]
+        words = self.library.cp_pack_winograd(source, ctypes.byref(geometry), code, None)
+        packed = torch.empty(words, dtype=torch.int32)
+        self.library.cp_pack_winograd(source, ctypes.byref(geometry), code, ctypes.c_void_p(packed.data_ptr()))
+        return packed
+
     def run(self, call: Call) -> None:
         """Runs a packed layer. Raises RuntimeError where the call does not fit it or memory is short."""
         status = self.library.cp_run(ctypes.byref(call))
@@ -124,8 +133,9 @@ def load() -> Native | None:
     if library.cp_abi_version() != ABI_VERSION:
         logger.warning('%s is older than the package: build it again (pip install). It is not used.', path)
         return None
-    library.cp_pack.restype = ctypes.c_int64
-    library.cp_pack.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p]
+    for pack in (library.cp_pack, library.cp_pack_winograd):
+        pack.restype = ctypes.c_int64
+        pack.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p]
     library.cp_use_parallel.argtypes = [ctypes.c_void_p]
     library.cp_use_parallel(_openmp_parallel())
     return Native(library, path)

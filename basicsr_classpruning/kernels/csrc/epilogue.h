@@ -96,11 +96,11 @@ inline vec slope_of(const cp_call& e, int o) {
   return broadcast(e.slope[e.activation == CP_PRELU ? o : 0]);
 }
 
-// Stores a tile of all output channels into planes, plane_size apart.
+// Stores a tile of some output channels, from `first` on, into planes, plane_size apart.
 template <int ACTIVATION>
-void store_planes(const vec* sums, span at, long plane_size, int channels, const cp_call& e) {
+void store_planes(const vec* sums, span at, long plane_size, int first, int channels, const cp_call& e) {
   for (int o = 0; o < channels; o++, at.start += plane_size)
-    store_plane<ACTIVATION>(sums + o * CP_ROWS, at, e, slope_of(e, o));
+    store_plane<ACTIVATION>(sums + o * CP_ROWS, at, e, slope_of(e, first + o));
 }
 
 // The values of r vectors in turns: line[0][0], line[1][0], …, line[0][1], …
@@ -142,34 +142,32 @@ struct place {
   int rows, columns;
 };
 
-// Stores a tile, the channels R * R at a time as pixels of one channel.
+// Stores a tile of some output channels, from `first` on: R * R of them are pixels of one channel, R a row of it.
 template <int ACTIVATION, int R>
-void store_shuffled_by(const vec* sums, const place& at, const cp_call& e) {
+void store_shuffled_by(const vec* sums, const place& at, int first, int channels, const cp_call& e) {
   const long pitch = e.out_width * R, plane = e.out_height * R * pitch, planes = e.out_channels / (R * R);
-  for (long c = 0; c < planes; c++)
-    for (int dy = 0; dy < R; dy++) {
-      const int o = static_cast<int>(c * R + dy) * R;
-      const long start = (at.image * planes + c) * plane + (at.y0 * R + dy) * pitch + at.x0 * R;
-      for (int row = 0; row < at.rows; row++) {
-        vec line[R];
-        for (int dx = 0; dx < R; dx++)
-          line[dx] = activate<ACTIVATION>(sums[(o + dx) * CP_ROWS + row], slope_of(e, o + dx));
-        interleave(line);
-        for (int i = 0; i < R && at.columns * R > i * CP_WIDTH; i++) {
-          const int left = at.columns * R - i * CP_WIDTH, count = left < CP_WIDTH ? left : CP_WIDTH;
-          const long to = start + row * R * pitch + i * CP_WIDTH;
-          store_some(e.y + to, e.order ? line[i] + load_some(e.residual + to, count) : line[i], count);
-        }
+  for (int o = first; o < first + channels; o += R, sums += R * CP_ROWS) {
+    const long c = o / (R * R), dy = o / R % R;
+    const long start = (at.image * planes + c) * plane + (at.y0 * R + dy) * pitch + at.x0 * R;
+    for (int row = 0; row < at.rows; row++) {
+      vec line[R];
+      for (int dx = 0; dx < R; dx++) line[dx] = activate<ACTIVATION>(sums[dx * CP_ROWS + row], slope_of(e, o + dx));
+      interleave(line);
+      for (int i = 0; i < R && at.columns * R > i * CP_WIDTH; i++) {
+        const int left = at.columns * R - i * CP_WIDTH, count = left < CP_WIDTH ? left : CP_WIDTH;
+        const long to = start + row * R * pitch + i * CP_WIDTH;
+        store_some(e.y + to, e.order ? line[i] + load_some(e.residual + to, count) : line[i], count);
       }
     }
+  }
 }
 
 template <int ACTIVATION>
-void store_shuffled(const vec* sums, const place& at, const cp_call& e) {
+void store_shuffled(const vec* sums, const place& at, int first, int channels, const cp_call& e) {
   switch (e.shuffle) {
-    case 2: return store_shuffled_by<ACTIVATION, 2>(sums, at, e);
-    case 3: return store_shuffled_by<ACTIVATION, 3>(sums, at, e);
-    default: return store_shuffled_by<ACTIVATION, cp_most_shuffle>(sums, at, e);
+    case 2: return store_shuffled_by<ACTIVATION, 2>(sums, at, first, channels, e);
+    case 3: return store_shuffled_by<ACTIVATION, 3>(sums, at, first, channels, e);
+    default: return store_shuffled_by<ACTIVATION, cp_most_shuffle>(sums, at, first, channels, e);
   }
 }
 

@@ -44,10 +44,26 @@ constexpr int header_words = sizeof(header) / sizeof(word);
 // The stream of a chunk ends with kind = -1.
 constexpr int32_t end_of_chunk = -1;
 
+// A weight packed for Winograd's algorithm (winograd.h) has the same header with another magic; `chunk` is how many
+// regions of the output make a job. After it, from winograd_words on: [block of output channels][plane][input channel]
+// [output channel of the block], of transformed weights; a block is block_vectors vectors wide.
+constexpr int32_t winograd_magic = 0x4e4d5744;
+constexpr int winograd_words = 32;
+constexpr int winograd_planes = 36;
+constexpr int most_block_vectors = 3;
+constexpr int most_regions = 16;
+
+// Vectors of the block of output channels that starts with vector `first` of `vectors`.
+inline int block_vectors(int vectors, int first) {
+  const int wanted = vectors % 2 && vectors % 3 == 0 ? 3 : 2;
+  return vectors - first < wanted ? vectors - first : wanted;
+}
+
 struct machine {
   int width;     // floats of a vector
   int rows;      // most output rows of a tile
   int l1_bytes;  // what a tile buffer may take of the L1 cache
+  int l2_bytes;  // what Winograd's planes may take of the L2 cache
   bool sorted;   // whether SORTED is faster than COLUMN where there is one kernel row
 };
 const machine& machine_of(int isa);
@@ -81,6 +97,7 @@ void parallel_for(long count, int threads, void (*body)(void*, long), void* cont
 struct engine {
   int (*planes)(const cp_call&);
   int (*tokens)(const cp_call&);
+  int (*winograd)(const cp_call&);
 };
 extern const engine avx2_engine, avx512_engine, wide_engine;
 

@@ -146,8 +146,58 @@ struct packer {
   }
 };
 
+// G w G^T of one 3 x 3 kernel.
+void transform_weight(const float* w, double (&u)[6][6]) {
+  constexpr double points[6][3] = {{1. / 4, 0, 0},           {-1. / 6, -1. / 6, -1. / 6}, {-1. / 6, 1. / 6, -1. / 6},
+                                   {1. / 24, 1. / 12, 1. / 6}, {1. / 24, -1. / 12, 1. / 6}, {0, 0, 1}};
+  for (int r = 0; r < 6; r++)
+    for (int k = 0; k < 6; k++) {
+      u[r][k] = 0;
+      for (int y = 0; y < 3; y++)
+        for (int x = 0; x < 3; x++) u[r][k] += points[r][y] * w[3 * y + x] * points[k][x];
+    }
+}
+
+bool is_winograd(const cp_geometry& g) {
+  return g.kernel_h == 3 && g.kernel_w == 3 && g.stride_h == 1 && g.stride_w == 1 && g.dilation_h == 1 && g.dilation_w == 1;
+}
+
 }  // namespace
 }  // namespace cp
+
+int64_t cp_pack_winograd(const float* weight, const cp_geometry* geometry, int32_t isa, word* packed) {
+  const cp_geometry& g = *geometry;
+  const cp::machine& cpu = cp::machine_of(isa);
+  if (!cp::is_winograd(g)) return 0;
+  const int vectors = (g.out_channels + cpu.width - 1) / cpu.width;
+  const int64_t plane = static_cast<int64_t>(g.in_channels) * vectors * cpu.width;
+  const int64_t size = cp::winograd_words + cp::winograd_planes * plane;
+  if (!packed) return size;
+  std::memset(packed, 0, size * sizeof(word));
+  cp::header head = {};
+  head.magic = cp::winograd_magic;
+  head.isa = isa;
+  head.geometry = g;
+  head.rows = cpu.rows;
+  const int64_t tiles = cpu.rows / 4 * cpu.width / 4;
+  const int64_t region_bytes = tiles * cp::winograd_planes * (g.in_channels + 2 * cpu.width) * sizeof(float);
+  head.chunk = static_cast<int32_t>(std::clamp<int64_t>(cpu.l2_bytes / region_bytes, 1, cp::most_regions));
+  std::memcpy(packed, &head, sizeof head);
+  word* block = packed + cp::winograd_words;
+  for (int ov = 0; ov < vectors;) {
+    const int width = cp::block_vectors(vectors, ov) * cpu.width;
+    for (int j = 0; j < width && ov * cpu.width + j < g.out_channels; j++)
+      for (int c = 0; c < g.in_channels; c++) {
+        double u[6][6];
+        cp::transform_weight(weight + (static_cast<int64_t>(ov * cpu.width + j) * g.in_channels + c) * 9, u);
+        for (int p = 0; p < cp::winograd_planes; p++)
+          block[(static_cast<int64_t>(p) * g.in_channels + c) * width + j].f = static_cast<float>(u[p / 6][p % 6]);
+      }
+    block += static_cast<int64_t>(cp::winograd_planes) * g.in_channels * width;
+    ov += cp::block_vectors(vectors, ov);
+  }
+  return size;
+}
 
 int64_t cp_pack(const float* weight, const cp_geometry* geometry, int32_t isa, word* packed) {
   cp::packer p{weight, *geometry, cp::machine_of(isa), {}, {packed}, {}, {}};

@@ -114,11 +114,11 @@ struct planes {
     const int columns = static_cast<int>(at_most(CP_WIDTH, call.out_width - x0));
     if (call.shuffle > 1) {
       const place at{image, y0, x0, rows, columns};
-      CP_WITH_ACTIVATION(call.activation, store_shuffled, w.sums, at, call);
+      CP_WITH_ACTIVATION(call.activation, store_shuffled, w.sums, at, 0, g.out_channels, call);
       return;
     }
     const span at{image * g.out_channels * plane + y0 * call.out_width + x0, call.out_width, rows, columns, columns};
-    CP_WITH_ACTIVATION(call.activation, store_planes, w.sums, at, plane, g.out_channels, call);
+    CP_WITH_ACTIVATION(call.activation, store_planes, w.sums, at, plane, 0, g.out_channels, call);
   }
 };
 
@@ -172,20 +172,21 @@ struct tokens {
 };
 
 // Neighbouring tiles share cache lines of the output: a thread takes a whole line's worth at once.
+template <class Layer>
 constexpr long tiles_at_once = 16 / CP_WIDTH;
 
 template <class Layer>
 void run_tiles(void* layer, long ticket) {
   Layer* l = static_cast<Layer*>(layer);
-  const long end = at_most((ticket + 1) * tiles_at_once, l->tiles());
-  for (long i = ticket * tiles_at_once; i < end; i++) l->run_tile(i);
+  const long end = at_most((ticket + 1) * tiles_at_once<Layer>, l->tiles());
+  for (long i = ticket * tiles_at_once<Layer>; i < end; i++) l->run_tile(i);
 }
 
 template <class Layer>
 int run_layer(const cp_call& call) {
   Layer layer(call);
   if (layer.head.rows != CP_ROWS) return CP_NOT_PACKED_FOR_THIS;
-  cp::parallel_for(ceil_div(layer.tiles(), tiles_at_once), call.threads, run_tiles<Layer>, &layer);
+  cp::parallel_for(ceil_div(layer.tiles(), tiles_at_once<Layer>), call.threads, run_tiles<Layer>, &layer);
   return layer.failed ? CP_NO_MEMORY : CP_OK;
 }
 
