@@ -10,6 +10,7 @@ import ctypes
 import functools
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +73,16 @@ _FAILURES = {
     2: 'the packed weight does not belong to a layer of this geometry',
     3: 'out of memory',
 }
+
+
+def fits_winograd(geometry: Sequence[int], shuffle: int) -> bool:
+    """Whether Winograd's algorithm computes a convolution: a 3 x 3 kernel, strides and dilations of 1.
+
+    Args:
+        geometry: the fields of ``Geometry``.
+        shuffle: factor of the pixel shuffle that is fused; by 3 none can be.
+    """
+    return [*geometry[2:6], *geometry[8:10]] == [3, 3, 1, 1, 1, 1] and shuffle != 3
 
 
 @dataclass(frozen=True)

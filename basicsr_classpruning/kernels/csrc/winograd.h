@@ -130,9 +130,21 @@ struct winograd {
     return r;
   }
 
+  // Two neighbouring pixels of a vector of channels.
+  static void load_two_columns(const float* from, long stride, vec* to) {
+    for (int l = 0; l < CP_WIDTH; l += 4, from += 4 * stride) {
+      __m128 a = _mm_setzero_ps(), b = a;
+      a = _mm_loadh_pi(_mm_loadl_pi(a, reinterpret_cast<const __m64*>(from)), reinterpret_cast<const __m64*>(from + stride));
+      b = _mm_loadh_pi(_mm_loadl_pi(b, reinterpret_cast<const __m64*>(from + 2 * stride)),
+                       reinterpret_cast<const __m64*>(from + 3 * stride));
+      _mm_storeu_ps(reinterpret_cast<float*>(to) + l, _mm_shuffle_ps(a, b, 0x88));
+      _mm_storeu_ps(reinterpret_cast<float*>(to + 1) + l, _mm_shuffle_ps(a, b, 0xdd));
+    }
+  }
+
   // One vector of channels of a region's input, side by side: buffer[row][column]. Where the region to its right was
   // there before, its first two columns are this one's last.
-  void load_input(const region& at, bool right_is_there, int c0, vec* buffer) const {
+  __attribute__((noinline)) void load_input(const region& at, bool right_is_there, int c0, vec* buffer) const {
     const cp_geometry& g = head.geometry;
     const int channels = static_cast<int>(at_most(CP_WIDTH, call.in_channels - c0));
     const long left = at.x0 - g.pad_w, stride = call.x_stride_c;
@@ -149,19 +161,23 @@ struct winograd {
       if (right_is_there) {
         row[CP_WIDTH] = row[0];
         row[CP_WIDTH + 1] = row[1];
+      } else if (channels == CP_WIDTH && left + input_columns <= call.width) {
+        load_two_columns(from + CP_WIDTH, stride, row + CP_WIDTH);
       } else {
         for (int k = CP_WIDTH; k < input_columns; k++) {
           row[k] = vec{};
-          if (left + k >= 0 && left + k < call.width)
+          if (left + k < call.width)
             for (int l = 0; l < channels; l++) row[k][l] = from[l * stride + k];
         }
       }
+      // Fetched into the L2 cache meanwhile: the next channels, or the first ones of the region below.
+      const float* next = c0 + CP_WIDTH < call.in_channels ? from + CP_WIDTH * stride : from - c0 * stride + CP_ROWS * call.x_stride_h;
       vec m[CP_WIDTH];
       if (all.all && channels == CP_WIDTH) {
 #pragma GCC unroll 16
         for (int l = 0; l < CP_WIDTH; l++) {
           m[l] = load_all(from + l * stride);
-          __builtin_prefetch(from + (l + CP_WIDTH) * stride);
+          __builtin_prefetch(next + l * stride, 0, 2);
         }
       } else {
         for (int l = 0; l < CP_WIDTH; l++) m[l] = l < channels ? masked_load(from + l * stride, all.inside) : vec{};
@@ -173,7 +189,7 @@ struct winograd {
   }
 
   // Transforms the tiles of a region's buffer into the planes.
-  static void transform_tiles(const region& at, const vec* buffer, long plane, vec* v) {
+  __attribute__((noinline)) static void transform_tiles(const region& at, const vec* buffer, long plane, vec* v) {
     for (int ty = 0; ty < at.tile_rows; ty++)
       for (int tx = 0; tx < at.tile_columns; tx++, v++) {
         const vec* from = buffer + ty * tile * input_columns + tx * tile;
@@ -197,7 +213,7 @@ struct winograd {
   }
 
   // Transforms the products of one vector of channels back: y[row][column] of the region.
-  static void transform_back(const region& at, const vec* m, int vectors, long plane, vec bias, vec* y) {
+  __attribute__((noinline)) static void transform_back(const region& at, const vec* m, int vectors, long plane, vec bias, vec* y) {
     for (int ty = 0; ty < at.tile_rows; ty++)
       for (int tx = 0; tx < at.tile_columns; tx++, m += vectors) {
         vec t[reach][tile];
@@ -217,6 +233,18 @@ struct winograd {
           for (int r = 0; r < tile; r++) y[(ty * tile + r) * CP_WIDTH + tx * tile + k] = o[r] + bias;
         }
       }
+  }
+
+  // Turns rows of pixels, a vector of channels each, into sums[channel][row].
+  __attribute__((noinline)) static void to_planes(const vec* y, int rows, vec* sums) {
+    for (int r = 0; r < rows; r++, y += CP_WIDTH) {
+      vec line[CP_WIDTH];
+#pragma GCC unroll 16
+      for (int l = 0; l < CP_WIDTH; l++) line[l] = y[l];
+      transpose(line);
+#pragma GCC unroll 16
+      for (int l = 0; l < CP_WIDTH; l++) sums[l * CP_ROWS + r] = line[l];
+    }
   }
 
   // Stores `count` output channels of a region from `first` on.
@@ -272,14 +300,7 @@ struct winograd {
           const int o = first + j * CP_WIDTH;
           const vec bias = call.bias ? load_some(call.bias + o, static_cast<int>(at_most(CP_WIDTH, call.out_channels - o))) : vec{};
           transform_back(at[i], m + at[i].first_tile * vectors + j, vectors, m_plane, bias, buffer);
-          for (int r = 0; r < at[i].rows; r++) {
-            vec line[CP_WIDTH];
-#pragma GCC unroll 16
-            for (int l = 0; l < CP_WIDTH; l++) line[l] = buffer[r * CP_WIDTH + l];
-            transpose(line);
-#pragma GCC unroll 16
-            for (int l = 0; l < CP_WIDTH; l++) sums[(j * CP_WIDTH + l) * CP_ROWS + r] = line[l];
-          }
+          to_planes(buffer, at[i].rows, sums + j * CP_WIDTH * CP_ROWS);
         }
         store(at[i], sums, first, channels);
       }
