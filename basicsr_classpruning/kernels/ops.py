@@ -4,8 +4,8 @@
 place, for the reference path. Inference only: no gradient is registered.
 
 A convolution may be given a second weight, packed for Winograd's algorithm. Which of the two runs is measured once in a
-process, for each kind of layer (sizes, share of non-zeros) and height and width of the input; the batch and the number of
-threads play no role then, so that a picture comes out the same whatever they are.
+process, for each kind of layer (sizes, share of non-zeros) and height and width of the input; the batch and the number
+of threads play no role then, so that a picture comes out the same whatever they are.
 """
 
 from __future__ import annotations
