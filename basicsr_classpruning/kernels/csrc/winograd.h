@@ -18,15 +18,24 @@ constexpr int input_rows = CP_ROWS + 2, input_columns = CP_WIDTH + 2;
 constexpr int accumulators = CP_WIDTH == 16 ? 24 : 12;
 constexpr int most_tiles(int vectors) { return vectors == 1 ? accumulators / 2 : accumulators / vectors; }
 
-// B^T d of six values.
+// B^T d of six values: row 0, rows 1 and 2, rows 3 and 4, row 5.
+inline __attribute__((always_inline)) vec input_first(vec d0, vec d2, vec d4) { return 4.f * d0 + (d4 - 5.f * d2); }
+inline __attribute__((always_inline)) void input_ones(const vec (&d)[6], vec& plus, vec& minus) {
+  const vec a = d[4] - 4.f * d[2], b = d[3] - 4.f * d[1];
+  plus = a + b;
+  minus = a - b;
+}
+inline __attribute__((always_inline)) void input_twos(const vec (&d)[6], vec& plus, vec& minus) {
+  const vec a = d[4] - d[2], b = d[3] - d[1];
+  plus = a + 2.f * b;
+  minus = a - 2.f * b;
+}
+
 inline __attribute__((always_inline)) void transform_input(const vec (&d)[6], vec (&t)[6]) {
-  const vec a = d[4] - 4.f * d[2], b = d[3] - 4.f * d[1], c = d[4] - d[2], e = d[3] - d[1];
-  t[0] = 4.f * d[0] + (d[4] - 5.f * d[2]);
-  t[1] = a + b;
-  t[2] = a - b;
-  t[3] = c + 2.f * e;
-  t[4] = c - 2.f * e;
-  t[5] = 4.f * d[1] + (d[5] - 5.f * d[3]);
+  t[0] = input_first(d[0], d[2], d[4]);
+  input_ones(d, t[1], t[2]);
+  input_twos(d, t[3], t[4]);
+  t[5] = input_first(d[1], d[3], d[5]);
 }
 
 // A^T m of six values.
@@ -170,15 +179,10 @@ struct winograd {
             for (int l = 0; l < channels; l++) row[k][l] = from[l * stride + k];
         }
       }
-      // Fetched into the L2 cache meanwhile: the next channels, or the first ones of the region below.
-      const float* next = c0 + CP_WIDTH < call.in_channels ? from + CP_WIDTH * stride : from - c0 * stride + CP_ROWS * call.x_stride_h;
       vec m[CP_WIDTH];
       if (all.all && channels == CP_WIDTH) {
 #pragma GCC unroll 16
-        for (int l = 0; l < CP_WIDTH; l++) {
-          m[l] = load_all(from + l * stride);
-          __builtin_prefetch(next + l * stride, 0, 2);
-        }
+        for (int l = 0; l < CP_WIDTH; l++) m[l] = load_all(from + l * stride);
       } else {
         for (int l = 0; l < CP_WIDTH; l++) m[l] = l < channels ? masked_load(from + l * stride, all.inside) : vec{};
       }
@@ -193,22 +197,44 @@ struct winograd {
     for (int ty = 0; ty < at.tile_rows; ty++)
       for (int tx = 0; tx < at.tile_columns; tx++, v++) {
         const vec* from = buffer + ty * tile * input_columns + tx * tile;
-        vec t[reach][reach];
-#pragma GCC unroll 6
-        for (int r = 0; r < reach; r++) {
-          vec d[reach];
-#pragma GCC unroll 6
-          for (int k = 0; k < reach; k++) d[k] = from[r * input_columns + k];
-          transform_input(d, t[r]);
-        }
-#pragma GCC unroll 6
-        for (int k = 0; k < reach; k++) {
-          const vec d[reach] = {t[0][k], t[1][k], t[2][k], t[3][k], t[4][k], t[5][k]};
+        // One or two rows of B^T d at a time and then across, so that what lies between stays in registers.
+        const auto across = [&](const vec(&d)[reach], int r) {
           vec o[reach];
           transform_input(d, o);
 #pragma GCC unroll 6
-          for (int r = 0; r < reach; r++) v[(r * reach + k) * plane] = o[r];
+          for (int k = 0; k < reach; k++) v[(r * reach + k) * plane] = o[k];
+        };
+        const auto column = [&](int k, vec(&d)[reach]) {
+#pragma GCC unroll 6
+          for (int r = 0; r < reach; r++) d[r] = from[r * input_columns + k];
+        };
+        vec d[reach], one[reach], other[reach];
+#pragma GCC unroll 6
+        for (int k = 0; k < reach; k++) {
+          column(k, d);
+          one[k] = input_first(d[0], d[2], d[4]);
         }
+        across(one, 0);
+#pragma GCC unroll 6
+        for (int k = 0; k < reach; k++) {
+          column(k, d);
+          input_ones(d, one[k], other[k]);
+        }
+        across(one, 1);
+        across(other, 2);
+#pragma GCC unroll 6
+        for (int k = 0; k < reach; k++) {
+          column(k, d);
+          input_twos(d, one[k], other[k]);
+        }
+        across(one, 3);
+        across(other, 4);
+#pragma GCC unroll 6
+        for (int k = 0; k < reach; k++) {
+          column(k, d);
+          one[k] = input_first(d[1], d[3], d[5]);
+        }
+        across(one, 5);
       }
   }
 
