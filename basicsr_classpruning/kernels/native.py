@@ -102,7 +102,7 @@ class Native:
         source, code = ctypes.c_void_p(weight.data_ptr()), _ISA_CODES[isa]
         # Room for two words a weight, and for each channel's counts in every chunk of at least one input channel.
         out_channels, in_channels = weight.shape[:2]
-        packed = torch.empty(64 + 2 * weight.numel() + (8 * out_channels + 1) * in_channels, dtype=torch.int32)
+        packed = torch.empty(64 + 2 * weight.numel() + (9 * out_channels + 1) * in_channels, dtype=torch.int32)
         words = self.library.cp_pack(source, ctypes.byref(geometry), code, ctypes.c_void_p(packed.data_ptr()))
         return packed[:words].clone()
 

@@ -69,25 +69,24 @@ inline void store_some(float* p, vec x, int count) {
   std::memcpy(p, all, count * sizeof(float));
 }
 
-// Where the rows of a tile lie in one channel's plane: `rows` vectors, `pitch` apart, of `columns` valid floats; the
-// last row has `last_columns`.
-struct span {
-  long start, pitch;
-  int rows, columns, last_columns;
+// A tile in the output's planes, before a shuffle.
+struct place {
+  long image, y0, x0;
+  int rows, columns;
 };
 
+// Stores a tile of one channel, its first value at `start`.
 template <int ACTIVATION>
-void store_plane(const vec* sums, const span& at, const cp_call& e, vec slope) {
-  if (at.columns == CP_WIDTH && at.last_columns == CP_WIDTH && !e.order) {
+void store_plane(const vec* sums, const place& at, long start, const cp_call& e, vec slope) {
+  if (at.columns == CP_WIDTH && !e.order) {
     for (int r = 0; r < at.rows; r++)
-      *reinterpret_cast<unaligned_vec*>(e.y + at.start + r * at.pitch) = activate<ACTIVATION>(sums[r], slope);
+      *reinterpret_cast<unaligned_vec*>(e.y + start + r * e.out_width) = activate<ACTIVATION>(sums[r], slope);
     return;
   }
   for (int r = 0; r < at.rows; r++) {
-    const int columns = r + 1 < at.rows ? at.columns : at.last_columns;
-    const long i = at.start + r * at.pitch;
-    const vec residual = e.order ? load_some(e.residual + i, columns) : vec{};
-    store_some(e.y + i, finish<ACTIVATION>(sums[r], residual, slope, e.order), columns);
+    const long i = start + r * e.out_width;
+    const vec residual = e.order ? load_some(e.residual + i, at.columns) : vec{};
+    store_some(e.y + i, finish<ACTIVATION>(sums[r], residual, slope, e.order), at.columns);
   }
 }
 
@@ -96,11 +95,13 @@ inline vec slope_of(const cp_call& e, int o) {
   return broadcast(e.slope[e.activation == CP_PRELU ? o : 0]);
 }
 
-// Stores a tile of some output channels, from `first` on, into planes, plane_size apart.
+// Stores a tile of some output channels, from `first` on.
 template <int ACTIVATION>
-void store_planes(const vec* sums, span at, long plane_size, int first, int channels, const cp_call& e) {
-  for (int o = 0; o < channels; o++, at.start += plane_size)
-    store_plane<ACTIVATION>(sums + o * CP_ROWS, at, e, slope_of(e, first + o));
+void store_planes(const vec* sums, const place& at, int first, int channels, const cp_call& e) {
+  const long plane = e.out_height * e.out_width;
+  long start = (at.image * e.out_channels + first) * plane + at.y0 * e.out_width + at.x0;
+  for (int o = first; o < first + channels; o++, sums += CP_ROWS, start += plane)
+    store_plane<ACTIVATION>(sums, at, start, e, slope_of(e, o));
 }
 
 // The values of r vectors in turns: line[0][0], line[1][0], …, line[0][1], …
@@ -135,12 +136,6 @@ inline void interleave(vec (&line)[3]) {
     for (int i = 0; i < 3; i++) reinterpret_cast<float*>(all)[3 * l + i] = line[i][l];
   for (int i = 0; i < 3; i++) line[i] = all[i];
 }
-
-// A tile in the output's planes before the shuffle.
-struct place {
-  long image, y0, x0;
-  int rows, columns;
-};
 
 // Stores a tile of some output channels, from `first` on: R * R of them are pixels of one channel, R a row of it.
 template <int ACTIVATION, int R>

@@ -17,13 +17,18 @@ namespace cp {
 // Kernels: how many output channels one job computes together.
 //
 // PAIR and QUAD are channels that use the same taps. Other channels share what they load in groups, which are classed by
-// which of the group's weights are not zero (a bit mask), each class with its own loop:
+// which of the group's weights are not zero, each class with its own loop:
 // COLUMN: a single channel; up to three kernel rows at one input channel and kernel column read the same input rows, one
 // further each. SORTED: four channels at one tap, where there are no such kernel rows.
 enum kind { COLUMN = 0, PAIR = 1, QUAD = 2, SORTED = 3, KINDS = 4 };
 constexpr int channels_of[KINDS] = {1, 2, 4, 4};
 constexpr int column_taps = 3;
-constexpr int classes_of(int channels, int taps) { return (1 << channels * taps) - 1; }
+// The classes of a COLUMN: bit masks of kernel rows that are not zero, counted from the first that is not. Few classes,
+// as the end of every loop may be mispredicted; other masks are taken apart.
+#define CP_SHAPES 1, 3, 5, 7
+constexpr int shapes[] = {CP_SHAPES};
+constexpr int shape_count = sizeof shapes / sizeof *shapes;
+constexpr int sorted_classes = 15;
 
 struct header {
   int32_t magic, isa;
@@ -37,10 +42,10 @@ struct header {
 };
 constexpr int32_t magic = 0x4e4d3032;
 constexpr int header_words = sizeof(header) / sizeof(word);
-// After the header: for each chunk, for each job in the order of the output channels:
-//   word 0: kind. PAIR, QUAD: word 1: count, then count x (offset, one weight per channel).
-//   COLUMN, SORTED: a count for each class, then for each class its entries (offset of the group's first tap, the
-//   weights that are not zero).
+// After the header: for each chunk, for each job:
+//   word 0: kind, word 1: first output channel. PAIR, QUAD: a count, then count x (offset, one weight per channel).
+//   COLUMN, SORTED: a count for each class, then for each class its entries (offset of the group's first tap that is not
+//   zero, the weights that are not zero).
 // The stream of a chunk ends with kind = -1.
 constexpr int32_t end_of_chunk = -1;
 

@@ -110,18 +110,44 @@ struct packer {
     });
   }
 
-  void classed_job(int channels, int taps, int o, int c0, int c1) {
-    const int classes = classes_of(channels, taps), rows = channels == 1 ? column_rows() : 1;
-    std::vector<int> entries(classes);
-    groups(o, channels, rows, c0, c1, [&](int use, int, int, int) { entries[use - 1]++; });
+  // Calls f(class, c, ky, kx, use) for the entries of a COLUMN: a column's mask of kernel rows, taken apart into shapes.
+  template <class F>
+  void column_entries(int o, int c0, int c1, F f) const {
+    groups(o, 1, column_rows(), c0, c1, [&](int use, int c, int ky, int kx) {
+      while (use) {
+        const int first = __builtin_ctz(use);
+        int best = 0;  // the shape with most taps; the first one is a single tap
+        for (int i = 0; i < shape_count; i++)
+          if ((use >> first & shapes[i]) == shapes[i]) best = i;
+        f(best, c, ky + first, kx, shapes[best]);
+        use &= ~(shapes[best] << first);
+      }
+    });
+  }
+
+  void column_job(int o, int c0, int c1) {
+    int counts[shape_count] = {};
+    column_entries(o, c0, c1, [&](int cls, int, int, int, int) { counts[cls]++; });
+    for (int n : counts) words.put(n);
+    for (int cls = 0; cls < shape_count; cls++)
+      column_entries(o, c0, c1, [&](int found, int c, int ky, int kx, int use) {
+        if (found != cls) return;
+        words.put(offset(c - c0, ky, kx));
+        for (int t = 0; t < column_taps; t++)
+          if (use >> t & 1) words.put(at(o, c, ky + t, kx));
+      });
+  }
+
+  void sorted_job(int o, int c0, int c1) {
+    int entries[sorted_classes] = {};
+    groups(o, 4, 1, c0, c1, [&](int use, int, int, int) { entries[use - 1]++; });
     for (int n : entries) words.put(n);
-    for (int cls = 1; cls <= classes; cls++)
-      groups(o, channels, rows, c0, c1, [&](int use, int c, int ky, int kx) {
+    for (int cls = 1; cls <= sorted_classes; cls++)
+      groups(o, 4, 1, c0, c1, [&](int use, int c, int ky, int kx) {
         if (use != cls) return;
         words.put(offset(c - c0, ky, kx));
-        for (int j = 0; j < channels; j++)
-          for (int t = 0; t < rows; t++)
-            if (use >> (j * rows + t) & 1) words.put(at(o + j, c, ky + t, kx));
+        for (int j = 0; j < 4; j++)
+          if (use >> j & 1) words.put(at(o + j, c, ky, kx));
       });
   }
 
@@ -132,10 +158,11 @@ struct packer {
       int o = 0;
       for (kind k : jobs) {
         words.put(static_cast<int32_t>(k));
+        words.put(o);
         if (k == COLUMN)
-          classed_job(1, column_taps, o, c0, c1);
+          column_job(o, c0, c1);
         else if (k == SORTED)
-          classed_job(4, 1, o, c0, c1);
+          sorted_job(o, c0, c1);
         else
           block_job(channels_of[k], o, c0, c1);
         o += channels_of[k];

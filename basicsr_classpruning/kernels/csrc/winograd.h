@@ -275,15 +275,11 @@ struct winograd {
 
   // Stores `count` output channels of a region from `first` on.
   void store(const region& at, const vec* sums, int first, int count) const {
-    if (call.shuffle > 1) {
-      const place to{at.image, at.y0, at.x0, at.rows, at.columns};
-      CP_WITH_ACTIVATION(call.activation, store_shuffled, sums, to, first, count, call);
-      return;
-    }
-    const long plane = call.out_height * call.out_width;
-    const span to{(at.image * call.out_channels + first) * plane + at.y0 * call.out_width + at.x0, call.out_width, at.rows,
-                  at.columns, at.columns};
-    CP_WITH_ACTIVATION(call.activation, store_planes, sums, to, plane, first, count, call);
+    const place to{at.image, at.y0, at.x0, at.rows, at.columns};
+    if (call.shuffle > 1)
+      CP_WITH_ACTIVATION(call.activation, store_shuffled, sums, to, first, count, call)
+    else
+      CP_WITH_ACTIVATION(call.activation, store_planes, sums, to, first, count, call)
   }
 
   void run_tile(long index) {
