@@ -31,20 +31,28 @@ def isa(request, monkeypatch):
     return request.param
 
 
-@pytest.fixture(params=['direct', 'winograd'])
-def build(request, isa):
-    """Makes a kernel layer that runs on one algorithm, whatever is faster."""
+class Build:
+    """Makes kernel layers that run on one algorithm, whatever is faster."""
 
-    def make(layer: nn.Conv2d, epilogue: Epilogue) -> KernelConv2d:
+    def __init__(self, algorithm: str) -> None:
+        self.algorithm = algorithm
+
+    def __call__(self, layer: nn.Conv2d, epilogue: Epilogue) -> KernelConv2d:
         made = KernelConv2d(layer, epilogue)
-        if request.param == 'winograd':
+        if self.algorithm == 'winograd':
             if made.winograd is None:
                 pytest.skip('not a layer for Winograd, or the reference runs')
             made.packed = made.winograd
         made.winograd = None
         return made
 
-    return make
+    def assert_close(self, found: torch.Tensor, wanted: torch.Tensor) -> None:
+        assert_close(found, wanted, WINOGRAD_TOLERANCE if self.algorithm == 'winograd' else TOLERANCE)
+
+
+@pytest.fixture(params=['direct', 'winograd'])
+def build(request, isa):
+    return Build(request.param)
 
 
 def random_sparse(shape: tuple[int, ...], pattern: Pattern, generator: torch.Generator) -> torch.Tensor:
@@ -102,7 +110,7 @@ def test_convolution_equals_torch(isa_name, case):
     layer, x = case
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(native.ISA_VARIABLE, isa_name)
-        assert_close(KernelConv2d(layer, Epilogue())(x), layer(x))
+        assert_close(Build('direct')(layer, Epilogue())(x), layer(x))
 
 
 @st.composite
@@ -125,9 +133,8 @@ def test_winograd_equals_torch(isa_name, case):
     layer, x = case
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(native.ISA_VARIABLE, isa_name)
-        made = KernelConv2d(layer, Epilogue())
-        made.packed, made.winograd = made.winograd, None
-        assert_close(made(x), layer(x), WINOGRAD_TOLERANCE)
+        winograd = Build('winograd')
+        winograd.assert_close(winograd(layer, Epilogue())(x), layer(x))
 
 
 @pytest.mark.parametrize('isa_name', ISAS)
@@ -173,7 +180,7 @@ def test_epilogues(build, epilogue, expected, layout, kernel):
     layer = conv(16, 12, kernel, padding=kernel // 2)
     x = (10 * torch.randn(2, 16, 11, 21)).contiguous(memory_format=layout)
     residual = torch.randn(2, 12, 11, 21) if epilogue.order != 'none' else None
-    assert_close(build(layer, epilogue)(x, residual), expected(layer(x), residual))
+    build.assert_close(build(layer, epilogue)(x, residual), expected(layer(x), residual))
 
 
 @pytest.mark.parametrize('factor', [2, 3, 4])
@@ -186,11 +193,11 @@ def test_pixel_shuffle(build, factor, layout, kernel):
     for size in ((11, 21), (1, 1), (13, 33)):
         x = torch.randn(2, 16, *size).contiguous(memory_format=layout)
         shuffled = F.pixel_shuffle(F.prelu(layer(x), slope), factor)
-        assert_close(build(layer, Epilogue('prelu', slope, shuffle=factor))(x), shuffled)
+        build.assert_close(build(layer, Epilogue('prelu', slope, shuffle=factor))(x), shuffled)
         residual = torch.randn_like(shuffled)
         after = build(layer, Epilogue('prelu', slope, 'after', shuffle=factor))
-        assert_close(after(x, residual), shuffled + residual)
-        assert_close(after(x, residual[:1, :, :1, :1]), shuffled + residual[:1, :, :1, :1])
+        build.assert_close(after(x, residual), shuffled + residual)
+        build.assert_close(after(x, residual[:1, :, :1, :1]), shuffled + residual[:1, :, :1, :1])
 
 
 def test_a_shuffle_that_does_not_fit_is_named(build):
@@ -234,8 +241,8 @@ def test_nan_and_infinity_go_through_as_in_torch(isa):
 def test_a_residual_of_another_shape_is_broadcast(build):
     layer = conv(16, 12, padding=1)
     x, residual = torch.randn(2, 16, 9, 9), torch.randn(1, 12, 1, 1)
-    assert_close(build(layer, Epilogue('relu', order='before'))(x, residual), F.relu(layer(x) + residual))
-    assert_close(build(layer, Epilogue('relu', order='after'))(x, residual), F.relu(layer(x)) + residual)
+    build.assert_close(build(layer, Epilogue('relu', order='before'))(x, residual), F.relu(layer(x) + residual))
+    build.assert_close(build(layer, Epilogue('relu', order='after'))(x, residual), F.relu(layer(x)) + residual)
 
 
 @pytest.mark.parametrize(
@@ -255,14 +262,14 @@ def test_a_residual_of_another_shape_is_broadcast(build):
 def test_any_strides(build, view, kernel):
     layer = conv(16, 6, kernel, padding=kernel // 2)
     x = view(torch.randn(2, 16, 20, 22))
-    assert_close(build(layer, Epilogue())(x), layer(x))
+    build.assert_close(build(layer, Epilogue())(x), layer(x))
 
 
 def test_misaligned_input(build):
     layer = conv(16, 6, padding=1)
     for offset in range(1, 4):
         x = torch.randn(16 * 9 * 10 + offset)[offset:].reshape(1, 16, 9, 10)
-        assert_close(build(layer, Epilogue())(x), layer(x))
+        build.assert_close(build(layer, Epilogue())(x), layer(x))
 
 
 @pytest.mark.parametrize('shape', [(0, 16, 8, 8), (1, 16, 0, 0)])
@@ -304,8 +311,7 @@ def test_both_algorithms_are_chosen_by_what_they_cost(monkeypatch):
     for layer, algorithm in ((dense, 'winograd'), (empty, 'direct')):
         made = KernelConv2d(layer, Epilogue())
         found = made(x)
-        made.packed, made.winograd = made.packed if algorithm == 'direct' else made.winograd, None
-        assert torch.equal(found, made(x))
+        assert torch.equal(found, Build(algorithm)(layer, Epilogue())(x))
 
 
 def test_operators_pass_opcheck(isa):
@@ -357,7 +363,7 @@ def test_the_number_of_threads_does_not_change_the_result(build, isa):
         torch.set_num_threads(before)
     if isa != 'reference':
         assert torch.equal(results[0], results[1])
-    assert_close(results[0], results[2])
+    build.assert_close(results[0], results[2])
 
 
 def test_without_an_openmp_runtime():

@@ -54,7 +54,7 @@ constexpr int32_t end_of_chunk = -1;
 // [output channel of the block], of transformed weights; a block is block_vectors vectors wide.
 constexpr int32_t winograd_magic = 0x4e4d5744;
 constexpr int winograd_words = 32;
-constexpr int winograd_planes = 36;
+constexpr int winograd_planes = 64;
 constexpr int most_block_vectors = 3;
 constexpr int most_regions = 16;
 

@@ -174,15 +174,20 @@ struct packer {
 };
 
 // G w G^T of one 3 x 3 kernel.
-void transform_weight(const float* w, double (&u)[6][6]) {
-  constexpr double points[6][3] = {{1. / 4, 0, 0},           {-1. / 6, -1. / 6, -1. / 6}, {-1. / 6, 1. / 6, -1. / 6},
-                                   {1. / 24, 1. / 12, 1. / 6}, {1. / 24, -1. / 12, 1. / 6}, {0, 0, 1}};
-  for (int r = 0; r < 6; r++)
-    for (int k = 0; k < 6; k++) {
-      u[r][k] = 0;
-      for (int y = 0; y < 3; y++)
-        for (int x = 0; x < 3; x++) u[r][k] += points[r][y] * w[3 * y + x] * points[k][x];
-    }
+void transform_weight(const float* w, double (&u)[8][8]) {
+  constexpr double points[8][3] = {{1, 0, 0},
+                                   {-2. / 9, -2. / 9, -2. / 9},
+                                   {-2. / 9, 2. / 9, -2. / 9},
+                                   {1. / 90, 1. / 45, 2. / 45},
+                                   {1. / 90, -1. / 45, 2. / 45},
+                                   {32. / 45, 16. / 45, 8. / 45},
+                                   {32. / 45, -16. / 45, 8. / 45},
+                                   {0, 0, 1}};
+  double rows[8][3];
+  for (int r = 0; r < 8; r++)
+    for (int x = 0; x < 3; x++) rows[r][x] = points[r][0] * w[x] + points[r][1] * w[3 + x] + points[r][2] * w[6 + x];
+  for (int r = 0; r < 8; r++)
+    for (int k = 0; k < 8; k++) u[r][k] = rows[r][0] * points[k][0] + rows[r][1] * points[k][1] + rows[r][2] * points[k][2];
 }
 
 bool is_winograd(const cp_geometry& g) {
@@ -206,7 +211,7 @@ int64_t cp_pack_winograd(const float* weight, const cp_geometry* geometry, int32
   head.isa = isa;
   head.geometry = g;
   head.rows = cpu.rows;
-  const int64_t tiles = cpu.rows / 4 * cpu.width / 4;
+  const int64_t tiles = cpu.rows / 6 * (3 * cpu.width / 6);  // of a region
   const int64_t region_bytes = tiles * cp::winograd_planes * (g.in_channels + 2 * cpu.width) * sizeof(float);
   head.chunk = static_cast<int32_t>(std::clamp<int64_t>(cpu.l2_bytes / region_bytes, 1, cp::most_regions));
   std::memcpy(packed, &head, sizeof head);
@@ -215,10 +220,10 @@ int64_t cp_pack_winograd(const float* weight, const cp_geometry* geometry, int32
     const int width = cp::block_vectors(vectors, ov) * cpu.width;
     for (int j = 0; j < width && ov * cpu.width + j < g.out_channels; j++)
       for (int c = 0; c < g.in_channels; c++) {
-        double u[6][6];
+        double u[8][8];
         cp::transform_weight(weight + (static_cast<int64_t>(ov * cpu.width + j) * g.in_channels + c) * 9, u);
         for (int p = 0; p < cp::winograd_planes; p++)
-          block[(static_cast<int64_t>(p) * g.in_channels + c) * width + j].f = static_cast<float>(u[p / 6][p % 6]);
+          block[(static_cast<int64_t>(p) * g.in_channels + c) * width + j].f = static_cast<float>(u[p / 8][p % 8]);
       }
     block += static_cast<int64_t>(cp::winograd_planes) * g.in_channels * width;
     ov += cp::block_vectors(vectors, ov);

@@ -1,50 +1,58 @@
-// Dense 3 x 3 convolutions with stride 1 by Winograd's F(4 x 4, 3 x 3): 36 multiplications for 16 outputs instead of 144.
+// Dense 3 x 3 convolutions with stride 1 by Winograd's F(6 x 6, 3 x 3): 64 multiplications for 36 outputs instead of 324.
 //
-// The output is cut into the regions of tiles.h (CP_ROWS rows, one vector wide), each of 4 x 4-pixel tiles. A job takes a
-// few regions and, with the channels of a vector side by side,
-//   1. transforms their input tiles, B^T d B, into 36 planes v[plane][vector of channels][tile];
+// The output is cut into regions of 12 rows and up to three vectors, each of 6 x 6-pixel tiles. A job takes a few regions
+// and, with the channels of a vector side by side,
+//   1. transforms their input tiles, B^T d B, into 64 planes v[plane][vector of channels][tile];
 //   2. multiplies every plane by the transformed weight, for a few vectors of output channels, into m[plane][tile];
 //   3. transforms back, A^T m A, and stores as the other kernels do.
 // Planes lie an odd number of cache lines apart: at multiples of 4 KiB all would compete for one set of the L1 cache.
+//
+// The points are 0, +-1, +-2, +-1/2 and infinity (Lavin and Gray, Fast Algorithms for Convolutional Neural Networks): all
+// factors but those of the weight's transform, which is done in double precision, are exact.
 #pragma once
 #include "tiles.h"
 
 namespace {
 
-constexpr int tile = 4, reach = tile + 2;  // outputs and inputs of a tile, each way
-constexpr int region_tile_rows = CP_ROWS / tile, region_tile_columns = CP_WIDTH / tile;
-constexpr int region_tiles = region_tile_rows * region_tile_columns;
-constexpr int input_rows = CP_ROWS + 2, input_columns = CP_WIDTH + 2;
+constexpr int tile = 6, reach = tile + 2;  // outputs and inputs of a tile, each way
+constexpr int region_tile_rows = CP_ROWS / tile;
+constexpr int region_vectors = 3, region_columns = region_vectors * CP_WIDTH;
+constexpr int input_rows = CP_ROWS + 2;
+constexpr int input_pitch = region_columns + CP_WIDTH + 1;  // room for one vector more; odd, as planes are
 constexpr int accumulators = CP_WIDTH == 16 ? 24 : 12;
 constexpr int most_tiles(int vectors) { return vectors == 1 ? accumulators / 2 : accumulators / vectors; }
 
-// B^T d of six values: row 0, rows 1 and 2, rows 3 and 4, row 5.
-inline __attribute__((always_inline)) vec input_first(vec d0, vec d2, vec d4) { return 4.f * d0 + (d4 - 5.f * d2); }
-inline __attribute__((always_inline)) void input_ones(const vec (&d)[6], vec& plus, vec& minus) {
-  const vec a = d[4] - 4.f * d[2], b = d[3] - 4.f * d[1];
+// B^T d of eight values, in parts: the first (or, from d[1] on, minus the last), and three pairs.
+inline __attribute__((always_inline)) vec input_end(vec d0, vec d2, vec d4, vec d6) { return (d0 - d6) + 5.25f * (d4 - d2); }
+template <int PAIR>
+inline __attribute__((always_inline)) void input_pair(const vec (&d)[8], vec& plus, vec& minus) {
+  vec a, b;
+  if constexpr (PAIR == 0) {
+    a = (d[2] + d[6]) - 4.25f * d[4];
+    b = (d[1] + d[5]) - 4.25f * d[3];
+  } else if constexpr (PAIR == 1) {
+    a = d[6] + 0.25f * d[2] - 1.25f * d[4];
+    b = 0.5f * d[1] - 2.5f * d[3] + 2.f * d[5];
+  } else {
+    a = d[6] + 4.f * d[2] - 5.f * d[4];
+    b = 2.f * d[1] - 2.5f * d[3] + 0.5f * d[5];
+  }
   plus = a + b;
   minus = a - b;
 }
-inline __attribute__((always_inline)) void input_twos(const vec (&d)[6], vec& plus, vec& minus) {
-  const vec a = d[4] - d[2], b = d[3] - d[1];
-  plus = a + 2.f * b;
-  minus = a - 2.f * b;
-}
 
-inline __attribute__((always_inline)) void transform_input(const vec (&d)[6], vec (&t)[6]) {
-  t[0] = input_first(d[0], d[2], d[4]);
-  input_ones(d, t[1], t[2]);
-  input_twos(d, t[3], t[4]);
-  t[5] = input_first(d[1], d[3], d[5]);
+// A^T m of eight values, in halves: y[0], y[2], y[4] and y[1], y[3], y[5].
+inline __attribute__((always_inline)) void output_even(const vec (&m)[8], vec& y0, vec& y2, vec& y4) {
+  const vec a = m[1] + m[2], b = m[3] + m[4], c = m[5] + m[6];
+  y0 = (m[0] + a) + (b + c);
+  y2 = a + 4.f * b + 0.25f * c;
+  y4 = a + 16.f * b + 0.0625f * c;
 }
-
-// A^T m of six values.
-inline __attribute__((always_inline)) void transform_output(const vec (&m)[6], vec (&y)[4]) {
-  const vec a = m[1] + m[2], b = m[1] - m[2], c = m[3] + m[4], e = m[3] - m[4];
-  y[0] = m[0] + a + c;
-  y[1] = b + 2.f * e;
-  y[2] = a + 4.f * c;
-  y[3] = b + 8.f * e + m[5];
+inline __attribute__((always_inline)) void output_odd(const vec (&m)[8], vec& y1, vec& y3, vec& y5) {
+  const vec a = m[1] - m[2], b = m[3] - m[4], c = m[5] - m[6];
+  y1 = a + 2.f * b + 0.5f * c;
+  y3 = a + 8.f * b + 0.125f * c;
+  y5 = (m[7] + a) + 32.f * b + 0.03125f * c;
 }
 
 // Products of one plane: m[tile][vector] = sum over channels of v[channel][tile] * u[channel][vector].
@@ -101,7 +109,6 @@ struct winograd {
     long image, y0, x0;
     int rows, columns, tile_rows, tile_columns;
     long first_tile;
-    bool continues;  // the region after it lies to its right, in the same rows
   };
 
   const cp_call& call;
@@ -115,7 +122,7 @@ struct winograd {
     in_vectors = static_cast<int>(ceil_div(c.in_channels, CP_WIDTH));
     out_vectors = static_cast<int>(ceil_div(c.out_channels, CP_WIDTH));
     row_blocks = ceil_div(ceil_div(c.out_height, tile), region_tile_rows);
-    column_blocks = ceil_div(c.out_width, CP_WIDTH);
+    column_blocks = ceil_div(c.out_width, region_columns);
     jobs = ceil_div(regions(), head.chunk);
     // as many jobs for every thread, where there are few
     if (jobs < 8 * c.threads) jobs = at_most(regions(), ceil_div(jobs, c.threads) * c.threads);
@@ -129,13 +136,12 @@ struct winograd {
     const long tile_rows = ceil_div(call.out_height, tile);
     r.image = index / column_blocks / row_blocks;
     r.y0 = block * tile_rows / row_blocks * tile;
-    r.x0 = column * CP_WIDTH;
+    r.x0 = column * region_columns;
     r.rows = static_cast<int>(at_most((block + 1) * tile_rows / row_blocks * tile, call.out_height) - r.y0);
-    r.columns = static_cast<int>(at_most(CP_WIDTH, call.out_width - r.x0));
+    r.columns = static_cast<int>(at_most(region_columns, call.out_width - r.x0));
     r.tile_rows = static_cast<int>(ceil_div(r.rows, tile));
     r.tile_columns = static_cast<int>(ceil_div(r.columns, tile));
     r.first_tile = 0;
-    r.continues = column + 1 < column_blocks;
     return r;
   }
 
@@ -151,119 +157,136 @@ struct winograd {
     }
   }
 
-  // One vector of channels of a region's input, side by side: buffer[row][column]. Where the region to its right was
-  // there before, its first two columns are this one's last.
-  __attribute__((noinline)) void load_input(const region& at, bool right_is_there, int c0, vec* buffer) const {
-    const cp_geometry& g = head.geometry;
+  // A vector of pixels of a vector of channels, side by side: to[pixel]. Outside the picture are zeros.
+  void load_pixels(const float* from, const columns& at, int channels, vec* to) const {
+    vec m[CP_WIDTH];
+    if (at.all && channels == CP_WIDTH) {
+#pragma GCC unroll 16
+      for (int l = 0; l < CP_WIDTH; l++) m[l] = load_all(from + l * call.x_stride_c);
+    } else {
+      for (int l = 0; l < CP_WIDTH; l++)
+        m[l] = l < channels ? masked_load(from + l * call.x_stride_c, at.inside) : vec{};
+    }
+    transpose(m);
+#pragma GCC unroll 16
+    for (int l = 0; l < CP_WIDTH; l++) to[l] = m[l];
+  }
+
+  // Rows [begin, end) of a region's input, for a vector of channels from c0 on: buffer[row][column].
+  __attribute__((noinline)) void load_input(const region& at, int begin, int end, int c0, vec* buffer) const {
     const int channels = static_cast<int>(at_most(CP_WIDTH, call.in_channels - c0));
-    const long left = at.x0 - g.pad_w, stride = call.x_stride_c;
-    const columns all(left, 1, call.width);
-    const int rows = at.tile_rows * tile + 2;
-    for (int r = 0; r < rows; r++) {
-      vec* row = buffer + r * input_columns;
-      const long y = at.y0 - g.pad_h + r;
+    const int needed = at.tile_columns * tile + 2;
+    const long left = at.x0 - head.geometry.pad_w;
+    const float* plane = call.x + at.image * call.x_stride_n + c0 * call.x_stride_c + left;
+    const bool two = needed % CP_WIDTH == 2 && channels == CP_WIDTH && left + needed <= call.width;
+    const int vectors = static_cast<int>(two ? needed / CP_WIDTH : ceil_div(needed, CP_WIDTH));
+    const columns parts[region_vectors + 1] = {{left, 1, call.width},
+                                               {left + CP_WIDTH, 1, call.width},
+                                               {left + 2 * CP_WIDTH, 1, call.width},
+                                               {left + 3 * CP_WIDTH, 1, call.width}};
+    for (int r = begin; r < end; r++) {
+      vec* row = buffer + r * input_pitch;
+      const long y = at.y0 - head.geometry.pad_h + r;
       if (y < 0 || y >= call.height) {
-        std::memset(row, 0, input_columns * sizeof(vec));
+        std::memset(row, 0, needed * sizeof(vec));
         continue;
       }
-      const float* from = call.x + at.image * call.x_stride_n + c0 * stride + y * call.x_stride_h + left;
-      if (right_is_there) {
-        row[CP_WIDTH] = row[0];
-        row[CP_WIDTH + 1] = row[1];
-      } else if (channels == CP_WIDTH && left + input_columns <= call.width) {
-        load_two_columns(from + CP_WIDTH, stride, row + CP_WIDTH);
-      } else {
-        for (int k = CP_WIDTH; k < input_columns; k++) {
-          row[k] = vec{};
-          if (left + k < call.width)
-            for (int l = 0; l < channels; l++) row[k][l] = from[l * stride + k];
-        }
-      }
-      vec m[CP_WIDTH];
-      if (all.all && channels == CP_WIDTH) {
-#pragma GCC unroll 16
-        for (int l = 0; l < CP_WIDTH; l++) m[l] = load_all(from + l * stride);
-      } else {
-        for (int l = 0; l < CP_WIDTH; l++) m[l] = l < channels ? masked_load(from + l * stride, all.inside) : vec{};
-      }
-      transpose(m);
-#pragma GCC unroll 16
-      for (int l = 0; l < CP_WIDTH; l++) row[l] = m[l];
+      const float* from = plane + y * call.x_stride_h;
+      for (int v = 0; v < vectors; v++) load_pixels(from + v * CP_WIDTH, parts[v], channels, row + v * CP_WIDTH);
+      if (two) load_two_columns(from + vectors * CP_WIDTH, call.x_stride_c, row + vectors * CP_WIDTH);
     }
   }
 
-  // Transforms the tiles of a region's buffer into the planes.
-  __attribute__((noinline)) static void transform_tiles(const region& at, const vec* buffer, long plane, vec* v) {
-    for (int ty = 0; ty < at.tile_rows; ty++)
-      for (int tx = 0; tx < at.tile_columns; tx++, v++) {
-        const vec* from = buffer + ty * tile * input_columns + tx * tile;
-        // One or two rows of B^T d at a time and then across, so that what lies between stays in registers.
-        const auto across = [&](const vec(&d)[reach], int r) {
-          vec o[reach];
-          transform_input(d, o);
-#pragma GCC unroll 6
-          for (int k = 0; k < reach; k++) v[(r * reach + k) * plane] = o[k];
-        };
-        const auto column = [&](int k, vec(&d)[reach]) {
-#pragma GCC unroll 6
-          for (int r = 0; r < reach; r++) d[r] = from[r * input_columns + k];
-        };
-        vec d[reach], one[reach], other[reach];
-#pragma GCC unroll 6
-        for (int k = 0; k < reach; k++) {
-          column(k, d);
-          one[k] = input_first(d[0], d[2], d[4]);
-        }
-        across(one, 0);
-#pragma GCC unroll 6
-        for (int k = 0; k < reach; k++) {
-          column(k, d);
-          input_ones(d, one[k], other[k]);
-        }
-        across(one, 1);
-        across(other, 2);
-#pragma GCC unroll 6
-        for (int k = 0; k < reach; k++) {
-          column(k, d);
-          input_twos(d, one[k], other[k]);
-        }
-        across(one, 3);
-        across(other, 4);
-#pragma GCC unroll 6
-        for (int k = 0; k < reach; k++) {
-          column(k, d);
-          one[k] = input_first(d[1], d[3], d[5]);
-        }
-        across(one, 5);
+  // Transforms a row of tiles, from[row][column], into the planes. One or two rows of B^T d at a time and then across, so
+  // that what lies between stays in registers.
+  __attribute__((noinline)) static void transform_tiles(const vec* from, int tiles, long plane, vec* v) {
+    for (int t = 0; t < tiles; t++, from += tile, v++) {
+      vec d[reach], one[reach], other[reach];
+      const auto column = [&](int k) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+        for (int r = 0; r < reach; r++) d[r] = from[r * input_pitch + k];
+      };
+      const auto across = [&](const vec(&row)[reach], int r) __attribute__((always_inline)) {
+        vec* to = v + r * reach * plane;
+        vec plus, minus;
+        to[0] = input_end(row[0], row[2], row[4], row[6]);
+        input_pair<0>(row, plus, minus);
+        to[plane] = plus;
+        to[2 * plane] = minus;
+        input_pair<1>(row, plus, minus);
+        to[3 * plane] = plus;
+        to[4 * plane] = minus;
+        input_pair<2>(row, plus, minus);
+        to[5 * plane] = plus;
+        to[6 * plane] = minus;
+        to[7 * plane] = -input_end(row[1], row[3], row[5], row[7]);
+      };
+#define CP_PAIR_OF_ROWS(PAIR)                       \
+  _Pragma("GCC unroll 8") for (int k = 0; k < reach; k++) { \
+    column(k);                                      \
+    input_pair<PAIR>(d, one[k], other[k]);          \
+  }                                                 \
+  across(one, 1 + 2 * PAIR);                        \
+  across(other, 2 + 2 * PAIR);
+#pragma GCC unroll 8
+      for (int k = 0; k < reach; k++) {
+        column(k);
+        one[k] = input_end(d[0], d[2], d[4], d[6]);
       }
+      across(one, 0);
+      CP_PAIR_OF_ROWS(0)
+      CP_PAIR_OF_ROWS(1)
+      CP_PAIR_OF_ROWS(2)
+#pragma GCC unroll 8
+      for (int k = 0; k < reach; k++) {
+        column(k);
+        one[k] = -input_end(d[1], d[3], d[5], d[7]);
+      }
+      across(one, 7);
+    }
   }
 
-  // Transforms the products of one vector of channels back: y[row][column] of the region.
-  __attribute__((noinline)) static void transform_back(const region& at, const vec* m, int vectors, long plane, vec bias, vec* y) {
-    for (int ty = 0; ty < at.tile_rows; ty++)
-      for (int tx = 0; tx < at.tile_columns; tx++, m += vectors) {
-        vec t[reach][tile];
-#pragma GCC unroll 6
-        for (int r = 0; r < reach; r++) {
-          vec d[reach];
-#pragma GCC unroll 6
-          for (int k = 0; k < reach; k++) d[k] = m[(r * reach + k) * plane];
-          transform_output(d, t[r]);
+  // Transforms the products of a row of tiles and one vector of channels back: y[row][column].
+  __attribute__((noinline)) static void transform_back(const vec* m, int tiles, int vectors, long plane, vec bias, vec* y) {
+    for (int t = 0; t < tiles; t++, m += vectors, y += tile) {
+      vec d[reach], rows[3][reach];
+      const auto column = [&](int k) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+        for (int r = 0; r < reach; r++) d[r] = m[(r * reach + k) * plane];
+      };
+      const auto across = [&](int first) __attribute__((always_inline)) {
+#pragma GCC unroll 3
+        for (int i = 0; i < 3; i++) {
+          vec* to = y + (first + 2 * i) * region_columns;
+          vec a, b, c;
+          output_even(rows[i], a, b, c);
+          to[0] = a + bias;
+          to[2] = b + bias;
+          to[4] = c + bias;
+          output_odd(rows[i], a, b, c);
+          to[1] = a + bias;
+          to[3] = b + bias;
+          to[5] = c + bias;
         }
-#pragma GCC unroll 4
-        for (int k = 0; k < tile; k++) {
-          const vec d[reach] = {t[0][k], t[1][k], t[2][k], t[3][k], t[4][k], t[5][k]};
-          vec o[tile];
-          transform_output(d, o);
-#pragma GCC unroll 4
-          for (int r = 0; r < tile; r++) y[(ty * tile + r) * CP_WIDTH + tx * tile + k] = o[r] + bias;
-        }
+      };
+#pragma GCC unroll 8
+      for (int k = 0; k < reach; k++) {
+        column(k);
+        output_even(d, rows[0][k], rows[1][k], rows[2][k]);
       }
+      across(0);
+#pragma GCC unroll 8
+      for (int k = 0; k < reach; k++) {
+        column(k);
+        output_odd(d, rows[0][k], rows[1][k], rows[2][k]);
+      }
+      across(1);
+    }
   }
 
-  // Turns rows of pixels, a vector of channels each, into sums[channel][row].
+  // Turns a vector of pixels in each of some rows, a vector of channels each, into sums[channel][row].
   __attribute__((noinline)) static void to_planes(const vec* y, int rows, vec* sums) {
-    for (int r = 0; r < rows; r++, y += CP_WIDTH) {
+    for (int r = 0; r < rows; r++, y += region_columns) {
       vec line[CP_WIDTH];
 #pragma GCC unroll 16
       for (int l = 0; l < CP_WIDTH; l++) line[l] = y[l];
@@ -273,13 +296,33 @@ struct winograd {
     }
   }
 
-  // Stores `count` output channels of a region from `first` on.
-  void store(const region& at, const vec* sums, int first, int count) const {
-    const place to{at.image, at.y0, at.x0, at.rows, at.columns};
-    if (call.shuffle > 1)
-      CP_WITH_ACTIVATION(call.activation, store_shuffled, sums, to, first, count, call)
-    else
-      CP_WITH_ACTIVATION(call.activation, store_planes, sums, to, first, count, call)
+  // Fetches the cache lines of a row of tiles' outputs, which are written soon.
+  void fetch_output(const region& at, int ty, int first, int channels) const {
+    const int rows = static_cast<int>(at_most(tile, at.rows - ty * tile));
+    for (int o = first; o < first + channels; o++)
+      for (int r = 0; r < rows; r++) {
+        const float* line = call.y + ((at.image * call.out_channels + o) * call.out_height + at.y0 + ty * tile + r) * call.out_width + at.x0;
+        for (int x = 0; x < at.columns; x += 16) __builtin_prefetch(line + x, 1);
+      }
+  }
+
+  // Transforms a region's products for one vector of output channels from `first` on back and stores them.
+  void finish_region(const region& at, const vec* m, int vectors, long plane, int first, vec* y, vec* sums) const {
+    const int channels = static_cast<int>(at_most(CP_WIDTH, call.out_channels - first));
+    const vec bias = call.bias ? load_some(call.bias + first, channels) : vec{};
+    for (int ty = 0; ty < at.tile_rows; ty++, m += at.tile_columns * vectors) {
+      if (call.shuffle == 1) fetch_output(at, ty, first, channels);
+      transform_back(m, at.tile_columns, vectors, plane, bias, y);
+      for (int x = 0; x < at.columns; x += CP_WIDTH) {
+        const place to{at.image, at.y0 + ty * tile, at.x0 + x, static_cast<int>(at_most(tile, at.rows - ty * tile)),
+                       static_cast<int>(at_most(CP_WIDTH, at.columns - x))};
+        to_planes(y + x, to.rows, sums);
+        if (call.shuffle > 1)
+          CP_WITH_ACTIVATION(call.activation, store_shuffled, sums, to, first, channels, call)
+        else
+          CP_WITH_ACTIVATION(call.activation, store_planes, sums, to, first, channels, call)
+      }
+    }
   }
 
   void run_tile(long index) {
@@ -292,40 +335,36 @@ struct winograd {
       tiles += at[i - begin].tile_rows * at[i - begin].tile_columns;
     }
     const int count = static_cast<int>(end - begin);
+    constexpr int planes = cp::winograd_planes;
     const long v_plane = (in_vectors * tiles) | 1, m_plane = (cp::most_block_vectors * tiles) | 1;
-    const long buffer_size = input_rows * input_columns, sums_size = cp::most_block_vectors * CP_WIDTH * CP_ROWS;
-    float* memory = cp::scratch((buffer_size + sums_size + 36 * (v_plane + m_plane)) * CP_WIDTH);
+    const long buffer_size = input_rows * input_pitch, sums_size = CP_WIDTH * CP_ROWS;
+    float* memory = cp::scratch((buffer_size + sums_size + planes * (v_plane + m_plane)) * CP_WIDTH);
     if (!memory) {
       __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
       return;
     }
     vec* const buffer = reinterpret_cast<vec*>(memory);
-    vec *const sums = buffer + buffer_size, *const v = sums + sums_size, *const m = v + 36 * v_plane;
+    vec *const sums = buffer + buffer_size, *const v = sums + sums_size, *const m = v + planes * v_plane;
     for (int cv = 0; cv < in_vectors; cv++)
-      for (int i = count - 1; i >= 0; i--) {
-        load_input(at[i], i + 1 < count && at[i].continues, cv * CP_WIDTH, buffer);
-        transform_tiles(at[i], buffer, v_plane, v + cv * tiles + at[i].first_tile);
-      }
+      for (int i = 0; i < count; i++)
+        for (int ty = 0; ty < at[i].tile_rows; ty++) {
+          load_input(at[i], ty ? ty * tile + 2 : 0, (ty + 1) * tile + 2, cv * CP_WIDTH, buffer);
+          transform_tiles(buffer + ty * tile * input_pitch, at[i].tile_columns, v_plane,
+                          v + cv * tiles + at[i].first_tile + ty * at[i].tile_columns);
+        }
     const unaligned_vec* u = reinterpret_cast<const unaligned_vec*>(call.packed + cp::winograd_words);
     for (int ov = 0; ov < out_vectors;) {
       const int vectors = cp::block_vectors(out_vectors, ov);
       const long parts = ceil_div(tiles, most_tiles(vectors));
-      for (int p = 0; p < 36; p++, u += call.in_channels * vectors)
+      for (int p = 0; p < planes; p++, u += call.in_channels * vectors)
         for (long part = 0; part < parts; part++) {
           const long t0 = part * tiles / parts, t1 = (part + 1) * tiles / parts;
           products_by_vectors[vectors][t1 - t0](v + p * v_plane + t0, tiles, u, static_cast<int>(call.in_channels),
                                                 m + p * m_plane + t0 * vectors);
         }
-      const int first = ov * CP_WIDTH, channels = static_cast<int>(at_most(vectors * CP_WIDTH, call.out_channels - first));
-      for (int i = 0; i < count; i++) {
-        for (int j = 0; j < vectors; j++) {
-          const int o = first + j * CP_WIDTH;
-          const vec bias = call.bias ? load_some(call.bias + o, static_cast<int>(at_most(CP_WIDTH, call.out_channels - o))) : vec{};
-          transform_back(at[i], m + at[i].first_tile * vectors + j, vectors, m_plane, bias, buffer);
-          to_planes(buffer, at[i].rows, sums + j * CP_WIDTH * CP_ROWS);
-        }
-        store(at[i], sums, first, channels);
-      }
+      for (int i = 0; i < count; i++)
+        for (int j = 0; j < vectors; j++)
+          finish_region(at[i], m + at[i].first_tile * vectors + j, vectors, m_plane, (ov + j) * CP_WIDTH, buffer, sums);
       ov += vectors;
     }
   }
