@@ -300,6 +300,13 @@ def test_a_weight_packed_for_other_sizes_is_refused():
         small(torch.zeros(1, 16, 9, 9))
 
 
+@pytest.mark.parametrize('in_channels', [1, 3, 5, 7])
+def test_a_buffer_of_an_odd_number_of_half_vectors(isa, in_channels):
+    layer = nn.Conv2d(in_channels, 4, (2, 3), padding=1).requires_grad_(False)  # four channels share one copy
+    x = torch.randn(1, in_channels, 20, 20)
+    assert_close(KernelConv2d(layer, Epilogue())(x), layer(x))
+
+
 def test_both_algorithms_are_chosen_by_what_they_cost(monkeypatch):
     if LIBRARY is None:
         pytest.skip('the kernels are not compiled')

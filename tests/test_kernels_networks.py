@@ -17,7 +17,6 @@ from basicsr_classpruning.kernels import native
 from basicsr_classpruning.kernels.layers import KernelLayer
 from basicsr_classpruning.sparsity.pattern import Pattern
 
-
 TOLERANCE = 1e-4  # of the output's scale: what Winograd's algorithm may differ by
 
 

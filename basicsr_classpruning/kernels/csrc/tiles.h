@@ -14,7 +14,7 @@ struct workspace {
 
 // The calling thread's tile buffer and sums; null where memory is short.
 inline workspace get_workspace(const cp::header& h) {
-  const long tile = h.chunk * cp::channel_floats(h);
+  const long tile = ceil_div(h.chunk * cp::channel_floats(h), CP_WIDTH) * CP_WIDTH;  // the sums after it are aligned
   const long sums = static_cast<long>(h.geometry.out_channels) * CP_ROWS * CP_WIDTH;
   float* memory = cp::scratch(tile + sums);
   return {memory, memory ? reinterpret_cast<vec*>(memory + tile) : nullptr};
