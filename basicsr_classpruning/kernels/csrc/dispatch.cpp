@@ -70,6 +70,16 @@ bool is_pointwise(const cp_geometry& g) {
   return g.kernel_h == 1 && g.kernel_w == 1 && g.stride_h == 1 && g.stride_w == 1 && g.pad_h == 0 && g.pad_w == 0;
 }
 
+// A pointwise convolution of contiguous planes as one of pictures a vector wide: the tiles are then whole runs of memory.
+cp_call flattened(const cp_call& c, int width) {
+  const int64_t pixels = c.height * c.width;
+  cp_call flat = c;
+  if (c.x_stride_h != c.width || c.shuffle > 1 || pixels % width) return flat;
+  flat.height = flat.out_height = pixels / width;
+  flat.width = flat.out_width = flat.x_stride_h = width;
+  return flat;
+}
+
 }  // namespace
 }  // namespace cp
 
@@ -95,7 +105,11 @@ int32_t cp_run(const cp_call* call) {
   const cp::engine* engine = cp::engine_of(head.isa);
   if (!engine) return CP_NOT_SUPPORTED;
   cp::ask_for_huge_pages(*call);
-  if (call->layout == CP_PLANES && call->x_stride_w == 1) return winograd ? engine->winograd(*call) : engine->planes(*call);
-  if (!winograd && call->layout == CP_TOKENS && call->x_stride_c == 1 && cp::is_pointwise(head.geometry)) return engine->tokens(*call);
+  const bool pointwise = cp::is_pointwise(head.geometry);
+  if (call->layout == CP_PLANES && call->x_stride_w == 1) {
+    if (winograd) return engine->winograd(*call);
+    return engine->planes(pointwise ? cp::flattened(*call, cp::machine_of(head.isa).width) : *call);
+  }
+  if (!winograd && call->layout == CP_TOKENS && call->x_stride_c == 1 && pointwise) return engine->tokens(*call);
   return CP_NOT_PACKED_FOR_THIS;
 }

@@ -36,28 +36,34 @@ struct planes {
   }
   long tiles() const { return call.batch * row_blocks * column_blocks; }
 
-  // As copy_chunk, where there are three shifted copies and no strides: all three of a row at a time, while it is in the
-  // L1 cache.
-  void copy_three(const float* image, int c0, int c1, long y0, long x0, int rows, float* tile) const {
+  // As copy_chunk, where there are COPIES shifted copies, rows of one vector and no strides: all copies of a row at a time,
+  // while it is in the L1 cache.
+  template <int COPIES>
+  void copy_shifted(const float* image, int c0, int c1, long y0, long x0, int rows, float* tile) const {
     const cp_geometry& g = head.geometry;
     const long needed = rows + cp::shift_of(g, g.kernel_h - 1), first = y0 - g.pad_h;
     const long begin = at_most(needed, first < 0 ? -first : 0);
     const long inside = call.height - first, end = inside < begin ? begin : at_most(needed, inside);
     const long plane = static_cast<long>(head.plane_rows) * CP_WIDTH, d = g.dilation_w;
     const columns cols[3] = {{x0 - g.pad_w, 1, call.width}, {x0 - g.pad_w + d, 1, call.width}, {x0 - g.pad_w + 2 * d, 1, call.width}};
-    const bool all = cols[0].all && cols[2].all;
+    const bool all = cols[0].all && cols[COPIES - 1].all;
     const float* from = image + c0 * call.x_stride_c + (first + begin) * call.x_stride_h + cols[0].left;
-    for (int c = c0; c < c1; c++, from += call.x_stride_c, tile += 3 * plane) {
-      for (int k = 0; k < 3; k++) {
-        std::memset(tile + k * plane, 0, begin * CP_WIDTH * sizeof(float));
-        std::memset(tile + k * plane + end * CP_WIDTH, 0, (needed - end) * CP_WIDTH * sizeof(float));
-      }
+    for (int c = c0; c < c1; c++, from += call.x_stride_c, tile += COPIES * plane) {
+      if (end - begin < needed)
+        for (int k = 0; k < COPIES; k++) {
+          std::memset(tile + k * plane, 0, begin * CP_WIDTH * sizeof(float));
+          std::memset(tile + k * plane + end * CP_WIDTH, 0, (needed - end) * CP_WIDTH * sizeof(float));
+        }
       const float* p = from;
       float* to = tile + begin * CP_WIDTH;
-      for (long r = begin; r < end; r++, p += call.x_stride_h, to += CP_WIDTH)
+      if (all)
+        for (long r = begin; r < end; r++, p += call.x_stride_h, to += CP_WIDTH)
 #pragma GCC unroll 3
-        for (int k = 0; k < 3; k++)
-          *reinterpret_cast<vec*>(to + k * plane) = all ? load_all(p + k * d) : masked_load(p + k * d, cols[k].inside);
+          for (int k = 0; k < COPIES; k++) *reinterpret_cast<vec*>(to + k * plane) = load_all(p + k * d);
+      else
+        for (long r = begin; r < end; r++, p += call.x_stride_h, to += CP_WIDTH)
+#pragma GCC unroll 3
+          for (int k = 0; k < COPIES; k++) *reinterpret_cast<vec*>(to + k * plane) = masked_load(p + k * d, cols[k].inside);
     }
   }
 
@@ -125,18 +131,23 @@ struct planes {
     const long x0 = column * CP_WIDTH;
     const int rows = static_cast<int>(y1 - y0);
     const place at{image, y0, x0, rows, static_cast<int>(at_most(CP_WIDTH, call.out_width - x0))};
+    const bool last_column = column + 1 == column_blocks;
     const float* x = call.x + image * call.x_stride_n;
     start_with_bias(w.sums, call.bias, g.out_channels, rows);
     const word* stream = call.packed + cp::header_words;
     for (int c0 = 0; c0 < g.in_channels; c0 += head.chunk) {
       const int c1 = static_cast<int>(at_most(c0 + head.chunk, g.in_channels));
-      if (head.copies == 3 && g.stride_h == 1 && g.stride_w == 1)
-        copy_three(x, c0, c1, y0, x0, rows, w.tile);
+      const bool simple = g.stride_h == 1 && g.stride_w == 1 && head.pitch == CP_WIDTH;
+      if (simple && head.copies == 3)
+        copy_shifted<3>(x, c0, c1, y0, x0, rows, w.tile);
+      else if (simple && head.copies == 1)
+        copy_shifted<1>(x, c0, c1, y0, x0, rows, w.tile);
       else
         copy_chunk(x, c0, c1, y0, x0, rows, w.tile);
       prefetcher next = c1 < g.in_channels
                             ? prefetch_chunk(x, c1, static_cast<int>(at_most(c1 + head.chunk, g.in_channels)), y0, x0, rows)
-                            : prefetch_chunk(x, 0, static_cast<int>(at_most(head.chunk, g.in_channels)), y0, x0 + CP_WIDTH, rows);
+                            : prefetch_chunk(x, 0, static_cast<int>(at_most(head.chunk, g.in_channels)), last_column ? y1 : y0,
+                                             last_column ? 0 : x0 + CP_WIDTH, rows);
       if (c1 < g.in_channels || call.shuffle > 1)
         stream = run_chunk(stream, w.tile, head.pitch, rows, w.sums, next, [](int, int) {});
       else  // stored as soon as they are known, while others are computed
