@@ -25,8 +25,8 @@ int l2_bytes() {
 
 const machine& machine_of(int isa) {
   // Shares of the cache that were the fastest with 32 and with 48 KiB.
-  static const machine avx2 = {CP_AVX2_WIDTH, CP_AVX2_ROWS, 26 * l1_part(), l2_bytes() / 2, false};
-  static const machine avx512 = {CP_AVX512_WIDTH, CP_AVX512_ROWS, 26 * l1_part(), l2_bytes() / 2, true};
+  static const machine avx2 = {CP_AVX2_WIDTH, CP_AVX2_ROWS, 26 * l1_part(), l2_bytes() / 2, 12, SORTED_PAIR};
+  static const machine avx512 = {CP_AVX512_WIDTH, CP_AVX512_ROWS, 26 * l1_part(), l2_bytes() / 2, 6, SORTED_QUAD};
   return isa == CP_AVX2 ? avx2 : avx512;
 }
 

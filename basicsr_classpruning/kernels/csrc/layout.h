@@ -19,16 +19,15 @@ namespace cp {
 // PAIR and QUAD are channels that use the same taps. Other channels share what they load in groups, which are classed by
 // which of the group's weights are not zero, each class with its own loop:
 // COLUMN: a single channel; up to three kernel rows at one input channel and kernel column read the same input rows, one
-// further each. SORTED: four channels at one tap, where there are no such kernel rows.
-enum kind { COLUMN = 0, PAIR = 1, QUAD = 2, SORTED = 3, KINDS = 4 };
-constexpr int channels_of[KINDS] = {1, 2, 4, 4};
+// further each. SORTED_PAIR, SORTED_QUAD: two or four channels at one tap, where there are no such kernel rows.
+enum kind { COLUMN = 0, PAIR = 1, QUAD = 2, SORTED_PAIR = 3, SORTED_QUAD = 4, KINDS = 5 };
+constexpr int channels_of[KINDS] = {1, 2, 4, 2, 4};
 constexpr int column_taps = 3;
 // The classes of a COLUMN: bit masks of kernel rows that are not zero, counted from the first that is not. Few classes,
 // as the end of every loop may be mispredicted; other masks are taken apart.
 #define CP_SHAPES 1, 3, 5, 7
 constexpr int shapes[] = {CP_SHAPES};
 constexpr int shape_count = sizeof shapes / sizeof *shapes;
-constexpr int sorted_classes = 15;
 
 struct header {
   int32_t magic, isa;
@@ -44,7 +43,7 @@ constexpr int32_t magic = 0x4e4d3032;
 constexpr int header_words = sizeof(header) / sizeof(word);
 // After the header: for each chunk, for each job:
 //   word 0: kind, word 1: first output channel. PAIR, QUAD: a count, then count x (offset, one weight per channel).
-//   COLUMN, SORTED: a count for each class, then for each class its entries (offset of the group's first tap that is not
+//   COLUMN, SORTED_*: a count for each class, then for each class its entries (offset of the group's first tap that is not
 //   zero, the weights that are not zero).
 // The stream of a chunk ends with kind = -1.
 constexpr int32_t end_of_chunk = -1;
@@ -69,7 +68,8 @@ struct machine {
   int rows;      // most output rows of a tile
   int l1_bytes;  // what a tile buffer may take of the L1 cache
   int l2_bytes;  // what Winograd's planes may take of the L2 cache
-  bool sorted;   // whether SORTED is faster than COLUMN where there is one kernel row
+  int flat_rows;  // the same of a layer without kernel rows, whose channels need less of the cache each
+  int sorted;    // the kind of jobs where there is one kernel row
 };
 const machine& machine_of(int isa);
 

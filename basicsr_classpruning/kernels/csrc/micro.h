@@ -124,16 +124,21 @@ struct quad {
   static constexpr kernel run = block_kernel<4, R>;
 };
 template <int R>
-struct sorted {
+struct sorted_pair {
+  static constexpr kernel run = classed_kernel<2, 1, R, 1, 2, 3>;
+};
+template <int R>
+struct sorted_quad {
   static constexpr kernel run = classed_kernel<4, 1, R, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15>;
 };
 constexpr by_rows<column, CP_ROWS> column_kernels;
 constexpr by_rows<pair, CP_PAIR_ROWS> pair_kernels;
 constexpr by_rows<quad, CP_QUAD_ROWS> quad_kernels;
-constexpr by_rows<sorted, CP_QUAD_ROWS> sorted_kernels;
+constexpr by_rows<sorted_pair, CP_PAIR_ROWS> sorted_pair_kernels;
+constexpr by_rows<sorted_quad, CP_QUAD_ROWS> sorted_quad_kernels;
 constexpr const kernel* kernels[cp::KINDS] = {column_kernels.table, pair_kernels.table, quad_kernels.table,
-                                              sorted_kernels.table};
-constexpr int kernel_rows[cp::KINDS] = {CP_ROWS, CP_PAIR_ROWS, CP_QUAD_ROWS, CP_QUAD_ROWS};
+                                              sorted_pair_kernels.table, sorted_quad_kernels.table};
+constexpr int kernel_rows[cp::KINDS] = {CP_ROWS, CP_PAIR_ROWS, CP_QUAD_ROWS, CP_PAIR_ROWS, CP_QUAD_ROWS};
 
 // Fetches the rows that are copied next into the L2 cache, a few at a time, while the kernels compute.
 struct prefetcher {

@@ -40,8 +40,8 @@ struct packer {
     head.magic = magic;
     head.geometry = g;
     head.phases = used_phases(g, phase_index);
-    head.rows = cpu.rows;
-    head.plane_rows = cpu.rows + shift_of(g, g.kernel_h - 1);
+    head.rows = g.kernel_h == 1 && g.kernel_w == 1 ? cpu.flat_rows : cpu.rows;
+    head.plane_rows = head.rows + shift_of(g, g.kernel_h - 1);
     const int wider = (g.kernel_w - 1) * g.dilation_w;
     const bool once = g.stride_w == 1 && wider > 0 && wider <= cpu.width / 2 &&
                       std::all_of(jobs.begin(), jobs.end(), [](kind k) { return k == QUAD; });
@@ -51,6 +51,9 @@ struct packer {
     const long most = std::max(1L, cpu.l1_bytes / bytes);
     const long chunks = std::max(1L, (g.in_channels + most - 1) / most);
     head.chunk = static_cast<int32_t>(std::max(1L, (g.in_channels + chunks - 1) / chunks));
+    // whole vectors of channels, where they are transposed
+    const int whole = (head.chunk + cpu.width - 1) / cpu.width * cpu.width;
+    if (g.kernel_h == 1 && g.kernel_w == 1 && whole <= most) head.chunk = whole;
   }
 
   // Byte offset of a tap's first row in the tile buffer, c counted from the chunk's first channel.
@@ -94,8 +97,8 @@ struct packer {
     for (int o = 0; o < g.out_channels; o += channels_of[jobs.back()])
       if (share(o, 4))
         jobs.push_back(QUAD);
-      else if (cpu.sorted && column_rows() == 1 && o + 4 <= g.out_channels)
-        jobs.push_back(SORTED);
+      else if (column_rows() == 1 && o + channels_of[cpu.sorted] <= g.out_channels)
+        jobs.push_back(static_cast<kind>(cpu.sorted));
       else
         jobs.push_back(share(o, 2) ? PAIR : COLUMN);
   }
@@ -138,15 +141,15 @@ struct packer {
       });
   }
 
-  void sorted_job(int o, int c0, int c1) {
-    int entries[sorted_classes] = {};
-    groups(o, 4, 1, c0, c1, [&](int use, int, int, int) { entries[use - 1]++; });
+  void sorted_job(int channels, int o, int c0, int c1) {
+    std::vector<int> entries((1 << channels) - 1);
+    groups(o, channels, 1, c0, c1, [&](int use, int, int, int) { entries[use - 1]++; });
     for (int n : entries) words.put(n);
-    for (int cls = 1; cls <= sorted_classes; cls++)
-      groups(o, 4, 1, c0, c1, [&](int use, int c, int ky, int kx) {
+    for (int cls = 1; cls < 1 << channels; cls++)
+      groups(o, channels, 1, c0, c1, [&](int use, int c, int ky, int kx) {
         if (use != cls) return;
         words.put(offset(c - c0, ky, kx));
-        for (int j = 0; j < 4; j++)
+        for (int j = 0; j < channels; j++)
           if (use >> j & 1) words.put(at(o + j, c, ky, kx));
       });
   }
@@ -161,8 +164,8 @@ struct packer {
         words.put(o);
         if (k == COLUMN)
           column_job(o, c0, c1);
-        else if (k == SORTED)
-          sorted_job(o, c0, c1);
+        else if (k == SORTED_PAIR || k == SORTED_QUAD)
+          sorted_job(channels_of[k], o, c0, c1);
         else
           block_job(channels_of[k], o, c0, c1);
         o += channels_of[k];

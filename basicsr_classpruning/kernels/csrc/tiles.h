@@ -31,7 +31,7 @@ struct planes {
   explicit planes(const cp_call& c) : call(c) {
     std::memcpy(&head, c.packed, sizeof head);
     cp::used_phases(head.geometry, phase_index);
-    row_blocks = ceil_div(c.out_height, CP_ROWS);
+    row_blocks = ceil_div(c.out_height, head.rows);
     column_blocks = ceil_div(c.out_width, CP_WIDTH);
   }
   long tiles() const { return call.batch * row_blocks * column_blocks; }
@@ -159,7 +159,7 @@ struct planes {
   }
 };
 
-// A linear layer or 1 x 1 convolution whose channels lie together: a tile is up to CP_ROWS x CP_WIDTH tokens.
+// A linear layer or 1 x 1 convolution whose channels lie together: a tile is up to head.rows x CP_WIDTH tokens.
 struct tokens {
   const cp_call& call;
   cp::header head;
@@ -171,7 +171,7 @@ struct tokens {
     std::memcpy(&head, c.packed, sizeof head);
     count = c.batch * c.height * c.width;
     vectors = ceil_div(count, CP_WIDTH);
-    blocks = ceil_div(vectors, CP_ROWS);
+    blocks = ceil_div(vectors, head.rows);
   }
   long tiles() const { return blocks; }
 
@@ -183,7 +183,7 @@ struct tokens {
         for (int t = 0; t < CP_WIDTH; t++)
           m[t] = t0 + t < last ? load_some(call.x + (t0 + t) * call.x_stride_w + c, n) : vec{};
         transpose(m);
-        for (int j = 0; j < n; j++) *reinterpret_cast<vec*>(tile + (c - c0 + j) * CP_ROWS * CP_WIDTH) = m[j];
+        for (int j = 0; j < n; j++) *reinterpret_cast<vec*>(tile + (c - c0 + j) * head.rows * CP_WIDTH) = m[j];
       }
   }
 
@@ -222,7 +222,7 @@ void run_tiles(void* layer, long ticket) {
 template <class Layer>
 int run_layer(const cp_call& call) {
   Layer layer(call);
-  if (layer.head.rows != CP_ROWS) return CP_NOT_PACKED_FOR_THIS;
+  if (layer.head.rows > CP_ROWS) return CP_NOT_PACKED_FOR_THIS;
   cp::parallel_for(ceil_div(layer.tiles(), tiles_at_once<Layer>), call.threads, run_tiles<Layer>, &layer);
   return layer.failed ? CP_NO_MEMORY : CP_OK;
 }
