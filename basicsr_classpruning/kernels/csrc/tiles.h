@@ -179,11 +179,20 @@ struct tokens {
     for (long t0 = first; t0 < last; t0 += CP_WIDTH, tile += CP_WIDTH)
       for (int c = c0; c < c1; c += CP_WIDTH) {
         const int n = static_cast<int>(at_most(CP_WIDTH, c1 - c));
+        const float* from = call.x + t0 * call.x_stride_w + c;
+        vec* to = reinterpret_cast<vec*>(tile) + (c - c0) * head.rows;
         vec m[CP_WIDTH];
-        for (int t = 0; t < CP_WIDTH; t++)
-          m[t] = t0 + t < last ? load_some(call.x + (t0 + t) * call.x_stride_w + c, n) : vec{};
+        if (n == CP_WIDTH && t0 + CP_WIDTH <= last) {  // in registers
+#pragma GCC unroll 16
+          for (int t = 0; t < CP_WIDTH; t++) m[t] = load_all(from + t * call.x_stride_w);
+          transpose(m);
+#pragma GCC unroll 16
+          for (int j = 0; j < CP_WIDTH; j++) to[j * head.rows] = m[j];
+          continue;
+        }
+        for (int t = 0; t < CP_WIDTH; t++) m[t] = t0 + t < last ? load_some(from + t * call.x_stride_w, n) : vec{};
         transpose(m);
-        for (int j = 0; j < n; j++) *reinterpret_cast<vec*>(tile + (c - c0 + j) * head.rows * CP_WIDTH) = m[j];
+        for (int j = 0; j < n; j++) to[j * head.rows] = m[j];
       }
   }
 
