@@ -4,8 +4,8 @@
 place, for the reference path. Inference only: no gradient is registered.
 
 A convolution may be given a second weight, packed for Winograd's algorithm. Which of the two runs is measured once in a
-process, for each kind of layer (sizes, share of non-zeros) and height and width of the input; the batch and the number
-of threads play no role then, so that a picture comes out the same whatever they are.
+process, on one thread and one picture, for each kind of layer (sizes, share of non-zeros) and height and width of the
+input: neither the batch nor the number of threads plays a role, so that a picture comes out the same whatever they are.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def _faster(call: native.Call, packed: Tensor, winograd: Tensor, geometry: list[
 
     def run(weight: Tensor) -> None:
         measured = native.Call.from_buffer_copy(call)
-        measured.packed, measured.batch = weight.data_ptr(), 1
+        measured.packed, measured.batch, measured.threads = weight.data_ptr(), 1, 1
         _run(measured)
 
     ways = {'winograd': lambda: run(winograd), 'direct': lambda: run(packed)}
