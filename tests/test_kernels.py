@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 from tiny import in_threads
 from torch import nn
 
-from basicsr_classpruning.kernels import native
+from basicsr_classpruning.kernels import native, ops
+from basicsr_classpruning.kernels.choice import Choices
 from basicsr_classpruning.kernels.layers import Epilogue, KernelConv2d, KernelLinear
 from basicsr_classpruning.sparsity.pattern import Pattern
 
 LIBRARY = native.load()
 ISAS = [isa for isa in ('avx2', 'avx512', 'wide') if LIBRARY is not None and LIBRARY.supports(isa)] + ['reference']
 TOLERANCE = 1e-5  # of the output's scale
+WINOGRAD_TOLERANCE = 1e-4
 
 settings.register_profile('kernels', deadline=None, max_examples=40, derandomize=True)
 settings.load_profile('kernels')
@@ -26,6 +28,30 @@ settings.load_profile('kernels')
 def isa(request, monkeypatch):
     monkeypatch.setenv(native.ISA_VARIABLE, request.param)
     return request.param
+
+
+class Build:
+    """Makes kernel layers that run on one algorithm, whatever is faster."""
+
+    def __init__(self, algorithm: str) -> None:
+        self.algorithm = algorithm
+
+    def __call__(self, layer: nn.Conv2d, epilogue: Epilogue) -> KernelConv2d:
+        made = KernelConv2d(layer, epilogue)
+        if self.algorithm == 'winograd':
+            if made.winograd is None:
+                pytest.skip('not a layer for Winograd, or the reference runs')
+            made.packed = made.winograd
+        made.winograd = None
+        return made
+
+    def assert_close(self, found: torch.Tensor, wanted: torch.Tensor) -> None:
+        assert_close(found, wanted, WINOGRAD_TOLERANCE if self.algorithm == 'winograd' else TOLERANCE)
+
+
+@pytest.fixture(params=['direct', 'winograd'])
+def build(request, isa):
+    return Build(request.param)
 
 
 def random_sparse(shape: tuple[int, ...], pattern: Pattern, generator: torch.Generator) -> torch.Tensor:
@@ -41,11 +67,11 @@ def random_sparse(shape: tuple[int, ...], pattern: Pattern, generator: torch.Gen
     return taps.reshape(shape)
 
 
-def assert_close(found: torch.Tensor, wanted: torch.Tensor) -> None:
+def assert_close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float = TOLERANCE) -> None:
     assert found.shape == wanted.shape
     scale = wanted.abs().max().item() if wanted.numel() else 1.0
     worst = (found - wanted).abs().max().item() if wanted.numel() else 0.0
-    assert worst <= TOLERANCE * max(scale, 1e-3), f'{worst} of {scale}'
+    assert worst <= tolerance * max(scale, 1e-3), f'{worst} of {scale}'
 
 
 @st.composite
@@ -83,7 +109,31 @@ def test_convolution_equals_torch(isa_name, case):
     layer, x = case
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(native.ISA_VARIABLE, isa_name)
-        assert_close(KernelConv2d(layer, Epilogue())(x), layer(x))
+        assert_close(Build('direct')(layer, Epilogue())(x), layer(x))
+
+
+@st.composite
+def winograd_convolutions(draw) -> tuple[nn.Conv2d, torch.Tensor]:
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    padding = (draw(st.integers(0, 3)), draw(st.integers(0, 3)))
+    channels = st.one_of(st.integers(1, 70), st.sampled_from([16, 32, 48, 64]))
+    layer = nn.Conv2d(draw(channels), draw(channels), 3, padding=padding, bias=draw(st.booleans()))
+    layer.weight.data.normal_(generator=generator)
+    if layer.bias is not None:
+        layer.bias.data.normal_(generator=generator)
+    sizes = [draw(st.integers(max(1, 3 - 2 * pad), 70)) for pad in padding]
+    x = torch.randn((draw(st.integers(1, 2)), layer.in_channels, *sizes), generator=generator)
+    return layer.requires_grad_(False), x
+
+
+@pytest.mark.parametrize('isa_name', [isa for isa in ISAS if isa != 'reference'])
+@given(case=winograd_convolutions())
+def test_winograd_equals_torch(isa_name, case):
+    layer, x = case
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(native.ISA_VARIABLE, isa_name)
+        winograd = Build('winograd')
+        winograd.assert_close(winograd(layer, Epilogue())(x), layer(x))
 
 
 @pytest.mark.parametrize('isa_name', ISAS)
@@ -125,35 +175,35 @@ EPILOGUES = [
 @pytest.mark.parametrize(('epilogue', 'expected'), EPILOGUES, ids=[f'{e.fused}' for e, _ in EPILOGUES])
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=['planes', 'channels_last'])
 @pytest.mark.parametrize('kernel', [1, 3])
-def test_epilogues(isa, epilogue, expected, layout, kernel):
+def test_epilogues(build, epilogue, expected, layout, kernel):
     layer = conv(16, 12, kernel, padding=kernel // 2)
     x = (10 * torch.randn(2, 16, 11, 21)).contiguous(memory_format=layout)
     residual = torch.randn(2, 12, 11, 21) if epilogue.order != 'none' else None
-    assert_close(KernelConv2d(layer, epilogue)(x, residual), expected(layer(x), residual))
+    build.assert_close(build(layer, epilogue)(x, residual), expected(layer(x), residual))
 
 
 @pytest.mark.parametrize('factor', [2, 3, 4])
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=['planes', 'channels_last'])
 @pytest.mark.parametrize('kernel', [1, 3])
-def test_pixel_shuffle(isa, factor, layout, kernel):
+def test_pixel_shuffle(build, factor, layout, kernel):
     channels = 2 * factor**2
     slope = torch.linspace(-0.5, 1.5, channels)
     layer = conv(16, channels, kernel, Pattern(2, 4, 2), padding=kernel // 2)
     for size in ((11, 21), (1, 1), (13, 33)):
         x = torch.randn(2, 16, *size).contiguous(memory_format=layout)
         shuffled = F.pixel_shuffle(F.prelu(layer(x), slope), factor)
-        assert_close(KernelConv2d(layer, Epilogue('prelu', slope, shuffle=factor))(x), shuffled)
+        build.assert_close(build(layer, Epilogue('prelu', slope, shuffle=factor))(x), shuffled)
         residual = torch.randn_like(shuffled)
-        after = KernelConv2d(layer, Epilogue('prelu', slope, 'after', shuffle=factor))
-        assert_close(after(x, residual), shuffled + residual)
-        assert_close(after(x, residual[:1, :, :1, :1]), shuffled + residual[:1, :, :1, :1])
+        after = build(layer, Epilogue('prelu', slope, 'after', shuffle=factor))
+        build.assert_close(after(x, residual), shuffled + residual)
+        build.assert_close(after(x, residual[:1, :, :1, :1]), shuffled + residual[:1, :, :1, :1])
 
 
-def test_a_shuffle_that_does_not_fit_is_named(isa):
-    layer, x = KernelConv2d(conv(16, 6, padding=1), Epilogue(shuffle=2)), torch.zeros(1, 16, 9, 9)
+def test_a_shuffle_that_does_not_fit_is_named(build):
+    layer, x = build(conv(16, 6, padding=1), Epilogue(shuffle=2)), torch.zeros(1, 16, 9, 9)
     with pytest.raises(ValueError, match='6 channels cannot be shuffled by 2'):
         layer(x)
-    layer = KernelConv2d(conv(16, 8, padding=1), Epilogue('relu', order='before', shuffle=2))
+    layer = build(conv(16, 8, padding=1), Epilogue('relu', order='before', shuffle=2))
     with pytest.raises(ValueError, match='after a pixel shuffle'):
         layer(x, torch.zeros(1, 2, 18, 18))
 
@@ -187,11 +237,11 @@ def test_nan_and_infinity_go_through_as_in_torch(isa):
     assert torch.equal(y.nan_to_num(), F.relu(x).nan_to_num())
 
 
-def test_a_residual_of_another_shape_is_broadcast(isa):
+def test_a_residual_of_another_shape_is_broadcast(build):
     layer = conv(16, 12, padding=1)
     x, residual = torch.randn(2, 16, 9, 9), torch.randn(1, 12, 1, 1)
-    assert_close(KernelConv2d(layer, Epilogue('relu', order='before'))(x, residual), F.relu(layer(x) + residual))
-    assert_close(KernelConv2d(layer, Epilogue('relu', order='after'))(x, residual), F.relu(layer(x)) + residual)
+    build.assert_close(build(layer, Epilogue('relu', order='before'))(x, residual), F.relu(layer(x) + residual))
+    build.assert_close(build(layer, Epilogue('relu', order='after'))(x, residual), F.relu(layer(x)) + residual)
 
 
 @pytest.mark.parametrize(
@@ -208,30 +258,30 @@ def test_a_residual_of_another_shape_is_broadcast(isa):
     ],
 )
 @pytest.mark.parametrize('kernel', [1, 3])
-def test_any_strides(isa, view, kernel):
+def test_any_strides(build, view, kernel):
     layer = conv(16, 6, kernel, padding=kernel // 2)
     x = view(torch.randn(2, 16, 20, 22))
-    assert_close(KernelConv2d(layer, Epilogue())(x), layer(x))
+    build.assert_close(build(layer, Epilogue())(x), layer(x))
 
 
-def test_misaligned_input(isa):
+def test_misaligned_input(build):
     layer = conv(16, 6, padding=1)
     for offset in range(1, 4):
         x = torch.randn(16 * 9 * 10 + offset)[offset:].reshape(1, 16, 9, 10)
-        assert_close(KernelConv2d(layer, Epilogue())(x), layer(x))
+        build.assert_close(build(layer, Epilogue())(x), layer(x))
 
 
 @pytest.mark.parametrize('shape', [(0, 16, 8, 8), (1, 16, 0, 0)])
-def test_empty_input(isa, shape):
+def test_empty_input(build, shape):
     layer = conv(16, 6, 3, padding=1)
-    y = KernelConv2d(layer, Epilogue('relu', order='after'))(torch.zeros(shape), torch.zeros(shape[0], 6, *shape[2:]))
+    y = build(layer, Epilogue('relu', order='after'))(torch.zeros(shape), torch.zeros(shape[0], 6, *shape[2:]))
     assert y.shape == (shape[0], 6, *shape[2:])
     linear = nn.Linear(16, 4).requires_grad_(False)
     assert KernelLinear(linear, Epilogue())(torch.zeros(0, 3, 16)).shape == (0, 3, 4)
 
 
-def test_inputs_that_do_not_fit_are_named(isa):
-    layer = KernelConv2d(conv(16, 6), Epilogue())
+def test_inputs_that_do_not_fit_are_named(build):
+    layer = build(conv(16, 6), Epilogue())
     with pytest.raises(ValueError, match=r'must be \(B, 16, H, W\)'):
         layer(torch.zeros(1, 8, 9, 9))
     with pytest.raises(ValueError, match='must be float32'):
@@ -249,11 +299,33 @@ def test_a_weight_packed_for_other_sizes_is_refused():
         small(torch.zeros(1, 16, 9, 9))
 
 
+@pytest.mark.parametrize('in_channels', [1, 3, 5, 7])
+def test_a_buffer_of_an_odd_number_of_half_vectors(isa, in_channels):
+    layer = nn.Conv2d(in_channels, 4, (2, 3), padding=1).requires_grad_(False)  # four channels share one copy
+    x = torch.randn(1, in_channels, 20, 20)
+    assert_close(KernelConv2d(layer, Epilogue())(x), layer(x))
+
+
+def test_both_algorithms_are_chosen_by_what_they_cost(monkeypatch):
+    if LIBRARY is None:
+        pytest.skip('the kernels are not compiled')
+    monkeypatch.setattr(ops, '_algorithms', Choices(margin=1.1))
+    dense, empty = (conv(64, 64, padding=1) for _ in range(2))
+    dense.weight.data.normal_()
+    empty.weight.data.zero_()
+    x = torch.randn(2, 64, 48, 48)
+    for layer, algorithm in ((dense, 'winograd'), (empty, 'direct')):
+        made = KernelConv2d(layer, Epilogue())
+        found = made(x)
+        assert torch.equal(found, Build(algorithm)(layer, Epilogue())(x))
+
+
 def test_operators_pass_opcheck(isa):
     layer = KernelConv2d(conv(8, 6, padding=1), Epilogue('leaky_relu', torch.tensor([0.1]), 'after'))
     x, residual = torch.randn(1, 8, 6, 7), torch.randn(1, 6, 6, 7)
     arguments = (x, layer.packed, layer.bias, layer.slope, residual, 'leaky_relu', 'after', layer.geometry)
     torch.library.opcheck(torch.ops.classpruning.nm_conv2d.default, arguments)
+    torch.library.opcheck(torch.ops.classpruning.nm_conv2d.default, (*arguments, 1, layer.winograd))
     shuffled = KernelConv2d(conv(8, 8, padding=1), Epilogue(shuffle=2))
     arguments = (x, shuffled.packed, shuffled.bias, None, None, 'none', 'none', shuffled.geometry, 2)
     torch.library.opcheck(torch.ops.classpruning.nm_conv2d.default, arguments)
@@ -266,16 +338,16 @@ def test_operators_pass_opcheck(isa):
     torch.library.opcheck(torch.ops.classpruning.nm_linear.default, arguments)
 
 
-def test_eight_threads_at_once(isa):
-    layer = KernelConv2d(conv(16, 12, padding=1), Epilogue('relu'))
+def test_eight_threads_at_once(build):
+    layer = build(conv(16, 12, padding=1), Epilogue('relu'))
     inputs = [torch.randn(1, 16, 20 + i, 30) for i in range(8)]
     wanted = [layer(x) for x in inputs]
     found = in_threads(8, lambda i: [layer(inputs[i]) for _ in range(20)])
     assert all(torch.equal(output, wanted[i]) for i, outputs in enumerate(found) for output in outputs)
 
 
-def test_the_number_of_threads_does_not_change_the_result(isa):
-    layer, x = KernelConv2d(conv(16, 12, padding=1), Epilogue()), torch.randn(2, 16, 50, 70)
+def test_the_number_of_threads_does_not_change_the_result(build, isa):
+    layer, x = build(conv(16, 12, padding=1), Epilogue()), torch.randn(2, 16, 50, 70)
     before = torch.get_num_threads()
     try:
         results = []
@@ -286,7 +358,7 @@ def test_the_number_of_threads_does_not_change_the_result(isa):
         torch.set_num_threads(before)
     if isa != 'reference':
         assert torch.equal(results[0], results[1])
-    assert_close(results[0], results[2])
+    build.assert_close(results[0], results[2])
 
 
 def test_without_an_openmp_runtime():

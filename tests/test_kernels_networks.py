@@ -18,6 +18,8 @@ from basicsr_classpruning.kernels import native
 from basicsr_classpruning.kernels.layers import KernelLayer
 from basicsr_classpruning.sparsity.pattern import Pattern
 
+TOLERANCE = 1e-4  # of the output's scale: what Winograd's algorithm may differ by
+
 
 def sparse(net: nn.Module, pattern: Pattern) -> dict[str, Pattern]:
     """Gives every layer that the pattern fits random zeros, and every parameter a value that matters."""
@@ -86,7 +88,7 @@ def test_an_accelerated_network_equals_its_original(name, path):
     accelerated = kernels.accelerate(net, pruned)
     kept = x.clone()
     found = accelerated(x)
-    assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    assert (found - wanted).abs().max() <= TOLERANCE * wanted.abs().max()
     assert torch.equal(x, kept)
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     assert torch.equal(net(x), wanted)
@@ -133,7 +135,7 @@ def test_pixel_shuffles_and_what_follows_them(path):
     net, x = Shuffles().eval(), torch.randn(2, 4, 7, 18)
     net.prelu.weight.data = torch.linspace(-0.5, 1.5, 4)
     for found, wanted in zip(kernels.accelerate(net, {})(x), net(x), strict=True):
-        assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+        assert (found - wanted).abs().max() <= TOLERANCE * wanted.abs().max()
 
 
 def test_plan_says_why_a_layer_stays_with_torch():
@@ -187,7 +189,7 @@ def test_values_used_elsewhere_and_in_place_activations(path):
     accelerated = kernels.accelerate(net, {})
     assert isinstance(accelerated, torch.fx.GraphModule)
     for found, wanted in zip(accelerated(x), net(x)):
-        assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+        assert (found - wanted).abs().max() <= TOLERANCE * wanted.abs().max()
 
 
 class ChangesItsInput(nn.Module):

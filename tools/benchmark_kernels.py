@@ -217,20 +217,24 @@ def pattern_key(pattern: Pattern) -> str:
 
 
 def layer_rows(arguments: argparse.Namespace) -> Iterator[dict]:
-    """One row for each channels x size x threads of a 3x3 convolution."""
+    """One row for each channels x size x threads of a convolution: ``kernels`` is the dense layer on the kernels."""
+    side = arguments.kernel_size
     for threads in arguments.threads:
         torch.set_num_threads(threads)
         for channels in arguments.channels:
             for size in arguments.sizes:
-                net = nn.Conv2d(channels, channels, 3, padding=1).eval()
+                net = nn.Conv2d(channels, channels, side, padding=side // 2).eval()
                 x = torch.rand(1, channels, size, size)
                 runs = dense_engines(net, x, threads)
+                dense = kernels.accelerate(nn.Sequential(net), {})
+                runs['kernels'] = lambda module=dense, x=x: module(x)  # type: ignore[misc]
                 for pattern in PATTERNS:
-                    sparse = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1))
+                    sparse = nn.Sequential(nn.Conv2d(channels, channels, side, padding=side // 2))
                     module = kernels.accelerate(sparse, prune(sparse, pattern))
                     runs[pattern_key(pattern)] = lambda module=module, x=x: module(x)  # type: ignore[misc]
                 seconds = measure(runs, arguments.seconds)
-                yield {'channels': channels, 'size': size, 'threads': threads, 'seconds': seconds}
+                sizes = {'channels': channels, 'size': size, 'kernel_size': side}
+                yield {**sizes, 'threads': threads, 'seconds': seconds}
 
 
 def network_rows(arguments: argparse.Namespace) -> Iterator[dict]:
@@ -284,6 +288,7 @@ def main() -> None:
         command.add_argument('--seconds', type=float, default=4.0, help='for each row')
     commands.choices['layers'].add_argument('--channels', type=int, nargs='+', default=[48, 64, 128, 256])
     commands.choices['layers'].add_argument('--sizes', type=int, nargs='+', default=[48, 64, 96, 128])
+    commands.choices['layers'].add_argument('--kernel-size', type=int, default=3, choices=(1, 3))
     commands.choices['networks'].add_argument('--tile', type=int, default=96)
     commands.choices['networks'].add_argument('--networks', nargs='+', default=[''], help='parts of names')
     arguments = parser.parse_args()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from basicsr_classpruning import kernels
 from basicsr_classpruning.devices import device_of
@@ -53,13 +53,22 @@ def kernel_engine(subnetwork: Subnetwork) -> Engine:
     """The N:M kernels of this package."""
     if device_of(subnetwork.net).type != 'cpu':
         raise UsageError('cpu: the network is not on the CPU (give `device` cpu)', key='backend')
-    module = kernels.accelerate(subnetwork.net, subnetwork.patterns)
+    return KernelEngine(kernels.accelerate(subnetwork.net, subnetwork.patterns))
+
+
+class KernelEngine:
+    """A network on the N:M kernels, which find out at the first tile of a size how each of its layers runs fastest."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def measure(self, x: Tensor) -> None:
+        """Lets the kernels choose for inputs such as the first image of ``x``."""
+        self(x[:1])
 
     @torch.inference_mode()
-    def run(x: Tensor) -> Tensor:
-        return module(x.contiguous())
-
-    return run
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._module(x.contiguous())
 
 
 class FasterEngine:
@@ -108,7 +117,7 @@ class Engines:
     def prepare(self, index: int, x: Tensor) -> None:
         """Makes an engine ready for inputs such as ``x``, so that nothing is measured while others compute."""
         engine = self[index]
-        if isinstance(engine, FasterEngine):
+        if isinstance(engine, (FasterEngine, KernelEngine)):
             engine.measure(x)
 
 

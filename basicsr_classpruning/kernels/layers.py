@@ -55,6 +55,7 @@ class KernelLayer(nn.Module):
     """Weight and epilogue of a layer, packed once."""
 
     packed: Tensor
+    winograd: Tensor | None
     bias: Tensor | None
     slope: Tensor | None
 
@@ -63,7 +64,10 @@ class KernelLayer(nn.Module):
         self.geometry = list(geometry)
         self.epilogue = (epilogue.activation, epilogue.order)
         weight, bias = _fold_scale(layer.weight.detach(), layer.bias, epilogue.scale)
-        self.register_buffer('packed', _pack(weight.reshape(*weight.shape[:2], *geometry[2:4]), geometry))
+        weight = weight.reshape(*weight.shape[:2], *geometry[2:4])
+        self.register_buffer('packed', _pack(weight, geometry))
+        fits = native.fits_winograd(geometry, epilogue.shuffle)
+        self.register_buffer('winograd', _pack_winograd(weight, geometry) if fits else None)
         for name, value in (('bias', bias), ('slope', epilogue.slope)):
             self.register_buffer(name, None if value is None else value.detach().float().contiguous().clone())
 
@@ -98,6 +102,11 @@ def _pack(weight: Tensor, geometry: Sequence[int]) -> Tensor:
     return library.pack(weight, native.Geometry(*geometry), isa)
 
 
+def _pack_winograd(weight: Tensor, geometry: Sequence[int]) -> Tensor | None:
+    isa, library = native.available(), native.load()
+    return None if isa is None or library is None else library.pack_winograd(weight, native.Geometry(*geometry), isa)
+
+
 class KernelConv2d(KernelLayer):
     """A convolution without groups. (B, C, H, W) float32 to (B, O, H', W')."""
 
@@ -112,8 +121,8 @@ class KernelConv2d(KernelLayer):
 
     def run(self, x: Tensor, residual: Tensor | None, activation: str, order: str) -> Tensor:
         """Calls ``classpruning::nm_conv2d``."""
-        geometry = self.geometry
-        return nm_conv2d(x, self.packed, self.bias, self.slope, residual, activation, order, geometry, self.shuffle)
+        epilogue = (self.bias, self.slope, residual, activation, order)
+        return nm_conv2d(x, self.packed, *epilogue, self.geometry, self.shuffle, self.winograd)
 
 
 class KernelLinear(KernelLayer):

@@ -10,6 +10,7 @@ import ctypes
 import functools
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import torch
 from basicsr_classpruning.errors import UsageError
 
 LIBRARY = 'libclasspruning_kernels.so'
-ABI_VERSION = 3
+ABI_VERSION = 4
 MAX_STRIDE = 4
 MAX_SHUFFLE = 4
 
@@ -74,6 +75,16 @@ _FAILURES = {
 }
 
 
+def fits_winograd(geometry: Sequence[int], shuffle: int) -> bool:
+    """Whether Winograd's algorithm computes a convolution: a 3 x 3 kernel, strides and dilations of 1.
+
+    Args:
+        geometry: the fields of ``Geometry``.
+        shuffle: factor of the pixel shuffle that is fused; by 3 none can be.
+    """
+    return [*geometry[2:6], *geometry[8:10]] == [3, 3, 1, 1, 1, 1] and shuffle != 3
+
+
 @dataclass(frozen=True)
 class Native:
     """The loaded library."""
@@ -91,9 +102,18 @@ class Native:
         source, code = ctypes.c_void_p(weight.data_ptr()), _ISA_CODES[isa]
         # Room for two words a weight, and for each channel's counts in every chunk of at least one input channel.
         out_channels, in_channels = weight.shape[:2]
-        packed = torch.empty(64 + 2 * weight.numel() + (8 * out_channels + 1) * in_channels, dtype=torch.int32)
+        packed = torch.empty(64 + 2 * weight.numel() + (9 * out_channels + 1) * in_channels, dtype=torch.int32)
         words = self.library.cp_pack(source, ctypes.byref(geometry), code, ctypes.c_void_p(packed.data_ptr()))
         return packed[:words].clone()
+
+    def pack_winograd(self, weight: torch.Tensor, geometry: Geometry, isa: str) -> torch.Tensor:
+        """A 3 x 3 weight with stride 1 and dilation 1, transformed for Winograd's algorithm, as int32 words."""
+        weight = weight.detach().to('cpu', torch.float32).contiguous()
+        source, code = ctypes.c_void_p(weight.data_ptr()), _ISA_CODES[isa]
+        words = self.library.cp_pack_winograd(source, ctypes.byref(geometry), code, None)
+        packed = torch.empty(words, dtype=torch.int32)
+        self.library.cp_pack_winograd(source, ctypes.byref(geometry), code, ctypes.c_void_p(packed.data_ptr()))
+        return packed
 
     def run(self, call: Call) -> None:
         """Runs a packed layer. Raises RuntimeError where the call does not fit it or memory is short."""
@@ -124,8 +144,9 @@ def load() -> Native | None:
     if library.cp_abi_version() != ABI_VERSION:
         logger.warning('%s is older than the package: build it again (pip install). It is not used.', path)
         return None
-    library.cp_pack.restype = ctypes.c_int64
-    library.cp_pack.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p]
+    for pack in (library.cp_pack, library.cp_pack_winograd):
+        pack.restype = ctypes.c_int64
+        pack.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p]
     library.cp_use_parallel.argtypes = [ctypes.c_void_p]
     library.cp_use_parallel(_openmp_parallel())
     return Native(library, path)

@@ -2,6 +2,10 @@
 
 ``packed`` is a packed weight: int32 words for the compiled kernels (``native``), or the dense float32 weight, zeros in
 place, for the reference path. Inference only: no gradient is registered.
+
+A convolution may be given a second weight, packed for Winograd's algorithm. Which of the two runs is measured once in a
+process, on one thread and one picture, for each kind of layer (sizes, share of non-zeros) and height and width of the
+input: neither the batch nor the number of threads plays a role, so that a picture comes out the same whatever they are.
 """
 
 from __future__ import annotations
@@ -11,13 +15,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from basicsr_classpruning.kernels import native
+from basicsr_classpruning.kernels.choice import Choices
 
 _EPILOGUE = 'Tensor? bias, Tensor? slope, Tensor? residual, str activation, str order'
 _library = torch.library.Library('classpruning', 'DEF')
 # geometry: out_channels, in_channels, kernel, stride, padding and dilation, each (vertical, horizontal)
 # shuffle: of a pixel shuffle that follows the activation; a residual is then added to its output
-_library.define(f'nm_conv2d(Tensor x, Tensor packed, {_EPILOGUE}, int[] geometry, int shuffle=1) -> Tensor')
+# winograd: the same weight packed for Winograd's algorithm, to choose from
+_library.define(
+    f'nm_conv2d(Tensor x, Tensor packed, {_EPILOGUE}, int[] geometry, int shuffle=1, Tensor? winograd=None) -> Tensor'
+)
 _library.define(f'nm_linear(Tensor x, Tensor packed, {_EPILOGUE}, int out_features) -> Tensor')
+
+# Winograd's algorithm unless skipping the zeros is clearly faster.
+_algorithms = Choices(margin=1.1)
 
 
 def activate(x: Tensor, activation: str, slope: Tensor | None) -> Tensor:
@@ -118,6 +129,7 @@ def _nm_conv2d(
     order: str,
     geometry: list[int],
     shuffle: int = 1,
+    winograd: Tensor | None = None,
 ) -> Tensor:
     geometry = list(geometry)
     y = _empty_conv_output(x, geometry, shuffle)
@@ -136,15 +148,30 @@ def _nm_conv2d(
         x = x.contiguous()
     stride_w = 1 if layout == native.PLANES else x.stride(3)
     batch, channels, height, width = x.shape
-    _run(
-        native.Call(
-            packed.data_ptr(), x.data_ptr(), y.data_ptr(), _pointer(bias), _pointer(residual), _pointer(slope),
-            batch, channels, height, width, geometry[0], y.shape[2] // shuffle, y.shape[3] // shuffle,
-            *x.stride()[:3], stride_w,
-            layout, native.ACTIVATIONS[activation], native.RESIDUALS[order], shuffle, torch.get_num_threads(),
-        )
+    call = native.Call(
+        packed.data_ptr(), x.data_ptr(), y.data_ptr(), _pointer(bias), _pointer(residual), _pointer(slope),
+        batch, channels, height, width, geometry[0], y.shape[2] // shuffle, y.shape[3] // shuffle,
+        *x.stride()[:3], stride_w,
+        layout, native.ACTIVATIONS[activation], native.RESIDUALS[order], shuffle, torch.get_num_threads(),
     )  # fmt: skip
+    if winograd is not None:
+        call.packed = _faster(call, packed, winograd, geometry).data_ptr()
+    _run(call)
     return y
+
+
+def _faster(call: native.Call, packed: Tensor, winograd: Tensor, geometry: list[int]) -> Tensor:
+    """The faster one of two packings of a convolution's weight."""
+    # packed words grow with the non-zeros: layers that differ by a few of them are of one kind
+    case = (*geometry, 16 * packed.numel() // winograd.numel(), call.height, call.width, call.shuffle)
+
+    def run(weight: Tensor) -> None:
+        measured = native.Call.from_buffer_copy(call)
+        measured.packed, measured.batch, measured.threads = weight.data_ptr(), 1, 1
+        _run(measured)
+
+    ways = {'winograd': lambda: run(winograd), 'direct': lambda: run(packed)}
+    return packed if _algorithms.choose(case, ways) == 'direct' else winograd
 
 
 def _nm_linear(
@@ -186,7 +213,7 @@ def _run(call: native.Call) -> None:
     library.run(call)
 
 
-def _fake_conv2d(x, packed, bias, slope, residual, activation, order, geometry, shuffle=1):
+def _fake_conv2d(x, packed, bias, slope, residual, activation, order, geometry, shuffle=1, winograd=None):
     return _empty_conv_output(x, list(geometry), shuffle)
 
 

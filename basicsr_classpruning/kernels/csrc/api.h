@@ -60,8 +60,11 @@ CP_EXPORT int32_t cp_supported(int32_t isa);
 // two pools do not fight for the cores. With null, or never called, threads are started for each call.
 CP_EXPORT void cp_use_parallel(void (*gomp_parallel)(void (*)(void*), void*, unsigned, unsigned));
 // Packs a weight (out, in, kernel_h, kernel_w), contiguous. Returns the number of words; writes them where `packed`
-// is not null (at most 64 + 2 * weights + (8 * out + 1) * in of them). Zeros are dropped.
+// is not null (at most 64 + 2 * weights + (9 * out + 1) * in of them). Zeros are dropped.
 CP_EXPORT int64_t cp_pack(const float* weight, const cp_geometry* geometry, int32_t isa, word* packed);
+// Packs a weight for Winograd's algorithm: a 3 x 3 kernel with strides and dilations of 1. Otherwise as cp_pack; 0 for
+// another geometry. Zeros are kept.
+CP_EXPORT int64_t cp_pack_winograd(const float* weight, const cp_geometry* geometry, int32_t isa, word* packed);
 // Returns a cp_status.
 CP_EXPORT int32_t cp_run(const cp_call* call);
 }

@@ -16,12 +16,17 @@ int l1_part() {
   return bytes > 0 ? static_cast<int>(bytes / 32) : 1 << 10;
 }
 
+int l2_bytes() {
+  const long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  return bytes > 0 ? static_cast<int>(bytes) : 512 << 10;
+}
+
 }  // namespace
 
 const machine& machine_of(int isa) {
   // Shares of the cache that were the fastest with 32 and with 48 KiB.
-  static const machine avx2 = {CP_AVX2_WIDTH, CP_AVX2_ROWS, 26 * l1_part(), false};
-  static const machine avx512 = {CP_AVX512_WIDTH, CP_AVX512_ROWS, 34 * l1_part(), true};
+  static const machine avx2 = {CP_AVX2_WIDTH, CP_AVX2_ROWS, 26 * l1_part(), l2_bytes() / 2, 12, SORTED_PAIR};
+  static const machine avx512 = {CP_AVX512_WIDTH, CP_AVX512_ROWS, 26 * l1_part(), l2_bytes() / 2, 6, SORTED_QUAD};
   return isa == CP_AVX2 ? avx2 : avx512;
 }
 
@@ -39,13 +44,15 @@ int64_t output_size(int64_t size, int kernel, int stride, int pad, int dilation)
 // Whether the call's sizes are those that its weight was packed for, so that nothing outside x and y is touched.
 bool fits(const cp_call& c, const header& h) {
   const cp_geometry& g = h.geometry;
-  return h.magic == magic && g.in_channels == c.in_channels && g.out_channels == c.out_channels &&
+  return g.in_channels == c.in_channels && g.out_channels == c.out_channels &&
          output_size(c.height, g.kernel_h, g.stride_h, g.pad_h, g.dilation_h) == c.out_height &&
          output_size(c.width, g.kernel_w, g.stride_w, g.pad_w, g.dilation_w) == c.out_width;
 }
 
-bool can_shuffle(const cp_call& c) {
+bool can_shuffle(const cp_call& c, const header& h) {
   const int32_t r = c.shuffle;
+  // Winograd's blocks of output channels end within a row of three pixels
+  if (h.magic == winograd_magic && r == 3) return false;
   return r == 1 || (r > 1 && r <= cp_most_shuffle && c.layout == CP_PLANES && c.out_channels % (r * r) == 0 &&
                     c.order != CP_BEFORE_ACTIVATION);
 }
@@ -63,10 +70,20 @@ bool is_pointwise(const cp_geometry& g) {
   return g.kernel_h == 1 && g.kernel_w == 1 && g.stride_h == 1 && g.stride_w == 1 && g.pad_h == 0 && g.pad_w == 0;
 }
 
+// A pointwise convolution of contiguous planes as one of pictures a vector wide: the tiles are then whole runs of memory.
+cp_call flattened(const cp_call& c, int width) {
+  const int64_t pixels = c.height * c.width;
+  cp_call flat = c;
+  if (c.x_stride_h != c.width || c.shuffle > 1 || pixels % width) return flat;
+  flat.height = flat.out_height = pixels / width;
+  flat.width = flat.out_width = flat.x_stride_h = width;
+  return flat;
+}
+
 }  // namespace
 }  // namespace cp
 
-int32_t cp_abi_version() { return 3; }
+int32_t cp_abi_version() { return 4; }
 
 int32_t cp_supported(int32_t isa) {
 #if defined(__x86_64__)
@@ -82,11 +99,17 @@ int32_t cp_supported(int32_t isa) {
 int32_t cp_run(const cp_call* call) {
   cp::header head;
   std::memcpy(&head, call->packed, sizeof head);
-  if (!cp::fits(*call, head) || !cp::can_shuffle(*call)) return CP_NOT_PACKED_FOR_THIS;
+  const bool winograd = head.magic == cp::winograd_magic;
+  if (!winograd && head.magic != cp::magic) return CP_NOT_PACKED_FOR_THIS;
+  if (!cp::fits(*call, head) || !cp::can_shuffle(*call, head)) return CP_NOT_PACKED_FOR_THIS;
   const cp::engine* engine = cp::engine_of(head.isa);
   if (!engine) return CP_NOT_SUPPORTED;
   cp::ask_for_huge_pages(*call);
-  if (call->layout == CP_PLANES && call->x_stride_w == 1) return engine->planes(*call);
-  if (call->layout == CP_TOKENS && call->x_stride_c == 1 && cp::is_pointwise(head.geometry)) return engine->tokens(*call);
+  const bool pointwise = cp::is_pointwise(head.geometry);
+  if (call->layout == CP_PLANES && call->x_stride_w == 1) {
+    if (winograd) return engine->winograd(*call);
+    return engine->planes(pointwise ? cp::flattened(*call, cp::machine_of(head.isa).width) : *call);
+  }
+  if (!winograd && call->layout == CP_TOKENS && call->x_stride_c == 1 && pointwise) return engine->tokens(*call);
   return CP_NOT_PACKED_FOR_THIS;
 }

@@ -4,6 +4,6 @@
 #define CP_ROWS CP_AVX2_ROWS
 #define CP_PAIR_ROWS CP_AVX2_PAIR_ROWS
 #define CP_QUAD_ROWS CP_AVX2_QUAD_ROWS
-#include "tiles.h"
+#include "winograd.h"
 
-const cp::engine cp::avx2_engine = {run_planes, run_tokens};
+const cp::engine cp::avx2_engine = {run_planes, run_tokens, run_winograd};

@@ -69,25 +69,24 @@ inline void store_some(float* p, vec x, int count) {
   std::memcpy(p, all, count * sizeof(float));
 }
 
-// Where the rows of a tile lie in one channel's plane: `rows` vectors, `pitch` apart, of `columns` valid floats; the
-// last row has `last_columns`.
-struct span {
-  long start, pitch;
-  int rows, columns, last_columns;
+// A tile in the output's planes, before a shuffle.
+struct place {
+  long image, y0, x0;
+  int rows, columns;
 };
 
+// Stores a tile of one channel, its first value at `start`.
 template <int ACTIVATION>
-void store_plane(const vec* sums, const span& at, const cp_call& e, vec slope) {
-  if (at.columns == CP_WIDTH && at.last_columns == CP_WIDTH && !e.order) {
+void store_plane(const vec* sums, const place& at, long start, const cp_call& e, vec slope) {
+  if (at.columns == CP_WIDTH && !e.order) {
     for (int r = 0; r < at.rows; r++)
-      *reinterpret_cast<unaligned_vec*>(e.y + at.start + r * at.pitch) = activate<ACTIVATION>(sums[r], slope);
+      *reinterpret_cast<unaligned_vec*>(e.y + start + r * e.out_width) = activate<ACTIVATION>(sums[r], slope);
     return;
   }
   for (int r = 0; r < at.rows; r++) {
-    const int columns = r + 1 < at.rows ? at.columns : at.last_columns;
-    const long i = at.start + r * at.pitch;
-    const vec residual = e.order ? load_some(e.residual + i, columns) : vec{};
-    store_some(e.y + i, finish<ACTIVATION>(sums[r], residual, slope, e.order), columns);
+    const long i = start + r * e.out_width;
+    const vec residual = e.order ? load_some(e.residual + i, at.columns) : vec{};
+    store_some(e.y + i, finish<ACTIVATION>(sums[r], residual, slope, e.order), at.columns);
   }
 }
 
@@ -96,11 +95,13 @@ inline vec slope_of(const cp_call& e, int o) {
   return broadcast(e.slope[e.activation == CP_PRELU ? o : 0]);
 }
 
-// Stores a tile of all output channels into planes, plane_size apart.
+// Stores a tile of some output channels, from `first` on.
 template <int ACTIVATION>
-void store_planes(const vec* sums, span at, long plane_size, int channels, const cp_call& e) {
-  for (int o = 0; o < channels; o++, at.start += plane_size)
-    store_plane<ACTIVATION>(sums + o * CP_ROWS, at, e, slope_of(e, o));
+void store_planes(const vec* sums, const place& at, int first, int channels, const cp_call& e) {
+  const long plane = e.out_height * e.out_width;
+  long start = (at.image * e.out_channels + first) * plane + at.y0 * e.out_width + at.x0;
+  for (int o = first; o < first + channels; o++, sums += CP_ROWS, start += plane)
+    store_plane<ACTIVATION>(sums, at, start, e, slope_of(e, o));
 }
 
 // The values of r vectors in turns: line[0][0], line[1][0], …, line[0][1], …
@@ -136,40 +137,32 @@ inline void interleave(vec (&line)[3]) {
   for (int i = 0; i < 3; i++) line[i] = all[i];
 }
 
-// A tile in the output's planes before the shuffle.
-struct place {
-  long image, y0, x0;
-  int rows, columns;
-};
-
-// Stores a tile, the channels R * R at a time as pixels of one channel.
+// Stores a tile of some output channels, from `first` on: R * R of them are pixels of one channel, R a row of it.
 template <int ACTIVATION, int R>
-void store_shuffled_by(const vec* sums, const place& at, const cp_call& e) {
+void store_shuffled_by(const vec* sums, const place& at, int first, int channels, const cp_call& e) {
   const long pitch = e.out_width * R, plane = e.out_height * R * pitch, planes = e.out_channels / (R * R);
-  for (long c = 0; c < planes; c++)
-    for (int dy = 0; dy < R; dy++) {
-      const int o = static_cast<int>(c * R + dy) * R;
-      const long start = (at.image * planes + c) * plane + (at.y0 * R + dy) * pitch + at.x0 * R;
-      for (int row = 0; row < at.rows; row++) {
-        vec line[R];
-        for (int dx = 0; dx < R; dx++)
-          line[dx] = activate<ACTIVATION>(sums[(o + dx) * CP_ROWS + row], slope_of(e, o + dx));
-        interleave(line);
-        for (int i = 0; i < R && at.columns * R > i * CP_WIDTH; i++) {
-          const int left = at.columns * R - i * CP_WIDTH, count = left < CP_WIDTH ? left : CP_WIDTH;
-          const long to = start + row * R * pitch + i * CP_WIDTH;
-          store_some(e.y + to, e.order ? line[i] + load_some(e.residual + to, count) : line[i], count);
-        }
+  for (int o = first; o < first + channels; o += R, sums += R * CP_ROWS) {
+    const long c = o / (R * R), dy = o / R % R;
+    const long start = (at.image * planes + c) * plane + (at.y0 * R + dy) * pitch + at.x0 * R;
+    for (int row = 0; row < at.rows; row++) {
+      vec line[R];
+      for (int dx = 0; dx < R; dx++) line[dx] = activate<ACTIVATION>(sums[dx * CP_ROWS + row], slope_of(e, o + dx));
+      interleave(line);
+      for (int i = 0; i < R && at.columns * R > i * CP_WIDTH; i++) {
+        const int left = at.columns * R - i * CP_WIDTH, count = left < CP_WIDTH ? left : CP_WIDTH;
+        const long to = start + row * R * pitch + i * CP_WIDTH;
+        store_some(e.y + to, e.order ? line[i] + load_some(e.residual + to, count) : line[i], count);
       }
     }
+  }
 }
 
 template <int ACTIVATION>
-void store_shuffled(const vec* sums, const place& at, const cp_call& e) {
+void store_shuffled(const vec* sums, const place& at, int first, int channels, const cp_call& e) {
   switch (e.shuffle) {
-    case 2: return store_shuffled_by<ACTIVATION, 2>(sums, at, e);
-    case 3: return store_shuffled_by<ACTIVATION, 3>(sums, at, e);
-    default: return store_shuffled_by<ACTIVATION, cp_most_shuffle>(sums, at, e);
+    case 2: return store_shuffled_by<ACTIVATION, 2>(sums, at, first, channels, e);
+    case 3: return store_shuffled_by<ACTIVATION, 3>(sums, at, first, channels, e);
+    default: return store_shuffled_by<ACTIVATION, cp_most_shuffle>(sums, at, first, channels, e);
   }
 }
 
@@ -194,6 +187,17 @@ inline void transpose(vec (&m)[CP_WIDTH]) {
   }
 }
 
+// Stores up to CP_WIDTH channels, from o on, of up to CP_WIDTH tokens, from t0 on: m[token].
+template <int ACTIVATION>
+void store_token_block(const vec (&m)[CP_WIDTH], long t0, int tokens, int o, int n, const cp_call& e) {
+  const vec slope = e.activation == CP_PRELU ? load_some(e.slope + o, n) : slope_of(e, 0);
+  for (int t = 0; t < tokens; t++) {
+    const long i = (t0 + t) * e.out_channels + o;
+    const vec residual = e.order ? load_some(e.residual + i, n) : vec{};
+    store_some(e.y + i, finish<ACTIVATION>(m[t], residual, slope, e.order), n);
+  }
+}
+
 // Stores a tile of tokens: row r of the sums holds the tokens from first + r * CP_WIDTH on.
 template <int ACTIVATION>
 void store_tokens(const vec* sums, long first, long tokens, int channels, const cp_call& e) {
@@ -202,14 +206,26 @@ void store_tokens(const vec* sums, long first, long tokens, int channels, const 
     for (int o = 0; o < channels; o += CP_WIDTH) {
       const int n = channels - o < CP_WIDTH ? channels - o : CP_WIDTH;
       vec m[CP_WIDTH];
-      for (int j = 0; j < CP_WIDTH; j++) m[j] = j < n ? sums[(o + j) * CP_ROWS] : vec{};
-      transpose(m);
-      const vec slope = e.activation == CP_PRELU ? load_some(e.slope + o, n) : slope_of(e, 0);
-      for (int t = 0; t < count; t++) {
-        const long i = (t0 + t) * channels + o;
-        const vec residual = e.order ? load_some(e.residual + i, n) : vec{};
-        store_some(e.y + i, finish<ACTIVATION>(m[t], residual, slope, e.order), n);
+      if (n == CP_WIDTH) {  // in registers
+#pragma GCC unroll 16
+        for (int j = 0; j < CP_WIDTH; j++) m[j] = sums[(o + j) * CP_ROWS];
+        transpose(m);
+        if (count == CP_WIDTH && !e.order && ACTIVATION != CP_GELU) {
+          const vec slope = e.activation == CP_PRELU ? load_some(e.slope + o, n) : slope_of(e, 0);
+          float* to = e.y + t0 * channels + o;
+#pragma GCC unroll 16
+          for (int t = 0; t < CP_WIDTH; t++)
+            *reinterpret_cast<unaligned_vec*>(to + static_cast<long>(t) * channels) = activate<ACTIVATION>(m[t], slope);
+          continue;
+        }
+      } else {
+        for (int j = 0; j < CP_WIDTH; j++) m[j] = j < n ? sums[(o + j) * CP_ROWS] : vec{};
+        transpose(m);
       }
+      vec all[CP_WIDTH];
+#pragma GCC unroll 16
+      for (int t = 0; t < CP_WIDTH; t++) all[t] = m[t];
+      store_token_block<ACTIVATION>(all, t0, count, o, n, e);
     }
   }
 }

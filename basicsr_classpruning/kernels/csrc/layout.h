@@ -17,13 +17,17 @@ namespace cp {
 // Kernels: how many output channels one job computes together.
 //
 // PAIR and QUAD are channels that use the same taps. Other channels share what they load in groups, which are classed by
-// which of the group's weights are not zero (a bit mask), each class with its own loop:
+// which of the group's weights are not zero, each class with its own loop:
 // COLUMN: a single channel; up to three kernel rows at one input channel and kernel column read the same input rows, one
-// further each. SORTED: four channels at one tap, where there are no such kernel rows.
-enum kind { COLUMN = 0, PAIR = 1, QUAD = 2, SORTED = 3, KINDS = 4 };
-constexpr int channels_of[KINDS] = {1, 2, 4, 4};
+// further each. SORTED_PAIR, SORTED_QUAD: two or four channels at one tap, where there are no such kernel rows.
+enum kind { COLUMN = 0, PAIR = 1, QUAD = 2, SORTED_PAIR = 3, SORTED_QUAD = 4, KINDS = 5 };
+constexpr int channels_of[KINDS] = {1, 2, 4, 2, 4};
 constexpr int column_taps = 3;
-constexpr int classes_of(int channels, int taps) { return (1 << channels * taps) - 1; }
+// The classes of a COLUMN: bit masks of kernel rows that are not zero, counted from the first that is not. Few classes,
+// as the end of every loop may be mispredicted; other masks are taken apart.
+#define CP_SHAPES 1, 3, 5, 7
+constexpr int shapes[] = {CP_SHAPES};
+constexpr int shape_count = sizeof shapes / sizeof *shapes;
 
 struct header {
   int32_t magic, isa;
@@ -37,18 +41,35 @@ struct header {
 };
 constexpr int32_t magic = 0x4e4d3032;
 constexpr int header_words = sizeof(header) / sizeof(word);
-// After the header: for each chunk, for each job in the order of the output channels:
-//   word 0: kind. PAIR, QUAD: word 1: count, then count x (offset, one weight per channel).
-//   COLUMN, SORTED: a count for each class, then for each class its entries (offset of the group's first tap, the
-//   weights that are not zero).
+// After the header: for each chunk, for each job:
+//   word 0: kind, word 1: first output channel. PAIR, QUAD: a count, then count x (offset, one weight per channel).
+//   COLUMN, SORTED_*: a count for each class, then for each class its entries (offset of the group's first tap that is not
+//   zero, the weights that are not zero).
 // The stream of a chunk ends with kind = -1.
 constexpr int32_t end_of_chunk = -1;
+
+// A weight packed for Winograd's algorithm (winograd.h) has the same header with another magic; `chunk` is how many
+// regions of the output make a job. After it, from winograd_words on: [block of output channels][plane][input channel]
+// [output channel of the block], of transformed weights; a block is block_vectors vectors wide.
+constexpr int32_t winograd_magic = 0x4e4d5744;
+constexpr int winograd_words = 32;
+constexpr int winograd_planes = 64;
+constexpr int most_block_vectors = 3;
+constexpr int most_regions = 16;
+
+// Vectors of the block of output channels that starts with vector `first` of `vectors`.
+inline int block_vectors(int vectors, int first) {
+  const int wanted = vectors % 2 && vectors % 3 == 0 ? 3 : 2;
+  return vectors - first < wanted ? vectors - first : wanted;
+}
 
 struct machine {
   int width;     // floats of a vector
   int rows;      // most output rows of a tile
   int l1_bytes;  // what a tile buffer may take of the L1 cache
-  bool sorted;   // whether SORTED is faster than COLUMN where there is one kernel row
+  int l2_bytes;  // what Winograd's planes may take of the L2 cache
+  int flat_rows;  // the same of a layer without kernel rows, whose channels need less of the cache each
+  int sorted;    // the kind of jobs where there is one kernel row
 };
 const machine& machine_of(int isa);
 
@@ -81,6 +102,7 @@ void parallel_for(long count, int threads, void (*body)(void*, long), void* cont
 struct engine {
   int (*planes)(const cp_call&);
   int (*tokens)(const cp_call&);
+  int (*winograd)(const cp_call&);
 };
 extern const engine avx2_engine, avx512_engine, wide_engine;
 

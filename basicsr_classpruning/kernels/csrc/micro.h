@@ -80,29 +80,22 @@ inline __attribute__((always_inline)) const word* class_loop(const char* tile, c
   return e;
 }
 
-template <int N, int T, int USE, int R>
-inline __attribute__((always_inline)) const word* class_loops(const char* tile, const word* counts, const word* e,
-                                                              vec (&s)[N][R]) {
-  e = class_loop<N, T, USE, R>(tile, e, counts[USE - 1].i, s);
-  if constexpr (USE < cp::classes_of(N, T))
-    return class_loops<N, T, USE + 1, R>(tile, counts, e, s);
-  else
-    return e;
-}
-
-template <int N, int T, int R>
+// The classes USE... one after the other.
+template <int N, int T, int R, int... USE>
 const word* classed_kernel(const char* tile, long, const word* job, vec* sum) {
   vec s[N][R];
 #pragma GCC unroll 4
   for (int o = 0; o < N; o++)
 #pragma GCC unroll 32
     for (int r = 0; r < R; r++) s[o][r] = sum[o * CP_ROWS + r];
-  const word* end = class_loops<N, T, 1, R>(tile, job, job + cp::classes_of(N, T), s);
+  const word* count = job;
+  const word* e = job + sizeof...(USE);
+  ((e = class_loop<N, T, USE, R>(tile, e, (count++)->i, s)), ...);
 #pragma GCC unroll 4
   for (int o = 0; o < N; o++)
 #pragma GCC unroll 32
     for (int r = 0; r < R; r++) sum[o * CP_ROWS + r] = s[o][r];
-  return end;
+  return e;
 }
 
 // Kernels by kind and number of rows.
@@ -120,7 +113,7 @@ struct by_rows {
 };
 template <int R>
 struct column {
-  static constexpr kernel run = classed_kernel<1, cp::column_taps, R>;
+  static constexpr kernel run = classed_kernel<1, cp::column_taps, R, CP_SHAPES>;
 };
 template <int R>
 struct pair {
@@ -131,16 +124,21 @@ struct quad {
   static constexpr kernel run = block_kernel<4, R>;
 };
 template <int R>
-struct sorted {
-  static constexpr kernel run = classed_kernel<4, 1, R>;
+struct sorted_pair {
+  static constexpr kernel run = classed_kernel<2, 1, R, 1, 2, 3>;
+};
+template <int R>
+struct sorted_quad {
+  static constexpr kernel run = classed_kernel<4, 1, R, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15>;
 };
 constexpr by_rows<column, CP_ROWS> column_kernels;
 constexpr by_rows<pair, CP_PAIR_ROWS> pair_kernels;
 constexpr by_rows<quad, CP_QUAD_ROWS> quad_kernels;
-constexpr by_rows<sorted, CP_QUAD_ROWS> sorted_kernels;
+constexpr by_rows<sorted_pair, CP_PAIR_ROWS> sorted_pair_kernels;
+constexpr by_rows<sorted_quad, CP_QUAD_ROWS> sorted_quad_kernels;
 constexpr const kernel* kernels[cp::KINDS] = {column_kernels.table, pair_kernels.table, quad_kernels.table,
-                                              sorted_kernels.table};
-constexpr int kernel_rows[cp::KINDS] = {CP_ROWS, CP_PAIR_ROWS, CP_QUAD_ROWS, CP_QUAD_ROWS};
+                                              sorted_pair_kernels.table, sorted_quad_kernels.table};
+constexpr int kernel_rows[cp::KINDS] = {CP_ROWS, CP_PAIR_ROWS, CP_QUAD_ROWS, CP_PAIR_ROWS, CP_QUAD_ROWS};
 
 // Fetches the rows that are copied next into the L2 cache, a few at a time, while the kernels compute.
 struct prefetcher {
@@ -159,8 +157,10 @@ struct prefetcher {
   }
 };
 
-// One chunk of a tile, its rows `pitch` floats apart: every job over all `rows`. Returns the end of the chunk's words.
-inline const word* run_chunk(const word* stream, const float* tile, long pitch, int rows, vec* sums, prefetcher& next) {
+// One chunk of a tile, its rows `pitch` floats apart: every job over all `rows`, and after(first channel, channels) it.
+// Returns the end of the chunk's words.
+template <class After>
+const word* run_chunk(const word* stream, const float* tile, long pitch, int rows, vec* sums, prefetcher& next, After after) {
   int parts[cp::KINDS];
   for (int k = 0; k < cp::KINDS; k++) parts[k] = (rows + kernel_rows[k] - 1) / kernel_rows[k];
   while (stream->i != cp::end_of_chunk) {
@@ -169,12 +169,12 @@ inline const word* run_chunk(const word* stream, const float* tile, long pitch, 
     for (int part = 0, r = 0; part < parts[k]; part++) {
       const int n = (rows - r) / (parts[k] - part);  // rows shared out evenly among the parts
       const char* from = reinterpret_cast<const char*>(tile + r * pitch);
-      end = kernels[k][n](from, pitch * static_cast<long>(sizeof(float)), stream + 1, sums + r);
+      end = kernels[k][n](from, pitch * static_cast<long>(sizeof(float)), stream + 2, sums + stream[1].i * CP_ROWS + r);
       r += n;
     }
+    after(stream[1].i, cp::channels_of[k]);
     stream = end;
     next.fetch(cp::channels_of[k]);
-    sums += cp::channels_of[k] * CP_ROWS;
   }
   return stream + 1;
 }

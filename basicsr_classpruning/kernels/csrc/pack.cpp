@@ -40,8 +40,8 @@ struct packer {
     head.magic = magic;
     head.geometry = g;
     head.phases = used_phases(g, phase_index);
-    head.rows = cpu.rows;
-    head.plane_rows = cpu.rows + shift_of(g, g.kernel_h - 1);
+    head.rows = g.kernel_h == 1 && g.kernel_w == 1 ? cpu.flat_rows : cpu.rows;
+    head.plane_rows = head.rows + shift_of(g, g.kernel_h - 1);
     const int wider = (g.kernel_w - 1) * g.dilation_w;
     const bool once = g.stride_w == 1 && wider > 0 && wider <= cpu.width / 2 &&
                       std::all_of(jobs.begin(), jobs.end(), [](kind k) { return k == QUAD; });
@@ -51,6 +51,9 @@ struct packer {
     const long most = std::max(1L, cpu.l1_bytes / bytes);
     const long chunks = std::max(1L, (g.in_channels + most - 1) / most);
     head.chunk = static_cast<int32_t>(std::max(1L, (g.in_channels + chunks - 1) / chunks));
+    // whole vectors of channels, where they are transposed
+    const int whole = (head.chunk + cpu.width - 1) / cpu.width * cpu.width;
+    if (g.kernel_h == 1 && g.kernel_w == 1 && whole <= most) head.chunk = whole;
   }
 
   // Byte offset of a tap's first row in the tile buffer, c counted from the chunk's first channel.
@@ -94,8 +97,8 @@ struct packer {
     for (int o = 0; o < g.out_channels; o += channels_of[jobs.back()])
       if (share(o, 4))
         jobs.push_back(QUAD);
-      else if (cpu.sorted && column_rows() == 1 && o + 4 <= g.out_channels)
-        jobs.push_back(SORTED);
+      else if (column_rows() == 1 && o + channels_of[cpu.sorted] <= g.out_channels)
+        jobs.push_back(static_cast<kind>(cpu.sorted));
       else
         jobs.push_back(share(o, 2) ? PAIR : COLUMN);
   }
@@ -110,18 +113,44 @@ struct packer {
     });
   }
 
-  void classed_job(int channels, int taps, int o, int c0, int c1) {
-    const int classes = classes_of(channels, taps), rows = channels == 1 ? column_rows() : 1;
-    std::vector<int> entries(classes);
-    groups(o, channels, rows, c0, c1, [&](int use, int, int, int) { entries[use - 1]++; });
+  // Calls f(class, c, ky, kx, use) for the entries of a COLUMN: a column's mask of kernel rows, taken apart into shapes.
+  template <class F>
+  void column_entries(int o, int c0, int c1, F f) const {
+    groups(o, 1, column_rows(), c0, c1, [&](int use, int c, int ky, int kx) {
+      while (use) {
+        const int first = __builtin_ctz(use);
+        int best = 0;  // the shape with most taps; the first one is a single tap
+        for (int i = 0; i < shape_count; i++)
+          if ((use >> first & shapes[i]) == shapes[i]) best = i;
+        f(best, c, ky + first, kx, shapes[best]);
+        use &= ~(shapes[best] << first);
+      }
+    });
+  }
+
+  void column_job(int o, int c0, int c1) {
+    int counts[shape_count] = {};
+    column_entries(o, c0, c1, [&](int cls, int, int, int, int) { counts[cls]++; });
+    for (int n : counts) words.put(n);
+    for (int cls = 0; cls < shape_count; cls++)
+      column_entries(o, c0, c1, [&](int found, int c, int ky, int kx, int use) {
+        if (found != cls) return;
+        words.put(offset(c - c0, ky, kx));
+        for (int t = 0; t < column_taps; t++)
+          if (use >> t & 1) words.put(at(o, c, ky + t, kx));
+      });
+  }
+
+  void sorted_job(int channels, int o, int c0, int c1) {
+    std::vector<int> entries((1 << channels) - 1);
+    groups(o, channels, 1, c0, c1, [&](int use, int, int, int) { entries[use - 1]++; });
     for (int n : entries) words.put(n);
-    for (int cls = 1; cls <= classes; cls++)
-      groups(o, channels, rows, c0, c1, [&](int use, int c, int ky, int kx) {
+    for (int cls = 1; cls < 1 << channels; cls++)
+      groups(o, channels, 1, c0, c1, [&](int use, int c, int ky, int kx) {
         if (use != cls) return;
         words.put(offset(c - c0, ky, kx));
         for (int j = 0; j < channels; j++)
-          for (int t = 0; t < rows; t++)
-            if (use >> (j * rows + t) & 1) words.put(at(o + j, c, ky + t, kx));
+          if (use >> j & 1) words.put(at(o + j, c, ky, kx));
       });
   }
 
@@ -132,10 +161,11 @@ struct packer {
       int o = 0;
       for (kind k : jobs) {
         words.put(static_cast<int32_t>(k));
+        words.put(o);
         if (k == COLUMN)
-          classed_job(1, column_taps, o, c0, c1);
-        else if (k == SORTED)
-          classed_job(4, 1, o, c0, c1);
+          column_job(o, c0, c1);
+        else if (k == SORTED_PAIR || k == SORTED_QUAD)
+          sorted_job(channels_of[k], o, c0, c1);
         else
           block_job(channels_of[k], o, c0, c1);
         o += channels_of[k];
@@ -146,8 +176,63 @@ struct packer {
   }
 };
 
+// G w G^T of one 3 x 3 kernel.
+void transform_weight(const float* w, double (&u)[8][8]) {
+  constexpr double points[8][3] = {{1, 0, 0},
+                                   {-2. / 9, -2. / 9, -2. / 9},
+                                   {-2. / 9, 2. / 9, -2. / 9},
+                                   {1. / 90, 1. / 45, 2. / 45},
+                                   {1. / 90, -1. / 45, 2. / 45},
+                                   {32. / 45, 16. / 45, 8. / 45},
+                                   {32. / 45, -16. / 45, 8. / 45},
+                                   {0, 0, 1}};
+  double rows[8][3];
+  for (int r = 0; r < 8; r++)
+    for (int x = 0; x < 3; x++) rows[r][x] = points[r][0] * w[x] + points[r][1] * w[3 + x] + points[r][2] * w[6 + x];
+  for (int r = 0; r < 8; r++)
+    for (int k = 0; k < 8; k++) u[r][k] = rows[r][0] * points[k][0] + rows[r][1] * points[k][1] + rows[r][2] * points[k][2];
+}
+
+bool is_winograd(const cp_geometry& g) {
+  return g.kernel_h == 3 && g.kernel_w == 3 && g.stride_h == 1 && g.stride_w == 1 && g.dilation_h == 1 && g.dilation_w == 1;
+}
+
 }  // namespace
 }  // namespace cp
+
+int64_t cp_pack_winograd(const float* weight, const cp_geometry* geometry, int32_t isa, word* packed) {
+  const cp_geometry& g = *geometry;
+  const cp::machine& cpu = cp::machine_of(isa);
+  if (!cp::is_winograd(g)) return 0;
+  const int vectors = (g.out_channels + cpu.width - 1) / cpu.width;
+  const int64_t plane = static_cast<int64_t>(g.in_channels) * vectors * cpu.width;
+  const int64_t size = cp::winograd_words + cp::winograd_planes * plane;
+  if (!packed) return size;
+  std::memset(packed, 0, size * sizeof(word));
+  cp::header head = {};
+  head.magic = cp::winograd_magic;
+  head.isa = isa;
+  head.geometry = g;
+  head.rows = cpu.rows;
+  const int64_t tiles = cpu.rows / 6 * (3 * cpu.width / 6);  // of a region
+  const int64_t region_bytes = tiles * cp::winograd_planes * (g.in_channels + 2 * cpu.width) * sizeof(float);
+  head.chunk = static_cast<int32_t>(std::clamp<int64_t>(cpu.l2_bytes / region_bytes, 1, cp::most_regions));
+  std::memcpy(packed, &head, sizeof head);
+  word* block = packed + cp::winograd_words;
+  for (int ov = 0; ov < vectors;) {
+    const int width = cp::block_vectors(vectors, ov) * cpu.width;
+    for (int j = 0; j < width && ov * cpu.width + j < g.out_channels; j++)
+      for (int c = 0; c < g.in_channels; c++) {
+        double u[8][8];
+        cp::transform_weight(weight + (static_cast<int64_t>(ov * cpu.width + j) * g.in_channels + c) * 9, u);
+        for (int p = 0; p < cp::winograd_planes; p++)
+          block[(static_cast<int64_t>(p) * g.in_channels + c) * width + j].f = static_cast<float>(u[p / 8][p % 8]);
+      }
+    block += static_cast<int64_t>(cp::winograd_planes) * g.in_channels * width;
+    ov += cp::block_vectors(vectors, ov);
+  }
+  return size;
+}
 
 int64_t cp_pack(const float* weight, const cp_geometry* geometry, int32_t isa, word* packed) {
   cp::packer p{weight, *geometry, cp::machine_of(isa), {}, {packed}, {}, {}};

@@ -14,7 +14,7 @@ struct workspace {
 
 // The calling thread's tile buffer and sums; null where memory is short.
 inline workspace get_workspace(const cp::header& h) {
-  const long tile = h.chunk * cp::channel_floats(h);
+  const long tile = ceil_div(h.chunk * cp::channel_floats(h), CP_WIDTH) * CP_WIDTH;  // the sums after it are aligned
   const long sums = static_cast<long>(h.geometry.out_channels) * CP_ROWS * CP_WIDTH;
   float* memory = cp::scratch(tile + sums);
   return {memory, memory ? reinterpret_cast<vec*>(memory + tile) : nullptr};
@@ -31,10 +31,41 @@ struct planes {
   explicit planes(const cp_call& c) : call(c) {
     std::memcpy(&head, c.packed, sizeof head);
     cp::used_phases(head.geometry, phase_index);
-    row_blocks = ceil_div(c.out_height, CP_ROWS);
+    row_blocks = ceil_div(c.out_height, head.rows);
     column_blocks = ceil_div(c.out_width, CP_WIDTH);
   }
   long tiles() const { return call.batch * row_blocks * column_blocks; }
+
+  // As copy_chunk, where there are COPIES shifted copies, rows of one vector and no strides: all copies of a row at a time,
+  // while it is in the L1 cache.
+  template <int COPIES>
+  void copy_shifted(const float* image, int c0, int c1, long y0, long x0, int rows, float* tile) const {
+    const cp_geometry& g = head.geometry;
+    const long needed = rows + cp::shift_of(g, g.kernel_h - 1), first = y0 - g.pad_h;
+    const long begin = at_most(needed, first < 0 ? -first : 0);
+    const long inside = call.height - first, end = inside < begin ? begin : at_most(needed, inside);
+    const long plane = static_cast<long>(head.plane_rows) * CP_WIDTH, d = g.dilation_w;
+    const columns cols[3] = {{x0 - g.pad_w, 1, call.width}, {x0 - g.pad_w + d, 1, call.width}, {x0 - g.pad_w + 2 * d, 1, call.width}};
+    const bool all = cols[0].all && cols[COPIES - 1].all;
+    const float* from = image + c0 * call.x_stride_c + (first + begin) * call.x_stride_h + cols[0].left;
+    for (int c = c0; c < c1; c++, from += call.x_stride_c, tile += COPIES * plane) {
+      if (end - begin < needed)
+        for (int k = 0; k < COPIES; k++) {
+          std::memset(tile + k * plane, 0, begin * CP_WIDTH * sizeof(float));
+          std::memset(tile + k * plane + end * CP_WIDTH, 0, (needed - end) * CP_WIDTH * sizeof(float));
+        }
+      const float* p = from;
+      float* to = tile + begin * CP_WIDTH;
+      if (all)
+        for (long r = begin; r < end; r++, p += call.x_stride_h, to += CP_WIDTH)
+#pragma GCC unroll 3
+          for (int k = 0; k < COPIES; k++) *reinterpret_cast<vec*>(to + k * plane) = load_all(p + k * d);
+      else
+        for (long r = begin; r < end; r++, p += call.x_stride_h, to += CP_WIDTH)
+#pragma GCC unroll 3
+          for (int k = 0; k < COPIES; k++) *reinterpret_cast<vec*>(to + k * plane) = masked_load(p + k * d, cols[k].inside);
+    }
+  }
 
   // Copies the input that the output rows from y0 and columns from x0 read, channels [c0, c1).
   void copy_chunk(const float* image, int c0, int c1, long y0, long x0, int rows, float* tile) const {
@@ -99,30 +130,36 @@ struct planes {
     const long y0 = block * call.out_height / row_blocks, y1 = (block + 1) * call.out_height / row_blocks;
     const long x0 = column * CP_WIDTH;
     const int rows = static_cast<int>(y1 - y0);
+    const place at{image, y0, x0, rows, static_cast<int>(at_most(CP_WIDTH, call.out_width - x0))};
+    const bool last_column = column + 1 == column_blocks;
     const float* x = call.x + image * call.x_stride_n;
     start_with_bias(w.sums, call.bias, g.out_channels, rows);
     const word* stream = call.packed + cp::header_words;
     for (int c0 = 0; c0 < g.in_channels; c0 += head.chunk) {
       const int c1 = static_cast<int>(at_most(c0 + head.chunk, g.in_channels));
-      copy_chunk(x, c0, c1, y0, x0, rows, w.tile);
+      const bool simple = g.stride_h == 1 && g.stride_w == 1 && head.pitch == CP_WIDTH;
+      if (simple && head.copies == 3)
+        copy_shifted<3>(x, c0, c1, y0, x0, rows, w.tile);
+      else if (simple && head.copies == 1)
+        copy_shifted<1>(x, c0, c1, y0, x0, rows, w.tile);
+      else
+        copy_chunk(x, c0, c1, y0, x0, rows, w.tile);
       prefetcher next = c1 < g.in_channels
                             ? prefetch_chunk(x, c1, static_cast<int>(at_most(c1 + head.chunk, g.in_channels)), y0, x0, rows)
-                            : prefetch_chunk(x, 0, static_cast<int>(at_most(head.chunk, g.in_channels)), y0, x0 + CP_WIDTH, rows);
-      stream = run_chunk(stream, w.tile, head.pitch, rows, w.sums, next);
+                            : prefetch_chunk(x, 0, static_cast<int>(at_most(head.chunk, g.in_channels)), last_column ? y1 : y0,
+                                             last_column ? 0 : x0 + CP_WIDTH, rows);
+      if (c1 < g.in_channels || call.shuffle > 1)
+        stream = run_chunk(stream, w.tile, head.pitch, rows, w.sums, next, [](int, int) {});
+      else  // stored as soon as they are known, while others are computed
+        run_chunk(stream, w.tile, head.pitch, rows, w.sums, next, [&](int o, int channels) {
+          CP_WITH_ACTIVATION(call.activation, store_planes, w.sums + o * CP_ROWS, at, o, channels, call);
+        });
     }
-    const long plane = call.out_height * call.out_width;
-    const int columns = static_cast<int>(at_most(CP_WIDTH, call.out_width - x0));
-    if (call.shuffle > 1) {
-      const place at{image, y0, x0, rows, columns};
-      CP_WITH_ACTIVATION(call.activation, store_shuffled, w.sums, at, call);
-      return;
-    }
-    const span at{image * g.out_channels * plane + y0 * call.out_width + x0, call.out_width, rows, columns, columns};
-    CP_WITH_ACTIVATION(call.activation, store_planes, w.sums, at, plane, g.out_channels, call);
+    if (call.shuffle > 1) CP_WITH_ACTIVATION(call.activation, store_shuffled, w.sums, at, 0, g.out_channels, call);
   }
 };
 
-// A linear layer or 1 x 1 convolution whose channels lie together: a tile is up to CP_ROWS x CP_WIDTH tokens.
+// A linear layer or 1 x 1 convolution whose channels lie together: a tile is up to head.rows x CP_WIDTH tokens.
 struct tokens {
   const cp_call& call;
   cp::header head;
@@ -134,7 +171,7 @@ struct tokens {
     std::memcpy(&head, c.packed, sizeof head);
     count = c.batch * c.height * c.width;
     vectors = ceil_div(count, CP_WIDTH);
-    blocks = ceil_div(vectors, CP_ROWS);
+    blocks = ceil_div(vectors, head.rows);
   }
   long tiles() const { return blocks; }
 
@@ -142,11 +179,20 @@ struct tokens {
     for (long t0 = first; t0 < last; t0 += CP_WIDTH, tile += CP_WIDTH)
       for (int c = c0; c < c1; c += CP_WIDTH) {
         const int n = static_cast<int>(at_most(CP_WIDTH, c1 - c));
+        const float* from = call.x + t0 * call.x_stride_w + c;
+        vec* to = reinterpret_cast<vec*>(tile) + (c - c0) * head.rows;
         vec m[CP_WIDTH];
-        for (int t = 0; t < CP_WIDTH; t++)
-          m[t] = t0 + t < last ? load_some(call.x + (t0 + t) * call.x_stride_w + c, n) : vec{};
+        if (n == CP_WIDTH && t0 + CP_WIDTH <= last) {  // in registers
+#pragma GCC unroll 16
+          for (int t = 0; t < CP_WIDTH; t++) m[t] = load_all(from + t * call.x_stride_w);
+          transpose(m);
+#pragma GCC unroll 16
+          for (int j = 0; j < CP_WIDTH; j++) to[j * head.rows] = m[j];
+          continue;
+        }
+        for (int t = 0; t < CP_WIDTH; t++) m[t] = t0 + t < last ? load_some(from + t * call.x_stride_w, n) : vec{};
         transpose(m);
-        for (int j = 0; j < n; j++) *reinterpret_cast<vec*>(tile + (c - c0 + j) * CP_ROWS * CP_WIDTH) = m[j];
+        for (int j = 0; j < n; j++) to[j * head.rows] = m[j];
       }
   }
 
@@ -165,27 +211,28 @@ struct tokens {
     for (int c0 = 0; c0 < g.in_channels; c0 += head.chunk) {
       copy_chunk(c0, static_cast<int>(at_most(c0 + head.chunk, g.in_channels)), first, last, w.tile);
       prefetcher next = {};
-      stream = run_chunk(stream, w.tile, head.pitch, rows, w.sums, next);
+      stream = run_chunk(stream, w.tile, head.pitch, rows, w.sums, next, [](int, int) {});
     }
     CP_WITH_ACTIVATION(call.activation, store_tokens, w.sums, first, last, g.out_channels, call);
   }
 };
 
 // Neighbouring tiles share cache lines of the output: a thread takes a whole line's worth at once.
+template <class Layer>
 constexpr long tiles_at_once = 16 / CP_WIDTH;
 
 template <class Layer>
 void run_tiles(void* layer, long ticket) {
   Layer* l = static_cast<Layer*>(layer);
-  const long end = at_most((ticket + 1) * tiles_at_once, l->tiles());
-  for (long i = ticket * tiles_at_once; i < end; i++) l->run_tile(i);
+  const long end = at_most((ticket + 1) * tiles_at_once<Layer>, l->tiles());
+  for (long i = ticket * tiles_at_once<Layer>; i < end; i++) l->run_tile(i);
 }
 
 template <class Layer>
 int run_layer(const cp_call& call) {
   Layer layer(call);
-  if (layer.head.rows != CP_ROWS) return CP_NOT_PACKED_FOR_THIS;
-  cp::parallel_for(ceil_div(layer.tiles(), tiles_at_once), call.threads, run_tiles<Layer>, &layer);
+  if (layer.head.rows > CP_ROWS) return CP_NOT_PACKED_FOR_THIS;
+  cp::parallel_for(ceil_div(layer.tiles(), tiles_at_once<Layer>), call.threads, run_tiles<Layer>, &layer);
   return layer.failed ? CP_NO_MEMORY : CP_OK;
 }
 
