@@ -14,7 +14,6 @@ from tiny import NETWORKS, classpruning, in_threads
 from torch import nn
 
 from basicsr_classpruning.sparsity import (
-    DENSE,
     Pattern,
     choose_layers,
     count_by_module,
@@ -113,7 +112,7 @@ def test_a_layer_used_twice_counts_twice():
     patterns = (Pattern(1, 4), Pattern(4, 4))
     choices = choose_layers(net, patterns)
     sparsify(net, choices, own_weights=False)
-    macs = network_macs(freeze(net, DENSE), nn.Conv2d(4, 1, 1), choices, 2, (4, 6, 5))
+    macs = network_macs(freeze(net, None), nn.Conv2d(4, 1, 1), choices, 2, (4, 6, 5))
     assert macs.dense == 30 * (4 * 8 + 2 * 8 * 8 * 9)
     assert macs.candidates == (30 * (4 * 8 + 2 * 8 * 8 * 9 // 4), macs.dense)
     assert macs.classifier == 30 * 4

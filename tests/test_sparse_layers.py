@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn import functional
 
 from basicsr_classpruning.sparsity import (
-    DENSE,
     LayerUse,
     Pattern,
     Selection,
@@ -158,7 +157,7 @@ def test_layers_that_are_run_from_a_plain_tuple_are_pruned():
     selection.candidate = 0
     assert not torch.equal(net(x), dense)
     assert torch.equal(freeze(net, 0)(x), net(x))
-    assert torch.equal(freeze(net, DENSE)(x), dense)
+    assert torch.equal(freeze(net, None)(x), dense)
 
 
 def test_the_dense_selection_is_the_plain_network_bit_for_bit():
@@ -166,7 +165,7 @@ def test_the_dense_selection_is_the_plain_network_bit_for_bit():
     plain = Net()
     net, selection = sparse_net()
     x = torch.randn(2, 4, 9, 7)
-    for selection.candidate in (DENSE, 2):
+    for selection.candidate in (None, 2):
         assert torch.equal(net(x), plain(x))
 
 
@@ -178,7 +177,7 @@ def test_frozen_equals_selected(own_weights):
         for _, layer in sparse_layers(net):
             for bias in layer.biases:
                 bias.add_(torch.randn_like(bias))
-        for selection.candidate in (DENSE, 0, 1, 2):
+        for selection.candidate in (None, 0, 1, 2):
             frozen = freeze(net, selection.candidate)
             assert torch.equal(frozen(x), net(x))
             assert not list(sparse_layers(frozen))

@@ -25,7 +25,6 @@ from basicsr_classpruning.routing.price import FIRST_LOG_PRICE, probabilities
 from basicsr_classpruning.routing.router import Router
 from basicsr_classpruning.sizes import run_padded
 from basicsr_classpruning.sparsity import (
-    DENSE,
     NetworkMacs,
     Pattern,
     choose_layers,
@@ -167,7 +166,7 @@ class ClassPruning(nn.Module):
         )
 
     def _dense(self) -> Subnetwork:
-        return self._make_subnetwork('dense', partial(freeze, self.base, DENSE), {})
+        return self._make_subnetwork('dense', partial(freeze, self.base, None), {})
 
     def _make_subnetwork(self, name: str, make: Any, patterns: dict[str, Pattern]) -> Subnetwork:
         return Subnetwork(name, make, patterns, self.options['base'], self.num_in_ch, self.sizes)
@@ -296,11 +295,11 @@ class ClassPruning(nn.Module):
         chosen = None if candidate is None else self.ladder.candidates[self.ladder.index(candidate)]
         if chosen is not None and not isinstance(chosen, SparseCandidate):
             return run_padded(self.others[chosen.name], x, self.sizes)
-        self.selection.candidate = DENSE if chosen is None else self.ladder.sparse.index(chosen)
+        self.selection.candidate = None if chosen is None else self.ladder.sparse.index(chosen)
         try:
             return run_padded(self.base, x, self.sizes)
         finally:
-            self.selection.candidate = DENSE
+            self.selection.candidate = None
 
     # --------------------------------------------------------------- weights
 

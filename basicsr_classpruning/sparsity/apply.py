@@ -135,12 +135,12 @@ def sparse_layers(net: nn.Module) -> Iterator[tuple[str, SparseLayer]]:
             yield name, module
 
 
-def freeze(net: nn.Module, candidate: int) -> nn.Module:
+def freeze(net: nn.Module, candidate: int | None) -> nn.Module:
     """Copies a network as one candidate: plain layers, zeros in place, no gradients, eval mode.
 
     Args:
         net: a network with sparse layers.
-        candidate: index of the candidate, or ``layers.DENSE`` for the dense weights.
+        candidate: index of the candidate, or None for the dense weights.
     """
     memo: dict[int, object] = {id(layer): layer.frozen(candidate) for _, layer in sparse_layers(net)}
     frozen = copy.deepcopy(net, memo)

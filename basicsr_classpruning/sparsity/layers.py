@@ -15,14 +15,13 @@ from basicsr_classpruning.sparsity.pattern import Pattern
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-DENSE = -1  # selects the dense weights, whether or not a candidate has them
-
 
 class Selection:
     """The candidate that the sparse layers of one network use in a training forward pass; shared by all of them."""
 
     def __init__(self, decay: float = 0.0) -> None:
-        self.candidate = DENSE
+        self.candidate: int | None = None
+        """None selects the dense weights, whether or not a candidate has them."""
         self.decay = decay
         """SR-STE's weight decay on pruned weights, per step (0 is a plain straight-through gradient)."""
 
@@ -158,20 +157,18 @@ class _SparseLayer(nn.Module):
         """Gives a sparse candidate its own bias."""
         self.biases[self._slots[candidate]].copy_(bias)
 
-    def candidate_bias(self, candidate: int) -> Tensor | None:
+    def candidate_bias(self, candidate: int | None) -> Tensor | None:
         """The bias ``(O,)`` a candidate runs with."""
-        if self.bias is None or candidate not in self._slots:
+        if self.bias is None or candidate is None or candidate not in self._slots:
             return self.bias
         return self.biases[self._slots[candidate]]
 
-    def candidate_weight(self, candidate: int) -> Tensor:
+    def candidate_weight(self, candidate: int | None) -> Tensor:
         """The weight a candidate runs with, zeros in place, differentiable."""
-        slot = self._slots.get(candidate)
-        if slot is None:
+        if candidate is None or candidate not in self._slots:
             return self.weight
         if self.own_weights:
-            own = self.weights[slot]
-            return _OwnWeight.apply(own)
+            return _OwnWeight.apply(self.weights[self._slots[candidate]])
         return _StraightThrough.apply(self.weight, self._mask(self.ranks, candidate), self.selection.decay)
 
 
@@ -182,7 +179,7 @@ class SparseConv2d(_SparseLayer, nn.Conv2d):
         candidate = self.selection.candidate
         return self._conv_forward(input, self.candidate_weight(candidate), self.candidate_bias(candidate))
 
-    def frozen(self, candidate: int) -> nn.Conv2d:
+    def frozen(self, candidate: int | None) -> nn.Conv2d:
         """A plain convolution with the candidate's weights, detached and copied."""
         conv = nn.Conv2d(
             self.in_channels,
@@ -208,7 +205,7 @@ class SparseConvTranspose2d(_SparseLayer, nn.ConvTranspose2d):
             self, input, self.candidate_weight(candidate), self.candidate_bias(candidate), output_size
         )
 
-    def frozen(self, candidate: int) -> nn.ConvTranspose2d:
+    def frozen(self, candidate: int | None) -> nn.ConvTranspose2d:
         """A plain transposed convolution with the candidate's weights, detached and copied."""
         conv = nn.ConvTranspose2d(
             self.in_channels,
@@ -261,7 +258,7 @@ class SparseLinear(_SparseLayer, nn.Linear):  # type: ignore[misc]  # nn.Linear'
         candidate = self.selection.candidate
         return functional.linear(input, self.candidate_weight(candidate), self.candidate_bias(candidate))
 
-    def frozen(self, candidate: int) -> nn.Linear:
+    def frozen(self, candidate: int | None) -> nn.Linear:
         """A plain linear layer with the candidate's weights, detached and copied."""
         linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device='meta')
         return _fill(linear, self, candidate)
@@ -270,7 +267,7 @@ class SparseLinear(_SparseLayer, nn.Linear):  # type: ignore[misc]  # nn.Linear'
 SparseLayer = SparseConv2d | SparseConvTranspose2d | SparseLinear
 
 
-def _fill(plain: Any, layer: _SparseLayer, candidate: int) -> Any:
+def _fill(plain: Any, layer: _SparseLayer, candidate: int | None) -> Any:
     weight, bias = layer.candidate_weight(candidate), layer.candidate_bias(candidate)
     plain.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
     if bias is not None:
