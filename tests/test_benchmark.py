@@ -14,7 +14,7 @@ from basicsr.metrics import calculate_psnr, calculate_ssim
 from basicsr_classpruning import load
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.archs.forms import as_routed
-from basicsr_classpruning.benchmark.models import TiledPicture, make_model
+from basicsr_classpruning.benchmark.models import TiledImage, make_model
 from basicsr_classpruning.benchmark.pairs import Pairs
 from basicsr_classpruning.benchmark.rivals import RIVALS
 from basicsr_classpruning.benchmark.run import Benchmark, Settings
@@ -180,7 +180,7 @@ def test_tiles_errors_add_up_to_the_pictures(folder):
     """What the oracle minimises is the error of the blended picture."""
     model = make_model('sr', as_routed(load(folder / 'sr.pth')), 4, 'dense')
     pair = Pairs(str(folder / 'gt'), None, Degradation.parse('bicubic2')).pair(0, 3, 2)
-    tiled = TiledPicture(model, pair.degraded, 40, 4)
+    tiled = TiledImage(model, pair.degraded, 40, 4)
     outputs, seconds = tiled.measure([0, 1, 2], 2)
     assert seconds.shape == (2, 3, len(tiled.grid))
     assert np.isfinite(seconds).all()
@@ -192,7 +192,7 @@ def test_tiles_errors_add_up_to_the_pictures(folder):
 
 def test_a_pixel_in_several_tiles_counts_once(folder):
     model = make_model('sr', as_routed(load(folder / 'sr.pth')), 8, 'dense')
-    tiled = TiledPicture(model, np.zeros((130, 90, 3), np.uint8), 48, 8)
+    tiled = TiledImage(model, np.zeros((130, 90, 3), np.uint8), 48, 8)
     height, width = (2 * side for side in tiled.grid.tile_size)
     sums = [tiled.weighted_sum(number, np.full((height, width), 3.0)) for number in range(len(tiled.grid))]
     assert len(sums) > 4
@@ -204,13 +204,13 @@ def test_only_what_is_run_in_turn_with_the_other_networks_is_timed(folder, monke
     pairs = Pairs(str(folder / 'gt'), None, Degradation.parse('bicubic2'))
     settings = Settings(tile=24, overlap=4, budgets=(0.7,), backend='dense', repeats=1)
     surveyed = []
-    timed = TiledPicture._timed
+    timed = TiledImage._timed
     monkeypatch.setattr(
-        TiledPicture, '_timed', lambda self, run, x: (timed(self, run, x)[0], 1.0 if len(surveyed) >= 3 else 1e9)
+        TiledImage, '_timed', lambda self, run, x: (timed(self, run, x)[0], 1.0 if len(surveyed) >= 3 else 1e9)
     )
     rows = Benchmark([model], pairs, settings, lambda stage, *_: surveyed.append(stage)).run()
     (routed,) = [row for row in rows if row.kind == 'budget']
-    tiles = sum(len(TiledPicture(model, pairs.pair(index, 3, 2).degraded, 24, 4).grid) for index in range(len(pairs)))
+    tiles = sum(len(TiledImage(model, pairs.pair(index, 3, 2).degraded, 24, 4).grid) for index in range(len(pairs)))
     assert routed.seconds == 2 * tiles  # one for the tile, one for the classifier
 
 

@@ -26,7 +26,7 @@ if not __package__:  # run as a file: Python looks for modules in its folder, an
 
 from basicsr_classpruning import load
 from basicsr_classpruning.archs.forms import as_routed
-from basicsr_classpruning.benchmark.models import BenchmarkModel, TiledPicture, make_model
+from basicsr_classpruning.benchmark.models import BenchmarkModel, TiledImage, make_model
 from basicsr_classpruning.benchmark.pairs import Pairs
 from basicsr_classpruning.cli.common import write_json
 from basicsr_classpruning.data.degradations import Degradation
@@ -57,7 +57,7 @@ class Tiles:
 def look_at(model: BenchmarkModel, pairs: Pairs, index: int) -> Tiles:
     """Restores a picture's tiles with every candidate."""
     pair = pairs.pair(index, model.info.channels, model.info.scale)
-    tiled = TiledPicture(model, pair.degraded, TILE, OVERLAP)
+    tiled = TiledImage(model, pair.degraded, TILE, OVERLAP)
     outputs, _ = tiled.measure(list(range(model.candidates)), 1)
     errors = np.stack([tiled.squared_errors(tiles, pair.truth) for tiles in outputs.values()], axis=1)
     densest = outputs[model.candidates - 1].clip(0, 1)

@@ -27,7 +27,7 @@ class DifficultyClassifier(nn.Module):
     """Predicts the squared error that each candidate leaves in an image.
 
     The error of an image is the mean over its parts, so it is predicted for parts of 8×8 pixels and averaged; a
-    training picture thus teaches hundreds of values instead of one. Five convolutions, three with stride 2, whose
+    training image thus teaches hundreds of values instead of one. Five convolutions, three with stride 2, whose
     last sees the mean features of the whole image too (noise and compression are the same everywhere): at the default
     width about 700 MACs a pixel, 0.06 % of a 64-feature, 16-block EDSR. Images of any size, down to 1×1.
 

@@ -1,1 +1,1 @@
-"""Networks, candidates, budgets and engines on the same pictures: quality, average MACs, measured time."""
+"""Networks, candidates, budgets and engines on the same images: quality, average MACs, measured time."""

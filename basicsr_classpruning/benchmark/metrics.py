@@ -12,18 +12,18 @@ WINDOW = 11  # side of SSIM's window
 
 @dataclass(frozen=True)
 class Quality:
-    """How near a restored picture is to the true one."""
+    """How near a restored image is to the true one."""
 
     psnr: float
-    """dB, over all channels; infinite for equal pictures."""
+    """dB, over all channels; infinite for equal images."""
     psnr_y: float
-    """dB, of the Y channel of YCbCr (BT.601, 16-235); of a grey picture the same as ``psnr``."""
+    """dB, of the Y channel of YCbCr (BT.601, 16-235); of a grey image the same as ``psnr``."""
     ssim: float
     """Mean over the channels."""
 
 
 def compare(restored: np.ndarray, truth: np.ndarray, crop: int) -> Quality:
-    """Compares pictures ``(H, W, C)`` uint8, grey or RGB, leaving out ``crop`` pixels at each border."""
+    """Compares images ``(H, W, C)`` uint8, grey or RGB, leaving out ``crop`` pixels at each border."""
     ours, theirs = restored[..., ::-1], truth[..., ::-1]  # BasicSR's order is BGR
     return Quality(
         psnr=float(calculate_psnr(ours, theirs, crop)),

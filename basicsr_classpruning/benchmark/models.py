@@ -90,18 +90,18 @@ def missing_engines(models: Sequence[BenchmarkModel]) -> dict[str, str]:
     return missing
 
 
-class TiledPicture:
-    """A degraded picture cut into a model's tiles, with the times that were measured on them.
+class TiledImage:
+    """A degraded image cut into a model's tiles, with the times that were measured on them.
 
     Tiles run one at a time: what any choice of candidates takes is then the sum of its tiles' times. All ways to run a
     tile take turns on it, so that another program's load meets all of them.
     """
 
-    def __init__(self, model: BenchmarkModel, picture: np.ndarray, tile: int, overlap: int) -> None:
-        self._model, self._channels = model, picture.shape[2]
-        self.grid: TileGrid = plan_tiles(picture.shape[0], picture.shape[1], tile, overlap, model.info.sizes)
-        self._top = 1.0 if np.issubdtype(picture.dtype, np.floating) else float(np.iinfo(picture.dtype).max)
-        self._picture = picture
+    def __init__(self, model: BenchmarkModel, image: np.ndarray, tile: int, overlap: int) -> None:
+        self._model, self._channels = model, image.shape[2]
+        self.grid: TileGrid = plan_tiles(image.shape[0], image.shape[1], tile, overlap, model.info.sizes)
+        self._top = 1.0 if np.issubdtype(image.dtype, np.floating) else float(np.iinfo(image.dtype).max)
+        self._image = image
         self._device = device_of(model.network.module)
 
     @property
@@ -111,7 +111,7 @@ class TiledPicture:
 
     def tile(self, number: int) -> Tensor:
         """One tile as the network wants it, ``(1, C, h, w)``."""
-        tile = self.grid.cut(self._picture, number).transpose(2, 0, 1)[None]
+        tile = self.grid.cut(self._image, number).transpose(2, 0, 1)[None]
         return torch.from_numpy(tile.astype(np.float32)).div_(self._top).to(self._device)
 
     def measure(self, variants: list[int], repeats: int) -> tuple[dict[int, np.ndarray], np.ndarray]:
@@ -152,7 +152,7 @@ class TiledPicture:
             self._timed(self._model.predicted_errors, x)
 
     def blend(self, outputs: dict[int, np.ndarray], choice: np.ndarray) -> np.ndarray:
-        """The picture ``(H, W, C)`` uint8 in which tile t is the output of variant ``choice[t]``."""
+        """The image ``(H, W, C)`` uint8 in which tile t is the output of variant ``choice[t]``."""
         blender = Blender(self.grid, self._model.info.scale, self._channels, self._model.margin)
         columns = len(self.grid.cols.starts)
         bands = []
@@ -164,9 +164,9 @@ class TiledPicture:
         return np.concatenate(bands)
 
     def squared_errors(self, tiles: np.ndarray, truth: np.ndarray) -> np.ndarray:
-        """Each tile's part in the picture's squared error, ``(T,)``.
+        """Each tile's part in the image's squared error, ``(T,)``.
 
-        Pixels count by the tile's weight in the blended picture.
+        Pixels count by the tile's weight in the blended image.
 
         Args:
             tiles: outputs ``(T, C, h * scale, w * scale)`` in [0, 1].
@@ -183,14 +183,14 @@ class TiledPicture:
         return errors
 
     def weighted_sum(self, number: int, values: np.ndarray) -> float:
-        """Sum over a tile's output pixels ``(h, w)``, each counted by the tile's weight in the blended picture.
+        """Sum over a tile's output pixels ``(h, w)``, each counted by the tile's weight in the blended image.
 
         What was padded does not count, and may be left out.
         """
         scale, margin = self._model.info.scale, self._model.margin
         row, col = divmod(number, len(self.grid.cols.starts))
         top, left = self.grid.corner(number)
-        height, width = ((side - start) * scale for side, start in zip(self._picture.shape, (top, left)))
+        height, width = ((side - start) * scale for side, start in zip(self._image.shape, (top, left)))
         values = values[:height, :width]
         down = self.grid.rows.weights(row, scale, margin)[: values.shape[0]]
         across = self.grid.cols.weights(col, scale, margin)[: values.shape[1]]

@@ -1,4 +1,4 @@
-"""A benchmark as one HTML page that needs nothing else: table, plots, and pictures before and after."""
+"""A benchmark as one HTML page that needs nothing else: table, plots, and images before and after."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ from basicsr_classpruning.data.degradations import as_uint8
 from basicsr_classpruning.inference.class_map import candidate_colours, tint_tiles
 
 MOST_PICTURES = 12
-LONGEST_SIDE = 1024  # pixels of a picture on the page; larger ones are shrunk
-_QUALITY = 90  # of WebP: a page of twelve pictures takes a few megabytes
+LONGEST_SIDE = 1024  # pixels of an image on the page; larger ones are shrunk
+_QUALITY = 90  # of WebP: a page of twelve images takes a few megabytes
 
 
 @dataclass(frozen=True)
 class SampleImage:
-    """One picture on the page."""
+    """One image on the page."""
 
     name: str
     width: int
-    """Pixels of the restored picture on the page, as ``height``."""
+    """Pixels of the restored image on the page, as ``height``."""
     height: int
     shrunk: bool
     psnr_before: float
-    """dB, of the degraded picture enlarged bicubically."""
+    """dB, of the degraded image enlarged bicubically."""
     psnr: float
     saved: float
     tiles: int
     class_share: dict[str, float]
     before: str
-    """``data:`` address of the degraded picture, enlarged to the restored one's size."""
+    """``data:`` address of the degraded image, enlarged to the restored one's size."""
     after: str
     class_map: str | None
-    """None for a dense network's picture."""
+    """None for a dense network's image."""
 
 
 class Gallery:
-    """Keeps the first pictures of a benchmark, compressed, for the page: `Benchmark` is given its ``add``."""
+    """Keeps the first images of a benchmark, compressed, for the page: `Benchmark` is given its ``add``."""
 
     def __init__(self) -> None:
         self.samples: list[SampleImage] = []
 
     def add(self, sample: Sample) -> None:
-        """Keeps a picture, unless there are `MOST_PICTURES` already."""
+        """Keeps an image, unless there are `MOST_PICTURES` already."""
         if len(self.samples) == MOST_PICTURES:
             return
         height, width = sample.restored.shape[:2]
@@ -128,7 +128,7 @@ def _css(colour: np.ndarray) -> str:
 
 
 def _to_address(pixels: np.ndarray, size: tuple[int, int]) -> str:
-    """A ``data:`` address of a picture ``(H, W, C)`` uint8, grey or RGB, shrunk to ``size`` (width, height)."""
+    """A ``data:`` address of an image ``(H, W, C)`` uint8, grey or RGB, shrunk to ``size`` (width, height)."""
     if pixels.shape[1::-1] != size:
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
     stream = io.BytesIO()

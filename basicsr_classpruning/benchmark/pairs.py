@@ -1,4 +1,4 @@
-"""Pairs of a degraded and a true picture, from two folders or degraded on the fly."""
+"""Pairs of a degraded and a true image, from two folders or degraded on the fly."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from basicsr_classpruning.images.reading import read_picture, read_size
 
 @dataclass(frozen=True)
 class Pair:
-    """One picture of the benchmark."""
+    """One image of the benchmark."""
 
     name: str
     degraded: np.ndarray
@@ -27,16 +27,16 @@ class Pair:
 
 
 class Pairs:
-    """The pictures of a benchmark. Each access gives the same pixels again; nothing is kept in memory.
+    """The images of a benchmark. Each access gives the same pixels again; nothing is kept in memory.
 
     Args:
-        truth: folder of the true pictures.
-        degraded: folder of degraded pictures of the same names (suffixes may differ); None with ``degradation``.
-        degradation: how true pictures are degraded; its random strengths depend on the pictures' names only.
+        truth: folder of the true images.
+        degraded: folder of degraded images of the same names (suffixes may differ); None with ``degradation``.
+        degradation: how true images are degraded; its random strengths depend on the images' names only.
 
     Raises:
-        UsageError: a folder is not there or empty, or pictures have no partner.
-        UserError: a file is no picture.
+        UsageError: a folder is not there or empty, or images have no partner.
+        UserError: a file is no image.
     """
 
     def __init__(self, truth: str, degraded: str | None, degradation: Degradation | None) -> None:
@@ -61,8 +61,8 @@ class Pairs:
         """A pair for a network of 1 (grey) or 3 (RGB) channels.
 
         Raises:
-            UsageError: the network's scale is not the pictures'.
-            UserError: a picture cannot be read, or is too small to be compared.
+            UsageError: the network's scale is not the images'.
+            UserError: an image cannot be read, or is too small to be compared.
         """
         path = self._truth[index]
         truth = _load(path, channels)
@@ -97,10 +97,10 @@ def _pictures(folder: str) -> list[Path]:
 
 def _load(path: Path, channels: int) -> np.ndarray:
     """8-bit pixels ``(H, W, channels)``; colour becomes grey as in OpenCV, alpha is left out."""
-    picture = read_picture(path)
-    if picture.bits != 8:
-        raise UserError(f'{path}: {picture.bits} bit; the benchmark compares 8-bit pictures')
-    pixels = np.ascontiguousarray(picture.pixels)
+    image = read_picture(path)
+    if image.bits != 8:
+        raise UserError(f'{path}: {image.bits} bit; the benchmark compares 8-bit pictures')
+    pixels = np.ascontiguousarray(image.pixels)
     if pixels.shape[2] == channels:
         return pixels
     return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None] if channels == 1 else np.repeat(pixels, 3, axis=2)

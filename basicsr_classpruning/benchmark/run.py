@@ -1,4 +1,4 @@
-"""Compares networks, candidates, budgets and engines on the same pictures."""
+"""Compares networks, candidates, budgets and engines on the same images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from basicsr_classpruning.benchmark.metrics import Quality, compare
-from basicsr_classpruning.benchmark.models import BenchmarkModel, TiledPicture
+from basicsr_classpruning.benchmark.models import BenchmarkModel, TiledImage
 from basicsr_classpruning.benchmark.pairs import Pair, Pairs
 from basicsr_classpruning.devices import device_of
 from basicsr_classpruning.errors import UsageError
@@ -42,7 +42,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the comparison: one way to run one network on all pictures."""
+    """One line of the comparison: one way to run one network on all images."""
 
     model: str
     kind: str
@@ -52,7 +52,7 @@ class Row:
     candidate: str | None
     budget: float | None
     psnr: float | None
-    """Mean over the pictures, dB, ``scale`` pixels cropped at the border. None: infinite."""
+    """Mean over the images, dB, ``scale`` pixels cropped at the border. None: infinite."""
     psnr_y: float | None
     ssim: float
     macs: float
@@ -60,9 +60,9 @@ class Row:
     macs_dense: float
     saved: float
     seconds: float
-    """The network's time for all pictures: the sum of the tiles' median times, of one call a tile."""
+    """The network's time for all images: the sum of the tiles' median times, of one call a tile."""
     pixels: int
-    """Of all restored pictures."""
+    """Of all restored images."""
     params: int
     """What is multiplied with: a dense network's parameters, a candidate's without its zeros; of a routed network those
     of all candidates and of the classifier."""
@@ -74,25 +74,25 @@ class Row:
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture as the row of `shown_row` restored it."""
+    """One image as the row of `shown_row` restored it."""
 
     pair: Pair
     restored: np.ndarray
-    """``(H, W, C)`` uint8, of the true picture's size."""
+    """``(H, W, C)`` uint8, of the true image's size."""
     quality: Quality
     grid: TileGrid
-    """Tiles of the degraded picture."""
+    """Tiles of the degraded image."""
     candidates: tuple[str, ...]
     """Of the network; none where the row is a dense network's."""
     classes: np.ndarray
     """``(T,)`` index of each tile's candidate."""
     saved: float
-    """1 − average MACs / dense MACs, of this picture."""
+    """1 − average MACs / dense MACs, of this image."""
 
 
 @dataclass
 class _Line:
-    """A row in the making: which variant restores each tile of each picture."""
+    """A row in the making: which variant restores each tile of each image."""
 
     model: BenchmarkModel
     kind: str
@@ -103,37 +103,37 @@ class _Line:
     classified: bool
     qualities: list[Quality] = field(default_factory=list)
     tile_pixels: list[np.ndarray] = field(default_factory=list)
-    """Of the restored pictures' tiles, in the order of ``choices``."""
+    """Of the restored images' tiles, in the order of ``choices``."""
     seconds: float = 0.0
     shown: bool = False
 
 
 @dataclass(frozen=True)
 class _Survey:
-    """One picture's tiles, seen by a classifier, and restored with every candidate."""
+    """One image's tiles, seen by a classifier, and restored with every candidate."""
 
     predicted: np.ndarray
-    """Errors ``(T, K)``, relative to the picture's."""
+    """Errors ``(T, K)``, relative to the image's."""
     errors: np.ndarray
-    """Measured ones ``(T, K)``: a tile's part in the picture's squared error, in units of the reference candidate's."""
+    """Measured ones ``(T, K)``: a tile's part in the image's squared error, in units of the reference candidate's."""
     pixels: int
     """Of one tile."""
 
 
 class Benchmark:
-    """Runs models over pictures.
+    """Runs models over images.
 
     Args:
         models: all of one scale.
-        pairs: the pictures.
+        pairs: the images.
         settings: what is measured.
         progress: is told how far it is.
-        show: is given each picture as the row of `shown_row` restored it.
+        show: is given each image as the row of `shown_row` restored it.
 
     Raises:
-        UsageError: a budget that a network with several candidates cannot meet, a candidate that none has, or pictures
+        UsageError: a budget that a network with several candidates cannot meet, a candidate that none has, or images
             of another scale than the networks'.
-        UserError: the first picture cannot be read.
+        UserError: the first image cannot be read.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class Benchmark:
         self._warm: set[tuple[str, tuple[int, int]]] = set()
 
     def run(self) -> list[Row]:
-        """Measures everything. Raises UserError if a picture cannot be read."""
+        """Measures everything. Raises UserError if an image cannot be read."""
         surveys = {c.name: self._survey(c) for c in self._models if c.candidates > 1 and self._routes}
         lines = [line for c in self._models for line in self._lines(c, surveys.get(c.name))]
         lines[shown_row([line.kind for line in lines])].shown = True
@@ -184,9 +184,9 @@ class Benchmark:
 
     # ------------------------------------------------------------------------------------------------- what is run
 
-    def _open(self, model: BenchmarkModel, index: int) -> tuple[Pair, TiledPicture]:
+    def _open(self, model: BenchmarkModel, index: int) -> tuple[Pair, TiledImage]:
         pair = self._pairs.pair(index, model.info.channels, model.info.scale)
-        tiled = TiledPicture(model, pair.degraded, self._settings.tile, self._settings.overlap)
+        tiled = TiledImage(model, pair.degraded, self._settings.tile, self._settings.overlap)
         key = (model.name, tiled.grid.tile_size)
         if key not in self._warm:
             self._warm.add(key)
@@ -194,7 +194,7 @@ class Benchmark:
         return pair, tiled
 
     def _survey(self, model: BenchmarkModel) -> list[_Survey]:
-        """Scores and errors of all pictures' tiles: a budget is solved over all of them together.
+        """Scores and errors of all images' tiles: a budget is solved over all of them together.
 
         Nothing is timed here: a machine may be slower by then than when the other models have their turn.
         """
@@ -204,7 +204,7 @@ class Benchmark:
             predicted, _ = tiled.predict(1)
             outputs, _ = tiled.measure(list(range(model.candidates)), 1)
             errors = np.stack([tiled.squared_errors(outputs[k], pair.truth) for k in outputs], axis=1)
-            # PSNR counts a picture's error relative to itself; see `routing.errors`.
+            # PSNR counts an image's error relative to itself; see `routing.errors`.
             errors /= max(reference_errors(errors).sum(), LEAST_ERROR)
             surveys.append(_Survey(errors_in_image(predicted), errors, tiled.pixels))
             self._progress(f'surveying {model.name}', index + 1, len(self._pairs))
@@ -213,7 +213,7 @@ class Benchmark:
     def _lines(self, model: BenchmarkModel, surveys: list[_Survey] | None) -> list[_Line]:
         pictures, lines = len(self._pairs), []
         for index, variant in enumerate(model.variants):
-            everywhere = [np.full(1, index)] * pictures  # stretched to the picture's tiles when they are known
+            everywhere = [np.full(1, index)] * pictures  # stretched to the image's tiles when they are known
             if index >= max(model.candidates, 1) or not model.candidates:
                 lines.append(_Line(model, 'dense', None, None, variant.name, everywhere, False))
             elif self._all or model.candidates == 1 or variant.name in self._settings.candidates:
@@ -233,7 +233,7 @@ class Benchmark:
     def _budget_lines(self, model: BenchmarkModel, surveys: list[_Survey], budget: float) -> list[_Line]:
         sizes = np.concatenate([np.full(len(survey.errors), survey.pixels) for survey in surveys]).astype(float)
         costs = model.info.costs
-        # A tile's share of its picture; pictures count alike, whatever their size.
+        # A tile's share of its image; images count alike, whatever their size.
         predicted = np.concatenate([survey.predicted / len(survey.errors) for survey in surveys])
         errors = np.concatenate([survey.errors for survey in surveys])
         classes = solve_budget(predicted, costs, sizes, budget)
@@ -254,7 +254,7 @@ class Benchmark:
     # ------------------------------------------------------------------------------------------- restoring, rows
 
     def _restore(self, model: BenchmarkModel, lines: list[_Line], index: int) -> int:
-        """Restores one picture in all ways that the lines need; returns its pixels."""
+        """Restores one image in all ways that the lines need; returns its pixels."""
         pair, tiled = self._open(model, index)
         for line in lines:
             line.choices[index] = np.broadcast_to(line.choices[index], len(tiled.grid))
@@ -262,7 +262,7 @@ class Benchmark:
         repeats = self._settings.repeats
         outputs, seconds = tiled.measure(needed, repeats)
         classifying = float(tiled.predict(repeats)[1].sum()) if any(line.classified for line in lines) else 0.0
-        # By choice: of a picture with few tiles, many lines restore the same.
+        # By choice: of an image with few tiles, many lines restore the same.
         found: dict[bytes, tuple[np.ndarray, Quality]] = {}
         for line in lines:
             choice = line.choices[index]
@@ -332,7 +332,7 @@ def _mean(values: list[float]) -> float | None:
 
 
 def shown_row(kinds: Sequence[str]) -> int:
-    """Index of the row whose pictures are shown: the first that the classifier routes, or the first of all."""
+    """Index of the row whose images are shown: the first that the classifier routes, or the first of all."""
     return next((index for index, kind in enumerate(kinds) if kind in ('budget', 'routed')), 0)
 
 

@@ -26,13 +26,13 @@ class PatchedRestoration(Restoration):
     tiles that hold it.
 
     Args:
-        means, picture, grid: as of every restoration; tiles start and end at multiples of ``CELL``.
+        means, image, grid: as of every restoration; tiles start and end at multiples of ``CELL``.
         patched: the network.
         patch: side of a patch in input pixels, a multiple of ``CELL``.
     """
 
-    def __init__(self, means: Means, picture: np.ndarray, grid: TileGrid, patched: PatchedNetwork, patch: int) -> None:
-        super().__init__(means, picture, grid)
+    def __init__(self, means: Means, image: np.ndarray, grid: TileGrid, patched: PatchedNetwork, patch: int) -> None:
+        super().__init__(means, image, grid)
         self._patched, self._side = patched, patch // CELL
         start = time.perf_counter()
         errors = self._error_map()
@@ -48,14 +48,14 @@ class PatchedRestoration(Restoration):
         """The patches."""
         rows, columns = (
             Axis(length, self._side * CELL, tuple(range(0, count * self._side * CELL, self._side * CELL)))
-            for length, count in zip(self._picture.shape, self._shape)
+            for length, count in zip(self._image.shape, self._shape)
         )
         return TileGrid(rows, columns)
 
     def stats(self) -> RestoreStats:
         info = self._means.network.info
         patches = len(self.classes)
-        pixels = self._picture.shape[0] * self._picture.shape[1]
+        pixels = self._image.shape[0] * self._image.shape[1]
         share = np.bincount(self.classes, minlength=len(info.macs)) / patches
         dense = info.macs_dense * pixels * self._planes
         return RestoreStats(
@@ -144,7 +144,7 @@ class PatchedRestoration(Restoration):
             part = cells[self._cells_of_tile(number)]
             computed += runs[part].sum() * CELL**2
             computed += (info.macs_classifier + self._others()) * part.size * CELL**2
-        return computed / (info.macs_dense * self._picture.shape[0] * self._picture.shape[1])
+        return computed / (info.macs_dense * self._image.shape[0] * self._image.shape[1])
 
     def _others(self) -> float:
         """MACs a pixel of the candidates that run nothing of the base network: over the whole image."""

@@ -25,7 +25,7 @@ _SCORED = 16  # tiles that are classified together
 
 @dataclass(frozen=True)
 class RestoreStats:
-    """What restoring a picture cost."""
+    """What restoring an image cost."""
 
     average_macs: float
     """Mean MACs of a tile, the classifier's included if it was asked."""
@@ -37,7 +37,7 @@ class RestoreStats:
     """``(tile rows, tile columns)`` index of each tile's candidate."""
     tiles: int
     pixels: int
-    """Of the picture, before restoring."""
+    """Of the image, before restoring."""
     seconds: float
     """Wall clock of routing and restoring; reading and writing files are not counted."""
 
@@ -66,18 +66,18 @@ class Restoration(ABC):
 
     Args:
         means: with what.
-        picture: ``(H, W, C)``.
+        image: ``(H, W, C)``.
         grid: its tiles.
     """
 
     classes: np.ndarray
     """Place of the candidate of each tile or patch, counted row by row."""
 
-    def __init__(self, means: Means, picture: np.ndarray, grid: TileGrid) -> None:
-        if picture.shape[2] not in (1, 3):
-            raise UserError(f'a picture with {picture.shape[2]} channels; allowed are 1 (grey) and 3 (RGB)')
-        self._means, self._picture, self._grid = means, picture, grid
-        self._range = 1.0 if np.issubdtype(picture.dtype, np.floating) else float(np.iinfo(picture.dtype).max)
+    def __init__(self, means: Means, image: np.ndarray, grid: TileGrid) -> None:
+        if image.shape[2] not in (1, 3):
+            raise UserError(f'a picture with {image.shape[2]} channels; allowed are 1 (grey) and 3 (RGB)')
+        self._means, self._image, self._grid = means, image, grid
+        self._range = 1.0 if np.issubdtype(image.dtype, np.floating) else float(np.iinfo(image.dtype).max)
         self._device = device_of(means.network.module)
         self._seconds = 0.0
 
@@ -88,17 +88,17 @@ class Restoration(ABC):
 
     @abstractmethod
     def stats(self) -> RestoreStats:
-        """What the picture cost; complete once `bands` has ended."""
+        """What the image cost; complete once `bands` has ended."""
 
     @abstractmethod
     def _restored_row(self, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Restores tiles; yields their numbers and themselves, ``(C, h * scale, w * scale)``, in any order."""
 
     def bands(self) -> Iterator[np.ndarray]:
-        """Yields the restored picture from top to bottom, ``(h, W * scale, C)``, in the type of the picture."""
+        """Yields the restored image from top to bottom, ``(h, W * scale, C)``, in the type of the image."""
         start = time.perf_counter()
         scale, margin = self._means.network.info.scale, self._means.margin
-        blender = Blender(self._grid, scale, self._picture.shape[2], margin)
+        blender = Blender(self._grid, scale, self._image.shape[2], margin)
         columns = len(self._grid.cols.starts)
         for row in range(len(self._grid.rows.starts)):
             for number, tile in self._restored_row(np.arange(row * columns, (row + 1) * columns)):
@@ -111,23 +111,23 @@ class Restoration(ABC):
     @property
     def _planes(self) -> int:
         """How often the network runs on each tile: once for each channel that it does not know of."""
-        return self._picture.shape[2] if self._means.network.info.channels == 1 else 1
+        return self._image.shape[2] if self._means.network.info.channels == 1 else 1
 
     def _tiles(self, numbers: np.ndarray) -> Tensor:
         """Tiles as the network wants them.
 
-        A one-channel network restores each channel of a colour picture as a picture of its own, ``(T * 3, 1, h, w)``;
-        a three-channel network is given a grey picture three times, ``(T, 3, h, w)``.
+        A one-channel network restores each channel of a colour image as an image of its own, ``(T * 3, 1, h, w)``;
+        a three-channel network is given a grey image three times, ``(T, 3, h, w)``.
         """
-        tiles = np.stack([self._grid.cut(self._picture, int(number)) for number in numbers]).transpose(0, 3, 1, 2)
+        tiles = np.stack([self._grid.cut(self._image, int(number)) for number in numbers]).transpose(0, 3, 1, 2)
         x = torch.from_numpy(tiles.astype(np.float32)).div_(self._range).to(self._device)
         if self._means.network.info.channels == 1:
             return x.reshape(-1, 1, *x.shape[2:])
         return x.expand(-1, 3, -1, -1)
 
     def _untiled(self, y: Tensor, count: int) -> np.ndarray:
-        """The network's answers to ``count`` tiles, ``(T, C, h * scale, w * scale)`` float32, C of the picture."""
-        channels = self._picture.shape[2]
+        """The network's answers to ``count`` tiles, ``(T, C, h * scale, w * scale)`` float32, C of the image."""
+        channels = self._image.shape[2]
         if channels == 1 and y.shape[1] > 1:
             y = y.mean(dim=1, keepdim=True)
         return y.float().reshape(count, channels, *y.shape[2:]).cpu().numpy()
@@ -135,22 +135,22 @@ class Restoration(ABC):
     def _to_picture(self, band: np.ndarray) -> np.ndarray:
         if not np.isfinite(band).all():
             raise UserError('the network gives values that are no numbers (NaN or infinite)')
-        if np.issubdtype(self._picture.dtype, np.floating):
-            return band.astype(self._picture.dtype)
-        return np.rint(band.clip(0, 1) * self._range).astype(self._picture.dtype)
+        if np.issubdtype(self._image.dtype, np.floating):
+            return band.astype(self._image.dtype)
+        return np.rint(band.clip(0, 1) * self._range).astype(self._image.dtype)
 
 
 class TiledRestoration(Restoration):
     """Each tile is restored by one candidate.
 
     Args:
-        means, picture, grid: as of every restoration.
+        means, image, grid: as of every restoration.
         engines: of the candidates that may be chosen.
         batch: tiles that run together.
     """
 
-    def __init__(self, means: Means, picture: np.ndarray, grid: TileGrid, engines: Engines, batch: int) -> None:
-        super().__init__(means, picture, grid)
+    def __init__(self, means: Means, image: np.ndarray, grid: TileGrid, engines: Engines, batch: int) -> None:
+        super().__init__(means, image, grid)
         self._engines, self._batch = engines, batch
         start = time.perf_counter()
         if means.pinned is not None:
@@ -201,7 +201,7 @@ class TiledRestoration(Restoration):
             class_share=dict(zip(info.candidates, share.tolist())),
             class_map=self.classes.reshape(len(self._grid.rows.starts), -1),
             tiles=len(self._grid),
-            pixels=self._picture.shape[0] * self._picture.shape[1],
+            pixels=self._image.shape[0] * self._image.shape[1],
             seconds=self._seconds,
         )
 

@@ -1,4 +1,4 @@
-"""Restores pictures with a network, as it is told once: tiles, candidates, budget, engine, threads."""
+"""Restores images with a network, as it is told once: tiles, candidates, budget, engine, threads."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from basicsr_classpruning.routing.network import RoutedNetwork
 
 
 class Restorer:
-    """Restores pictures of any size.
+    """Restores images of any size.
 
     Args:
         net: a ClassPruning network or a dense one, as `basicsr_classpruning.load` returns it, or a routed network.
-        tile: largest side of a tile, in pixels of the picture to be restored.
+        tile: largest side of a tile, in pixels of the image to be restored.
         overlap: smallest overlap of neighbouring tiles.
-        patch: side of the patches that get a candidate of their own, in pixels of the picture to be restored, a
+        patch: side of the patches that get a candidate of their own, in pixels of the image to be restored, a
             multiple of 8; by default whole tiles do.
-        budget: wanted average MACs of each picture as a fraction of the dense ones; by default the network's own
+        budget: wanted average MACs of each image as a fraction of the dense ones; by default the network's own
             ``budget``, and if that is None, the classifier alone decides.
         candidate: the one candidate that restores everything, e.g. ``'2:4'``; the classifier is not asked.
         backend: ``auto``, ``dense`` or ``cpu``, see `engines.Engines`.
@@ -42,7 +42,7 @@ class Restorer:
 
     Raises:
         UsageError: a value that is not allowed, or one that the network does not have.
-        UserError: the network cannot restore pictures.
+        UserError: the network cannot restore images.
     """
 
     def __init__(
@@ -110,30 +110,30 @@ class Restorer:
             check_budget(budget, self.info.costs[0], self.info.costs[-1])
         return budget
 
-    def start(self, picture: np.ndarray) -> Restoration:
-        """Cuts a picture ``(H, W, C)`` into tiles and routes them; nothing is restored yet."""
-        height, width = picture.shape[:2]
+    def start(self, image: np.ndarray) -> Restoration:
+        """Cuts an image ``(H, W, C)`` into tiles and routes them; nothing is restored yet."""
+        height, width = image.shape[:2]
         if self._patched is not None and self.patch is not None:
             sizes = self.info.sizes
             in_cells = replace(sizes, multiple=math.lcm(sizes.multiple, CELL))
             grid = plan_tiles(height, width, self.tile, self.overlap, in_cells)
-            return PatchedRestoration(self._means, picture, grid, self._patched, self.patch)
+            return PatchedRestoration(self._means, image, grid, self._patched, self.patch)
         grid = plan_tiles(height, width, self.tile, self.overlap, self.info.sizes)
-        return TiledRestoration(self._means, picture, grid, self.engines, self.batch)
+        return TiledRestoration(self._means, image, grid, self.engines, self.batch)
 
-    def restore(self, picture: np.ndarray) -> tuple[np.ndarray, RestoreStats]:
-        """Restores a picture.
+    def restore(self, image: np.ndarray) -> tuple[np.ndarray, RestoreStats]:
+        """Restores an image.
 
         Args:
-            picture: ``(H, W)`` or ``(H, W, C)``, grey or RGB, ``uint8``, ``uint16`` or floats in [0, 1].
+            image: ``(H, W)`` or ``(H, W, C)``, grey or RGB, ``uint8``, ``uint16`` or floats in [0, 1].
 
         Returns:
-            The restored picture, ``scale`` times the size, in the type and with the channels of ``picture`` (floats
+            The restored image, ``scale`` times the size, in the type and with the channels of ``image`` (floats
             are not clipped), and what it cost.
         """
-        restoration = self.start(picture if picture.ndim == 3 else picture[..., None])
+        restoration = self.start(image if image.ndim == 3 else image[..., None])
         restored = np.concatenate(list(restoration.bands()))
-        return (restored if picture.ndim == 3 else restored[..., 0]), restoration.stats()
+        return (restored if image.ndim == 3 else restored[..., 0]), restoration.stats()
 
 
 def check_channels(network: RoutedNetwork) -> None:

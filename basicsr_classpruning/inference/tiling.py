@@ -1,4 +1,4 @@
-"""Cuts a picture into overlapping tiles of one size and blends the restored tiles without seams.
+"""Cuts an image into overlapping tiles of one size and blends the restored tiles without seams.
 
 Everything is separable: a grid is two axes, and a tile's weights are the product of its weights along each.
 """
@@ -14,21 +14,21 @@ import numpy as np
 from basicsr_classpruning.errors import UsageError
 from basicsr_classpruning.sizes import SizeRequirements
 
-_STEP = 8  # tile sides are multiples of this, so that pictures of many sizes share few tile shapes
+_STEP = 8  # tile sides are multiples of this, so that images of many sizes share few tile shapes
 _SLICE = 16  # input rows that are handed out together
 _ANY = SizeRequirements(scale=1, multiple=1)
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Tiles along one side of a picture, in input pixels."""
+    """Tiles along one side of an image, in input pixels."""
 
     length: int
-    """Pixels of the picture."""
+    """Pixels of the image."""
     tile: int
     """Pixels of every tile."""
     starts: tuple[int, ...]
-    """First pixel of each tile, rising. The last tile may end beyond ``length``: the picture is padded there."""
+    """First pixel of each tile, rising. The last tile may end beyond ``length``: the image is padded there."""
 
     @property
     def padded(self) -> int:
@@ -39,7 +39,7 @@ class Axis:
         """Blending weights ``(tile * scale,)`` of one tile; at each output pixel the tiles' weights add up to 1.
 
         Over an overlap the weight passes linearly from one tile to the next. Pixels nearer to a tile's edge than
-        ``margin``, which differ from what the whole picture would give, get no weight if the overlap is wide enough
+        ``margin``, which differ from what the whole image would give, get no weight if the overlap is wide enough
         to leave them out on both sides; otherwise (or with None: the network sees farther) the outer quarters.
         """
         raw = {i: self._ramp(i, scale, margin) for i in range(len(self.starts)) if self._meets(index, i)}
@@ -72,7 +72,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class TileGrid:
-    """The tiles of one picture, numbered row by row."""
+    """The tiles of one image, numbered row by row."""
 
     rows: Axis
     cols: Axis
@@ -86,31 +86,31 @@ class TileGrid:
         return self.rows.tile, self.cols.tile
 
     def corner(self, number: int) -> tuple[int, int]:
-        """First row and column of a tile in the picture."""
+        """First row and column of a tile in the image."""
         row, col = divmod(number, len(self.cols.starts))
         return self.rows.starts[row], self.cols.starts[col]
 
-    def cut(self, picture: np.ndarray, number: int) -> np.ndarray:
-        """Tile of an ``(H, W, C)`` picture, ``(h, w, C)``; beyond the picture's edges it is mirrored."""
+    def cut(self, image: np.ndarray, number: int) -> np.ndarray:
+        """Tile of an ``(H, W, C)`` image, ``(h, w, C)``; beyond the image's edges it is mirrored."""
         top, left = self.corner(number)
         height, width = self.tile_size
-        tile = picture[top : top + height, left : left + width]
+        tile = image[top : top + height, left : left + width]
         if tile.shape[:2] != (height, width):
             down = mirrored(np.arange(top, top + height), self.rows.length)
             across = mirrored(np.arange(left, left + width), self.cols.length)
-            tile = picture[down[:, None], across]
+            tile = image[down[:, None], across]
         return tile
 
 
 def plan_tiles(height: int, width: int, tile: int, overlap: int, sizes: SizeRequirements = _ANY) -> TileGrid:
-    """Grid for a picture.
+    """Grid for an image.
 
     Args:
-        height, width: of the picture, at least 1.
+        height, width: of the image, at least 1.
         tile: largest side of a tile. Tiles are as much smaller as they can be without making their number larger, in
             steps of 8 pixels, so that little is computed twice.
         overlap: smallest overlap of neighbouring tiles.
-        sizes: what the network takes; a picture smaller than the tile runs whole, padded if it must be.
+        sizes: what the network takes; an image smaller than the tile runs whole, padded if it must be.
 
     Raises:
         UsageError: the overlap leaves nothing of the tile, or the tile is smaller than the network takes.
@@ -120,7 +120,7 @@ def plan_tiles(height: int, width: int, tile: int, overlap: int, sizes: SizeRequ
 
 
 def check_tile(tile: int, overlap: int, sizes: SizeRequirements = _ANY) -> None:
-    """Raises UsageError if pictures cannot be cut like this."""
+    """Raises UsageError if images cannot be cut like this."""
     if overlap < 0:
         raise UsageError(f'{overlap}: allowed are 0 and more', key='overlap')
     least = max(sizes.padded(1), sizes.multiple + _round_up(overlap, sizes.multiple))
@@ -156,7 +156,7 @@ def mirrored(positions: np.ndarray, length: int) -> np.ndarray:
 class Blender:
     """Adds up restored tiles, one row of tiles after the other, and hands out finished rows.
 
-    Its memory is one row of tiles: the picture's width times a tile's height.
+    Its memory is one row of tiles: the image's width times a tile's height.
     """
 
     def __init__(self, grid: TileGrid, scale: int, channels: int, margin: int | None) -> None:

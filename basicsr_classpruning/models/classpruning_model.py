@@ -315,8 +315,8 @@ class ClassPruningModel(GuardedSRModel):
         name = dataloader.dataset.opt['name']
         val_opt = self.opt['val']
 
-        def save(batch: Mapping[str, Any], picture: Any) -> None:
-            self.save_picture(picture, batch['lq_path'][0], name, current_iter)
+        def save(batch: Mapping[str, Any], image: Any) -> None:
+            self.save_picture(image, batch['lq_path'][0], name, current_iter)
 
         training = net.training
         net.eval()

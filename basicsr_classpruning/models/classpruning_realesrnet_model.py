@@ -1,4 +1,4 @@
-"""Trains a ClassPruning network on pictures that the model itself degrades, as in Real-ESRGAN."""
+"""Trains a ClassPruning network on images that the model itself degrades, as in Real-ESRGAN."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _ContiguousJPEG(DiffJPEG):
 
 @MODEL_REGISTRY.register()
 class ClassPruningRealESRNetModel(ClassPruningModel):
-    """ClassPruningModel behind the degradation of BasicSR's RealESRNetModel, for data sets without degraded pictures.
+    """ClassPruningModel behind the degradation of BasicSR's RealESRNetModel, for data sets without degraded images.
 
     The degradation is BasicSR's own function, with its options. Here it runs on any device, draws numbers that depend
     on the seed and the iteration alone, and its pool of pairs is part of a training state.

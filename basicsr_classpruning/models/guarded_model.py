@@ -85,7 +85,7 @@ class GuardedSRModel(SRModel):
     val_schemas: tuple[type[TestVal], type[TestVal]] = (Val, TestVal)
     """What ``val`` may hold in training and in testing, and its defaults."""
     degrades = False
-    """Whether batches are degraded here, for a training set that brings clean pictures alone."""
+    """Whether batches are degraded here, for a training set that brings clean images alone."""
     unwatched: tuple[str, ...] = ()
     """Loss terms that may take any value without having exploded."""
 
@@ -223,7 +223,7 @@ class GuardedSRModel(SRModel):
     # ------------------------------------------------------------ validation
 
     def nondist_validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
-        """Validates as SRModel does, but for means over finite values only, of pictures in the part that output and
+        """Validates as SRModel does, but for means over finite values only, of images in the part that output and
         ground truth have in common; metrics that need no ground truth are measured without.
         """
         name, metrics = dataloader.dataset.opt['name'], self.opt['val']['metrics'] or {}
@@ -235,7 +235,7 @@ class GuardedSRModel(SRModel):
             self.lq = data['lq'].to(self.device)
             self.test()
             restored = tensor2img([self.output.detach().cpu()])
-            del self.lq, self.output  # a large picture's memory, before the next one's
+            del self.lq, self.output  # a large image's memory, before the next one's
             truth = tensor2img([data['gt']]) if 'gt' in data else None
             if save_img:
                 self.save_picture(restored, path, name, current_iter)
@@ -258,15 +258,15 @@ class GuardedSRModel(SRModel):
             lines.append(f'\t # {text}\tBest: {best["val"]:.4f} @ {best["iter"]} iter')
         get_root_logger().info('\n'.join(lines))
 
-    def save_picture(self, picture: np.ndarray, path: str, dataset: str, current_iter: int | str) -> None:
-        """Saves a restored picture ``(H, W, C)`` uint8 BGR where BasicSR's models save theirs."""
+    def save_picture(self, image: np.ndarray, path: str, dataset: str, current_iter: int | str) -> None:
+        """Saves a restored image ``(H, W, C)`` uint8 BGR where BasicSR's models save theirs."""
         folder = self.opt['path']['visualization']
         name = osp.splitext(osp.basename(path))[0]
         if self.is_train:
             target = osp.join(folder, name, f'{name}_{current_iter}.png')
         else:
             target = osp.join(folder, dataset, f'{name}_{self.opt["val"]["suffix"] or self.opt["name"]}.png')
-        imwrite(picture, target)
+        imwrite(image, target)
 
     # ----------------------------------------------------------- checkpoints
 

@@ -32,17 +32,17 @@ class Row:
     name: str
     """``routed``, ``budget 0.6`` or a candidate such as ``2:4``."""
     metrics: dict[str, float | None]
-    """Means over the pictures whose value is finite; None where none is."""
+    """Means over the images whose value is finite; None where none is."""
     equal: dict[str, int]
-    """By metric, pictures left out of its mean because it is infinite: PSNR, where a picture is restored exactly."""
+    """By metric, images left out of its mean because it is infinite: PSNR, where an image is restored exactly."""
     macs: float
-    """Average MACs of a picture, the classifier's included where it decides."""
+    """Average MACs of an image, the classifier's included where it decides."""
     saved: float
     """1 − average MACs / dense MACs."""
     seconds: float
-    """Measured time of the network for all pictures."""
+    """Measured time of the network for all images."""
     class_share: tuple[float, ...]
-    """Share of the pictures that each candidate restored, sparsest first."""
+    """Share of the images that each candidate restored, sparsest first."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Report:
     iteration: int | str
     pictures: int
     macs_dense: float
-    """Average MACs of a picture through the dense network."""
+    """Average MACs of an image through the dense network."""
     candidates: tuple[str, ...]
     rows: tuple[Row, ...]
     """The routed network first, then budgets, then candidates."""
@@ -77,14 +77,14 @@ class Report:
 
 
 def shown(mean: float | None, equal: int) -> str:
-    """A mean over finite values, with the number of equal pictures beside."""
+    """A mean over finite values, with the number of equal images beside."""
     parts = ([] if mean is None else [f'{mean:.4f}']) + ([f'{equal} equal'] if equal else [])
     return ', '.join(parts) or 'not measured'
 
 
 @dataclass
-class _Picture:
-    """Measurements of one picture, by candidate."""
+class _Image:
+    """Measurements of one image, by candidate."""
 
     pixels: int
     errors: Tensor
@@ -105,20 +105,20 @@ def evaluate(
     device: torch.device | str = 'cpu',
     on_result: Callable[[Mapping[str, Any], Any], None] | None = None,
 ) -> Report:
-    """Runs a network over a data set, each picture routed as a whole.
+    """Runs a network over a data set, each image routed as a whole.
 
     Args:
         net: in eval mode.
-        batches: of one picture each: ``lq``, ``gt`` ``(1, C, H, W)`` and ``lq_path``.
+        batches: of one image each: ``lq``, ``gt`` ``(1, C, H, W)`` and ``lq_path``.
         metrics: BasicSR's metric options by name.
         name: of the data set.
         iteration: of the training, or the name of the test run.
         budgets: average MACs over the data set to be met, as fractions of the dense MACs.
         all_candidates: whether rows for every pinned candidate are wanted too.
         device: where the network is.
-        on_result: is given the batch and the routed network's picture, ``(H, W, C)`` uint8 BGR.
+        on_result: is given the batch and the routed network's image, ``(H, W, C)`` uint8 BGR.
 
-    Pictures are compared in the part that both have, from the upper left corner: a degraded picture may have been made
+    Images are compared in the part that both have, from the upper left corner: a degraded image may have been made
     with sides rounded up. Raises UserError where a metric compares with ``gt`` and a batch has none.
     """
     budgets = tuple(budgets)
@@ -131,9 +131,9 @@ def evaluate(
         truth = tensor2img([batch['gt']]) if metrics and 'gt' in batch else None
         with torch.no_grad():
             errors = relative_errors(net.predicted_errors(image))
-        picture = _Picture(image.shape[-1] * image.shape[-2], errors[0].float().cpu(), {}, {})
+        picture = _Image(image.shape[-1] * image.shape[-2], errors[0].float().cpu(), {}, {})
         routed = int(net.route(errors))
-        # A budget may send a picture to any candidate: that is known only when all pictures were scored.
+        # A budget may send an image to any candidate: that is known only when all images were scored.
         for candidate in range(count) if all_candidates or budgets else (routed,):
             start = time.perf_counter()
             with torch.no_grad():
@@ -152,12 +152,12 @@ def evaluate(
 
 
 def needs_truth(metric: Mapping[str, Any]) -> bool:
-    """Whether a metric compares with the clean picture; NIQE, for one, does not."""
+    """Whether a metric compares with the clean image; NIQE, for one, does not."""
     return 'img2' in inspect.signature(METRIC_REGISTRY.get(metric['type'])).parameters
 
 
 def measure(restored: np.ndarray, truth: np.ndarray | None, metric: Mapping[str, Any], path: str) -> float:
-    """A metric of BasicSR's registry, of pictures ``(H, W, C)`` uint8 BGR; NaN, and a warning, where it fails."""
+    """A metric of BasicSR's registry, of images ``(H, W, C)`` uint8 BGR; NaN, and a warning, where it fails."""
     data = {'img': restored}
     if truth is not None:
         height, width = (min(sides) for sides in zip(restored.shape[:2], truth.shape[:2]))
@@ -182,7 +182,7 @@ def mean_of_finite(values: Sequence[float]) -> float | None:
 
 def _report(
     net: ClassPruning,
-    pictures: list[tuple[_Picture, int]],
+    pictures: list[tuple[_Image, int]],
     name: str,
     iteration: int | str,
     budgets: tuple[float, ...],

@@ -31,7 +31,7 @@ def allocate_layers(net: ClassPruning, crops: Crops, progress: Progress = untold
 
     Args:
         net: a network whose candidates have one pattern in all layers. It is not changed.
-        crops: calibration inputs; with clean pictures, errors count relative to the dense network's in each crop, as
+        crops: calibration inputs; with clean images, errors count relative to the dense network's in each crop, as
             PSNR does.
         progress: is told how many layers are done.
 

@@ -30,7 +30,7 @@ class ErrorMaps:
     """Inputs ``(N, C, h, w)``."""
     errors: Tensor
     """``(N, K, h / stride, w / stride)``, or ``(N, K, 1, 1)`` for a classifier of whole images; against the clean
-    pictures, or the dense network's outputs without them."""
+    images, or the dense network's outputs without them."""
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Calibration data: crops of a folder of pictures, degraded as the network expects its inputs."""
+"""Calibration data: crops of a folder of images, degraded as the network expects its inputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from basicsr_classpruning.data.region import Region
 from basicsr_classpruning.errors import UsageError
 from basicsr_classpruning.progress import Progress, untold
 
-_LOOKED_AT = 16  # pictures from which the usual size is taken
+_LOOKED_AT = 16  # images from which the usual size is taken
 ATTEMPTS = 4  # positions looked at for each crop; the one with the most detail is likely to be taken
 
 
@@ -26,7 +26,7 @@ class Crops:
     lq: Tensor
     """Inputs ``(N, C, h, w)``."""
     gt: Tensor | None
-    """Clean pictures ``(N, C, h · scale, w · scale)``; None where the folder holds degraded ones."""
+    """Clean images ``(N, C, h · scale, w · scale)``; None where the folder holds degraded ones."""
 
     def __len__(self) -> int:
         return len(self.lq)
@@ -54,21 +54,21 @@ def cut_crops(
     attempts: int = ATTEMPTS,
     progress: Progress = untold,
 ) -> Crops:
-    """Cuts random crops, from all pictures in turn.
+    """Cuts random crops, from all images in turn.
 
     Args:
-        pictures: clean ones with a degradation, or the network's inputs without.
+        images: clean ones with a degradation, or the network's inputs without.
         degradation: what makes the network's inputs.
         scale: of the network.
         count: number of crops.
-        side: of the inputs, in pixels; less where that is more than half of the pictures have.
+        side: of the inputs, in pixels; less where that is more than half of the images have.
         seed: of positions and noise.
         step: sides are multiples of this.
         attempts: positions looked at for each crop, of which one with much detail is likely to be taken; with 1 all
-            parts of the pictures are as likely.
+            parts of the images are as likely.
         progress: is told how many crops are cut.
 
-    Raises UsageError where pictures are too small.
+    Raises UsageError where images are too small.
     """
     rng = np.random.default_rng(seed)
     factor = degradation.scale if degradation else 1
@@ -87,16 +87,16 @@ def cut_crops(
     while len(lq) < count:
         if not order:
             order = rng.permutation(len(pictures)).tolist()
-        picture = pictures.read(order.pop())
-        part = _place(picture, side * factor, factor, attempts, rng)
+        image = pictures.read(order.pop())
+        part = _place(image, side * factor, factor, attempts, rng)
         if part is None:
             continue
         if degradation is None:
-            lq.append(part.of(picture))
+            lq.append(part.of(image))
         else:
-            context = degradation.context(part, _whole(picture, factor))
+            context = degradation.context(part, _whole(image, factor))
             inner = part.inside(context)
-            clean = context.of(picture)
+            clean = context.of(image)
             lq.append(inner.reduced(factor).of(degradation.degrade(clean, rng)))
             gt.append(inner.of(clean))
         progress('reading pictures', len(lq), count)
@@ -104,33 +104,33 @@ def cut_crops(
 
 
 def _usual_side(pictures: Pictures, rng: np.random.Generator) -> int:
-    """A side that half of the pictures have, as far as a few of them tell; always that of one of them."""
+    """A side that half of the images have, as far as a few of them tell; always that of one of them."""
     looked_at = rng.permutation(len(pictures))[:_LOOKED_AT]
     sides = sorted(min(pictures.read(int(index)).shape[:2]) for index in looked_at)
     return sides[len(sides) // 2]
 
 
-def _whole(picture: np.ndarray, factor: int) -> tuple[int, int]:
-    height, width = (side // factor * factor for side in picture.shape[:2])
+def _whole(image: np.ndarray, factor: int) -> tuple[int, int]:
+    height, width = (side // factor * factor for side in image.shape[:2])
     return height, width
 
 
-def _place(picture: np.ndarray, side: int, factor: int, attempts: int, rng: np.random.Generator) -> Region | None:
+def _place(image: np.ndarray, side: int, factor: int, attempts: int, rng: np.random.Generator) -> Region | None:
     """A random place, of a few the one with the most variance: flat sky says little about weights."""
-    height, width = _whole(picture, factor)
+    height, width = _whole(image, factor)
     if min(height, width) < side:
         return None
     places: list[tuple[float, int, Region]] = []
     for _ in range(attempts):
         top, left = (int(rng.integers(0, (length - side) // factor + 1)) * factor for length in (height, width))
         part = Region(top, left, side, side)
-        places.append((float(part.of(picture).std()), -len(places), part))
+        places.append((float(part.of(image).std()), -len(places), part))
     # Not always the best of all: the classifier has to know easy parts as well.
     kept = max(1, int(rng.integers(1, attempts + 1)))
     return max(places[:kept], key=lambda item: item[:2])[2]
 
 
 def _stack(pictures: list[np.ndarray]) -> Tensor:
-    arrays = [np.ascontiguousarray(picture.transpose(2, 0, 1)) for picture in pictures]
+    arrays = [np.ascontiguousarray(image.transpose(2, 0, 1)) for image in pictures]
     stacked = torch.from_numpy(np.stack(arrays))
     return stacked.float() / 255 if stacked.dtype == torch.uint8 else stacked

@@ -17,11 +17,11 @@ _SIDE = 96
 
 def detect_degradation(net: Callable[[Tensor], Tensor], pictures: Pictures, scale: int) -> Degradation | None:
     """What the network was trained to undo: down-scaling by its scale, or the strengths of noise or JPEG compression
-    at which it improves clean pictures that were degraded; None where it improves none of them.
+    at which it improves clean images that were degraded; None where it improves none of them.
 
     Args:
         net: the dense network, takes ``(B, C, H, W)`` in [0, 1].
-        pictures: clean ones, if they are to be degraded at all.
+        images: clean ones, if they are to be degraded at all.
         scale: of the network.
     """
     for kind in registered_degradations().values():

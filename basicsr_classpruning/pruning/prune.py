@@ -41,8 +41,8 @@ _WEIGHT_SIDE = 64
 _WEIGHT_OUTPUT_PIXELS = 800_000
 _WEIGHT_BYTES = 5 * 2**29  # and by that which all tensors take at a time
 _LAYER_CROPS = 16  # of these, on which single layers are compared
-_TILE = 96  # what `restore` cuts pictures into
-_ERROR_SIDE = 128  # of the crops that the classifier is fitted to: many, all over the pictures
+_TILE = 96  # what `restore` cuts images into
+_ERROR_SIDE = 128  # of the crops that the classifier is fitted to: many, all over the images
 _ERROR_MACS = 4e12  # work spent on measuring the candidates' errors: a minute or two on two cores
 _GPU_FACTOR = 100  # more of it on a GPU, in less time
 _ERROR_CROPS = (48, 600)
@@ -78,13 +78,13 @@ class PruneOptions:
 
 @dataclass(frozen=True)
 class CandidateReport:
-    """What one candidate loses on pictures that its weights and the classifier have not seen."""
+    """What one candidate loses on images that its weights and the classifier have not seen."""
 
     candidate: str
     cost: float
     """MACs, as a fraction of the dense ones."""
     psnr: float
-    """On 8-bit scale, all channels; against the clean pictures, or the dense outputs without them."""
+    """On 8-bit scale, all channels; against the clean images, or the dense outputs without them."""
     loss: float | None
     """dB below the dense network; None where the dense outputs are the reference."""
 
@@ -152,21 +152,21 @@ def prune_by_magnitude(dense: DenseNetwork, options: PruneOptions) -> ClassPruni
 def prune_with_data(
     dense: DenseNetwork, options: PruneOptions, pictures: Pictures, degradation: Degradation | None, progress: Progress
 ) -> Calibrated:
-    """Prunes towards the dense network's outputs on calibration pictures, and fits the classifier.
+    """Prunes towards the dense network's outputs on calibration images, and fits the classifier.
 
     Both kinds of weights are solved for, so that what each costs is measured; the errors to which the classifier is
     fitted are those of the kind that the options name.
 
     Args:
-        dense: the network; it becomes part of the result. Pictures run on its device; masks are searched on the CPU.
+        dense: the network; it becomes part of the result. Images run on its device; masks are searched on the CPU.
         options: patterns and weights.
-        pictures: clean ones with a degradation, or the network's inputs without.
+        images: clean ones with a degradation, or the network's inputs without.
         degradation: what makes the network's inputs.
         progress: is told how far the work is.
 
     Raises:
-        UsageError: the options do not fit the network, or no picture is large enough.
-        UserError: a picture cannot be read, or the network cannot be calibrated.
+        UsageError: the options do not fit the network, or no image is large enough.
+        UserError: an image cannot be read, or the network cannot be calibrated.
     """
     alternative = build(_copy(dense), options.alternative, {'type': 'BandClassifier'})
     count = _weight_crops(alternative)
@@ -208,11 +208,11 @@ def _unreached(net: ClassPruning, crops: Crops) -> list[str]:
 
 @dataclass(frozen=True)
 class RoutedReport:
-    """What routing is worth on pictures that the fit has not seen, each routed as a whole."""
+    """What routing is worth on images that the fit has not seen, each routed as a whole."""
 
     budget: float
     before: float
-    """PSNR with the classifier as it was, in dB; against the clean pictures, or the dense outputs without them."""
+    """PSNR with the classifier as it was, in dB; against the clean images, or the dense outputs without them."""
     after: float
     """With the classifier fitted."""
     oracle: float
@@ -222,16 +222,16 @@ class RoutedReport:
 def fit_routing(
     net: ClassPruning, pictures: Pictures, degradation: Degradation | None, seed: int, progress: Progress
 ) -> list[RoutedReport]:
-    """Fits the classifier and the price of a network anew to pictures; the candidates stay as they are.
+    """Fits the classifier and the price of a network anew to images; the candidates stay as they are.
 
     Args:
         net: a network of several candidates.
-        pictures, degradation, progress: as for ``prune_with_data``.
+        images, degradation, progress: as for ``prune_with_data``.
         seed: of the crops and the fit.
 
     Raises:
-        UsageError: there is nothing to fit (``check_routing``), or no picture is large enough.
-        UserError: a picture cannot be read.
+        UsageError: there is nothing to fit (``check_routing``), or no image is large enough.
+        UserError: an image cannot be read.
     """
     check_routing(net)
     net.eval()
@@ -270,7 +270,7 @@ def _routed(net: ClassPruning, maps: ErrorMaps) -> dict[float, tuple[float, floa
 
 
 def _fit(net: ClassPruning, pictures: Pictures, degradation: Degradation | None, seed: int, progress: Progress) -> None:
-    """Fits the classifier and the price to the errors that the candidates leave in crops of pictures."""
+    """Fits the classifier and the price to the errors that the candidates leave in crops of images."""
     crops = _cut(net, pictures, degradation, _error_crops(net), _ERROR_SIDE, seed + 1, progress, attempts=1)
     maps = measure_errors(net.routed(), crops, 4, progress)
     fit_classifier(net.router, maps, _FIT_STEPS, seed, progress)
@@ -336,7 +336,7 @@ def _set_weights(net: ClassPruning, batches: Sequence[Tensor], progress: Progres
 
 @torch.no_grad()
 def _fit_bypass(net: ClassPruning, crops: Crops) -> None:
-    """Gives the bypass, where the ladder has one, the best linear filter for these pictures."""
+    """Gives the bypass, where the ladder has one, the best linear filter for these images."""
     for bypass in net.others.values():
         if isinstance(bypass, LinearFilter):
             bypass.fit(crops.lq, net.dense.net(crops.lq) if crops.gt is None else crops.gt)
