@@ -84,3 +84,20 @@ def test_what_has_no_classifier_to_fit_is_refused(files, tmp_path, capsys):
         error = capsys.readouterr().err.splitlines()[-1]
         assert error == f'classpruning: error: {tmp_path / name}.pth: {message}'
         assert not out.exists()
+
+
+def test_a_bypass_is_added_and_the_other_candidates_stay(files, tmp_path, capsys):
+    assert fit(files, tmp_path / 'more.pth', '--bypass', '--json', str(tmp_path / 'x.json')) == 0
+    before, after = load(files / 'net.pth'), load(tmp_path / 'more.pth')
+    assert after.candidates == ('0:4', *before.candidates)
+    x = torch.rand(1, before.num_in_ch, 24, 16)
+    for candidate in before.candidates:
+        assert torch.equal(after.restore_with(x, candidate), before.restore_with(x, candidate))
+    assert after.options['classifier'] == {'type': 'BandClassifier'}
+    report = json.loads((tmp_path / 'x.json').read_text())
+    assert all(one['oracle'] >= one['before'] - 0.02 for one in report['routed'])
+    again = fit(
+        tmp_path, tmp_path / 'twice.pth', '--bypass', '--calibration', str(files / 'pictures'), checkpoint='more.pth'
+    )
+    assert again == 2
+    assert '0:4 is in its ladder already' in capsys.readouterr().err

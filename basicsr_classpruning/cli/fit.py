@@ -24,6 +24,10 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='ClassPruning checkpoint')
     parser.add_argument('--out', metavar='FILE', required=True, help='where the fitted checkpoint goes')
+    parser.add_argument(
+        '--bypass', action='store_true',
+        help='first put the candidate 0:M into its ladder, which runs nothing of the network, and a new classifier',
+    )  # fmt: skip
     add_calibration_arguments(parser, required=True)
     add_model_arguments(parser)
     parser.set_defaults(func=run)
@@ -36,20 +40,25 @@ def run(args: argparse.Namespace) -> int:
     from basicsr_classpruning.cli.progress import StageBar
     from basicsr_classpruning.devices import pick_device
     from basicsr_classpruning.machine import describe_machine
-    from basicsr_classpruning.pruning.prune import check_routing, fit_routing
+    from basicsr_classpruning.pruning.prune import check_routing, fit_routing, with_bypass_added
 
     check_call(args)
     start = time.perf_counter()
     net = load_model(args.checkpoint, args)
     try:
-        net = as_classpruning(net)
+        net, trained = as_classpruning(net), None
+        if args.bypass:
+            net, trained = with_bypass_added(net), net
         check_routing(net)
     except UsageError as error:
         raise UsageError(f'{args.checkpoint}: {error}') from None
     pictures, degradation = read_calibration(args, net, net.dense.net)
-    net.to(pick_device(args.device))
+    device = pick_device(args.device)
+    for each in (net, trained):
+        if each is not None:
+            each.to(device)
     with StageBar() as bar:
-        routed = fit_routing(net, pictures, degradation, args.seed, bar)
+        routed = fit_routing(net, pictures, degradation, args.seed, bar, trained)
     write_checkpoint(args.out, {'params': net.cpu().state_dict()}, net.options)
     report = {
         'command': args.call,

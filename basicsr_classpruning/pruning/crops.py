@@ -57,7 +57,7 @@ def cut_crops(
     """Cuts random crops, from all images in turn.
 
     Args:
-        images: clean ones with a degradation, or the network's inputs without.
+        pictures: clean ones with a degradation, or the network's inputs without.
         degradation: what makes the network's inputs.
         scale: of the network.
         count: number of crops.

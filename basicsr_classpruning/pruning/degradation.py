@@ -21,7 +21,7 @@ def detect_degradation(net: Callable[[Tensor], Tensor], pictures: Pictures, scal
 
     Args:
         net: the dense network, takes ``(B, C, H, W)`` in [0, 1].
-        images: clean ones, if they are to be degraded at all.
+        pictures: clean ones, if they are to be degraded at all.
         scale: of the network.
     """
     for kind in registered_degradations().values():

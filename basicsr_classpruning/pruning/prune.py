@@ -160,7 +160,7 @@ def prune_with_data(
     Args:
         dense: the network; it becomes part of the result. Images run on its device; masks are searched on the CPU.
         options: patterns and weights.
-        images: clean ones with a degradation, or the network's inputs without.
+        pictures: clean ones with a degradation, or the network's inputs without.
         degradation: what makes the network's inputs.
         progress: is told how far the work is.
 
@@ -220,14 +220,20 @@ class RoutedReport:
 
 
 def fit_routing(
-    net: ClassPruning, pictures: Pictures, degradation: Degradation | None, seed: int, progress: Progress
+    net: ClassPruning,
+    pictures: Pictures,
+    degradation: Degradation | None,
+    seed: int,
+    progress: Progress,
+    trained: ClassPruning | None = None,
 ) -> list[RoutedReport]:
     """Fits the classifier and the price of a network anew to images; the candidates stay as they are.
 
     Args:
         net: a network of several candidates.
-        images, degradation, progress: as for ``prune_with_data``.
+        pictures, degradation, progress: as for ``prune_with_data``.
         seed: of the crops and the fit.
+        trained: the network that ``with_bypass_added`` was given, which says what routing reached before.
 
     Raises:
         UsageError: there is nothing to fit (``check_routing``), or no image is large enough.
@@ -237,10 +243,29 @@ def fit_routing(
     net.eval()
     held_out = _cut(net, pictures, degradation, _HELD_OUT, _TILE, seed + 2, progress)
     maps = measure_errors(net.routed(), held_out, 4)
-    before = _routed(net, maps)
+    if trained is None:
+        before = _routed(net, maps)
+    else:
+        _fit_bypass(net, _cut(net, pictures, degradation, _weight_crops(net), _WEIGHT_SIDE, seed, progress))
+        before = _routed(trained, measure_errors(trained.eval().routed(), held_out, 4))
     _fit(net, pictures, degradation, seed, progress)
     after = _routed(net, maps)
     return [RoutedReport(budget, before[budget][0], *after[budget]) for budget in before]
+
+
+def with_bypass_added(net: ClassPruning) -> ClassPruning:
+    """A trained network with a bypass as the first rung of its ladder, and a new classifier, which has to be fitted.
+
+    Raises UsageError where it has one, or can have none.
+    """
+    ladder = with_bypass(DenseNetwork(net.dense.net, net.num_in_ch, net.options['base']), net.candidates)
+    if ladder == net.candidates:
+        raise UsageError(f'{ladder[0]} is in its ladder already', key='bypass')
+    options = {key: value for key, value in net.options.items() if key != 'type'}
+    options |= {'candidates': list(ladder), 'classifier': {'type': 'BandClassifier'}}
+    added = ClassPruning(**options, base_net=copy.deepcopy(net.dense.net))
+    added.start_from(net.state_dict())
+    return added.eval()
 
 
 def check_routing(net: ClassPruning) -> None:
