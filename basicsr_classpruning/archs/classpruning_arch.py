@@ -48,6 +48,7 @@ class ClassPruning(nn.Module):
         candidates: the ladder: patterns ``'N:M'`` with one M, from the sparsest to the densest.
         block: output channels that share a mask.
         share_taps: whether all kernel taps of an output channel (block) share it too.
+        unit: neighbouring input channels that are kept or dropped together: 1, 2 or 4.
         skip: regular expressions; layers whose name one of them matches stay dense.
         classifier: options of the classifier, ``DifficultyClassifier`` by default.
         weights: ``'shared'``: one weight set with nested masks. ``'own'``: own weights for each sparse candidate.
@@ -62,6 +63,7 @@ class ClassPruning(nn.Module):
         candidates: Sequence[str],
         block: int = 1,
         share_taps: bool = False,
+        unit: int = 1,
         skip: Sequence[str] = (),
         classifier: Mapping[str, Any] | None = None,
         weights: str = 'shared',
@@ -80,6 +82,7 @@ class ClassPruning(nn.Module):
             'candidates': list(candidates),
             'block': block,
             'share_taps': share_taps,
+            'unit': unit,
             'skip': list(skip),
             'classifier': deepcopy(classifier),
             'weights': weights,
@@ -87,7 +90,7 @@ class ClassPruning(nn.Module):
         }
         _check_expressions(skip)
         try:
-            self.ladder = Ladder.parse(candidates, block, share_taps, layers)
+            self.ladder = Ladder.parse(candidates, block, share_taps, unit, layers)
         except LadderError as error:
             raise UsageError(error.text, key=f'network_g.{error.place}') from None
         self._once = Once()
