@@ -108,18 +108,18 @@ def net_on(net: nn.Module, x: torch.Tensor, pruned: ClassPruning) -> torch.Tenso
 def check_zeros_and_macs(pruned: ClassPruning) -> None:
     """MACs of each layer are in proportion to the weights that are not zero, which lie as the patterns say."""
     macs = {layer.name: layer for layer in pruned.macs(32, 32).layers}
-    for index, candidate in enumerate(pruned.candidates):
-        frozen = pruned.subnetwork(candidate).net
+    for slot, candidate in enumerate(pruned.ladder.sparse):
+        index, frozen = pruned.ladder.index(candidate), pruned.subnetwork(candidate).net
         for choice in pruned.choices:
             layer = macs[choice.name]
             assert (layer.reason == '') == bool(choice.patterns)
             if choice.patterns:
                 module = frozen.get_submodule(choice.name)
                 weight = module.weight
-                assert satisfies(by_output(module, weight), choice.patterns[index])
+                assert satisfies(by_output(module, weight), choice.patterns[slot])
                 assert layer.candidates[index] * weight.numel() == layer.dense * int(torch.count_nonzero(weight))
     total = pruned.macs(32, 32)
-    for index in range(len(pruned.candidates)):
+    for index in map(pruned.ladder.index, pruned.ladder.sparse):
         saved = sum(layer.dense - layer.candidates[index] for layer in total.layers)
         assert total.candidates[index] == total.dense - saved
 
