@@ -331,7 +331,9 @@ class ClassPruning(nn.Module):
             for name, layer in sparse_layers(self.base):
                 broken = layer.broken_patterns()
                 if broken:
-                    raise UserError(f'weights do not fit the network: {name} keeps more of them than {broken[0]}')
+                    raise UserError(
+                        f'weights do not fit the network: {name} keeps more of them than {broken[0].described}'
+                    )
             return
         candidates_only = {k: v for k, v in self.base.state_dict().items() if _is_candidate_key(self.base, k)}
         wanted = self.base.state_dict().keys() - candidates_only.keys()

@@ -140,11 +140,13 @@ class _SparseLayer(nn.Module):
         return as_stored(self, mask_of(by_output(self, ranks), self.patterns[candidate]))
 
     def broken_patterns(self) -> list[Pattern]:
-        """The patterns of candidates whose own weights have too few zeros for them."""
-        if not self.own_weights:
-            return []
-        mine = [(self.patterns[candidate], self.weights[slot]) for candidate, slot in self._slots.items()]
-        return [pattern for pattern, weight in mine if not satisfies(by_output(self, weight.detach()), pattern)]
+        """The patterns of candidates whose own weights, or masks of shared ones, have too few zeros for them."""
+        kept = {
+            candidate: self.weights[slot].detach() if self.own_weights else self._mask(self.ranks, candidate)
+            for candidate, slot in self._slots.items()
+        }
+        mine = [(self.patterns[candidate], by_output(self, values)) for candidate, values in kept.items()]
+        return [pattern for pattern, values in mine if not satisfies(values, pattern)]
 
     @torch.no_grad()
     def set_candidate(self, candidate: int, weight: Tensor, bias: Tensor | None) -> None:

@@ -50,7 +50,7 @@ class Pattern:
             raise PatternError(f'{self}: N must be between 1 and M')
         if self.block < 1:
             raise PatternError(f'{self.block} is not allowed; at least 1', 'block')
-        if self.unit not in UNITS:
+        if self.unit not in UNITS or not isinstance(self.unit, int):
             raise PatternError(f'{self.unit!r} is not allowed; 1, 2 or 4', 'unit')
         if self.m % self.unit:
             raise PatternError(f'{self.unit} is not allowed with {self}; it must divide M', 'unit')
@@ -92,6 +92,13 @@ class Pattern:
     def is_dense(self) -> bool:
         """Whether nothing is pruned."""
         return self.n == self.m
+
+    @property
+    def described(self) -> str:
+        """N:M and what a mask decides about at once, as options name it."""
+        wider = [('block', self.block, self.block > 1), ('share_taps', 'true', self.share_taps)]
+        wider.append(('unit', self.unit, self.unit > 1))
+        return ', '.join([str(self), *(f'{name} {value}' for name, value, said in wider if said)])
 
     def __str__(self) -> str:
         return f'{self.n}:{self.m}'
