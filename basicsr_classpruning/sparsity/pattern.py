@@ -49,7 +49,7 @@ class Pattern:
         if not 1 <= self.n <= self.m:
             raise PatternError(f'{self}: N must be between 1 and M')
         if self.block < 1:
-            raise PatternError(f'{self.block} is not allowed; at least 1', 'block')
+            raise PatternError(f'{self.block} of pattern {self}: must be at least 1', 'block')
         if self.unit not in UNITS or not isinstance(self.unit, int):
             raise PatternError(f'{self.unit!r} is not allowed; 1, 2 or 4', 'unit')
         if self.m % self.unit:
