@@ -75,6 +75,8 @@ def test_an_error_is_what_the_output_shows_when_that_layer_alone_is_pruned(crops
         (['3:16', '6:16', '10:16', '16:16'], {}),
         (['1:8', '4:8', '7:8'], {'block': 4}),
         (['2:8', '4:8'], {'weights': 'own', 'share_taps': True}),
+        (['4:16', '8:16', '16:16'], {'unit': 4}),
+        (['4:16', '10:16'], {'unit': 2, 'weights': 'own'}),
     ],
 )
 def test_candidates_keep_their_macs_and_layers_their_order(crops, candidates, options):
@@ -87,10 +89,11 @@ def test_candidates_keep_their_macs_and_layers_their_order(crops, candidates, op
         assert kept == sorted(kept)
         for pattern, candidate in zip(ladder, candidates):
             assert pattern.m == m
+            assert pattern.n % options.get('unit', 1) == 0
             assert pattern.is_dense == Pattern.parse(candidate).is_dense
     net = network(candidates, layers=layers, **options)
     sizes = [layer.dense for layer in net.reference_macs.layers if layer.pruned]
-    step = max(sizes) / m / net.reference_macs.dense  # what a layer's N changes
+    step = max(sizes) * options.get('unit', 1) / m / net.reference_macs.dense  # what a layer's N changes
     for ours, theirs in zip(net.reference_macs.costs, uniform.reference_macs.costs):
         assert theirs - step <= ours <= theirs * 1.01
 

@@ -12,7 +12,9 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from tiny import NETWORKS, classpruning, dense, in_threads, network_g, scale_of
 from torch import nn
 
+from basicsr_classpruning import load
 from basicsr_classpruning.archs.ecbsr_adapter import fold_ecbsr
+from basicsr_classpruning.checkpoint import write_checkpoint
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.routing.errors import relative_errors
 from basicsr_classpruning.sparsity import sparse_layers
@@ -309,6 +311,35 @@ def test_own_weights():
     assert not torch.equal(net.restore_with(x, '2:4'), shared.restore_with(x, '2:4'))
     with torch.no_grad():
         assert torch.equal(net.restore_with(x, '4:4'), plain(x))
+
+
+def test_networks_of_before_there_were_units(tmp_path):
+    net = classpruning('EDSR')
+    options = {key: value for key, value in net.options.items() if key != 'unit'}
+    write_checkpoint(tmp_path / 'old.pth', {'params': net.state_dict()}, options)
+    old = load(tmp_path / 'old.pth')
+    assert old.options == net.options
+    x = torch.rand(1, 3, 8, 8)
+    assert torch.equal(old.restore_with(x, '1:4'), net.restore_with(x, '1:4'))
+
+
+@pytest.mark.parametrize('weights', ['shared', 'own'])
+def test_masks_of_another_unit_are_refused_unless_they_fit(weights):
+    ladder = {'candidates': ['4:16', '8:16', '16:16'], 'weights': weights}
+    params = {}
+    for unit in (1, 2, 4):
+        net = build_network(network_g('EDSR', unit=unit, **ladder))
+        net.load_params(dense('EDSR').state_dict())
+        params[unit] = net.state_dict()
+    finest, coarsest = (build_network(network_g('EDSR', unit=unit, **ladder)) for unit in (1, 4))
+    for unit in (1, 2, 4):
+        finest.load_params(params[unit])
+    coarsest.load_params(params[4])
+    for unit in (1, 2):
+        with pytest.raises(
+            UserError, match=r'^weights do not fit the network: .* keeps more of them than 4:16, unit 4$'
+        ):
+            coarsest.load_params(params[unit])
 
 
 class TwoLayers(nn.Module):

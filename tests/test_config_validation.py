@@ -84,9 +84,10 @@ def test_defaults_are_filled_in():
     assert opt['val']['candidates'] is True
     assert opt['val']['budgets'] == []
     net = opt['network_g']
-    assert (net['block'], net['share_taps'], net['skip'], net['weights'], net['layers']) == (
+    assert (net['block'], net['share_taps'], net['unit'], net['skip'], net['weights'], net['layers']) == (
         1,
         False,
+        1,
         [],
         'shared',
         None,
@@ -152,6 +153,8 @@ CASES = [
     ('network_g.candidates', ['4:16', '4:16'], "network_g.candidates: ['4:16', '4:16'] is not allowed; sparsest first"),
     ('network_g.candidates', ['1:4', '8:16'], "network_g.candidates: ['1:4', '8:16'] is not allowed; all candidates"),
     ('network_g.block', 0, 'network_g.block: 0 is not allowed; a whole number of at least 1'),
+    ('network_g.unit', 3, 'network_g.unit: 3 is not allowed; 1, 2 or 4'),
+    ('network_g.unit', '4', "network_g.unit: '4' is not allowed; 1, 2 or 4"),
     ('network_g.skip', ['('], "network_g.skip[0]: '(' is not allowed; a regular expression"),
     ('network_g.weights', 'none', "network_g.weights: 'none' is not allowed; 'shared' or 'own'"),
     ('network_g.layers', {'a': ['4:16']}, "network_g.layers.a: ['4:16'] is not allowed; one N:16 for each of the 3"),
@@ -239,6 +242,29 @@ CASES = [
     ('datasets.val.color', 'gray', "datasets.val.color: 'gray' is not allowed; 'y' or null"),
     ('logger', {'wandb': {'project': 'x'}}, 'logger.use_tb_logger: false is not allowed with wandb'),
 ]
+
+
+@pytest.mark.parametrize(
+    ('candidates', 'unit', 'layers', 'message'),
+    [
+        (['3:6', '6:6'], 4, None, 'network_g.unit: 4 is not allowed with 3:6; it must divide M'),
+        (
+            ['4:16', '6:16', '16:16'],
+            4,
+            None,
+            "network_g.candidates[1]: '6:16' is not allowed with unit 4; N one of 4, 8, 12, 16",
+        ),
+        (
+            ['4:16', '8:16', '16:16'],
+            2,
+            {'body': ['4:16', '7:16', '16:16']},
+            "network_g.layers.body[1]: '7:16' is not allowed with unit 2; N one of 2, 4, 6, 8, 10, 12, 14, 16",
+        ),
+    ],
+)
+def test_patterns_that_do_not_fit_the_unit(candidates, unit, layers, message):
+    network = {**options()['network_g'], 'candidates': candidates, 'unit': unit, 'layers': layers}
+    assert problem(changed('network_g', network)) == message
 
 
 @pytest.mark.parametrize(('key', 'value', 'message'), CASES, ids=[f'{case[0]}-{i}' for i, case in enumerate(CASES)])

@@ -20,6 +20,8 @@ from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.checkpoint import write_checkpoint
 from basicsr_classpruning.cli import main
 from basicsr_classpruning.sparsity import sparse_layers
+from basicsr_classpruning.sparsity.masks import satisfies
+from basicsr_classpruning.sparsity.orientation import by_output
 
 CANDIDATES = ['4:16', '8:16', '16:16']
 DENSE = {
@@ -57,8 +59,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.usefixtures('little_work')
 @pytest.mark.parametrize('way', ['magnitude', 'calibrated'])
-@pytest.mark.parametrize('name', KINDS)
-def test_the_whole_way(folder, tmp_path, name, way):
+@pytest.mark.parametrize(
+    ('name', 'unit'), [*((name, 1) for name in KINDS), ('Ragged', 2), ('Ragged', 4), ('Transposed', 4)]
+)
+def test_the_whole_way(folder, tmp_path, name, unit, way):
     net = dense(name)
     write_checkpoint(tmp_path / 'dense.pth', {'params': net.state_dict()}, None)
     arch = write_yaml(tmp_path / 'arch.yml', {'network_g': KINDS[name]})
@@ -66,11 +70,13 @@ def test_the_whole_way(folder, tmp_path, name, way):
     calibration = ['--calibration', str(folder / 'pictures'), '--degrade', degrade] if way == 'calibrated' else []
     pruned_file = str(tmp_path / 'pruned.pth')
     call = ['prune', str(tmp_path / 'dense.pth'), '--arch', arch, '--out', pruned_file, '--candidates', *CANDIDATES]
-    assert main([*call, *calibration]) == 0
+    assert main([*call, '--unit', str(unit), *calibration]) == 0
 
     pruned = load(pruned_file)
     assert isinstance(pruned, ClassPruning)
+    assert pruned.options['unit'] == unit
     check_zeros_and_macs(pruned)
+    assert main(['analyze', '--model', pruned_file, '--size', '3x32x32']) == 0
     x = torch.rand(2, 3, 21, 26)
     torch.testing.assert_close(pruned.restore_with(x, '16:16'), net_on(net, x, pruned))
     assert not torch.equal(pruned.restore_with(x, '4:16'), pruned.restore_with(x, '16:16'))
@@ -100,19 +106,20 @@ def net_on(net: nn.Module, x: torch.Tensor, pruned: ClassPruning) -> torch.Tenso
 
 
 def check_zeros_and_macs(pruned: ClassPruning) -> None:
-    """MACs of each layer are in proportion to the weights that are not zero, which are as many as the patterns say."""
+    """MACs of each layer are in proportion to the weights that are not zero, which lie as the patterns say."""
     macs = {layer.name: layer for layer in pruned.macs(32, 32).layers}
-    sparse = [pruned.ladder.index(candidate) for candidate in pruned.ladder.sparse]
-    for index in sparse:
-        frozen = pruned.subnetwork(index).net
+    for slot, candidate in enumerate(pruned.ladder.sparse):
+        index, frozen = pruned.ladder.index(candidate), pruned.subnetwork(candidate).net
         for choice in pruned.choices:
             layer = macs[choice.name]
             assert (layer.reason == '') == bool(choice.patterns)
             if choice.patterns:
-                weight = frozen.get_submodule(choice.name).weight
+                module = frozen.get_submodule(choice.name)
+                weight = module.weight
+                assert satisfies(by_output(module, weight), choice.patterns[slot])
                 assert layer.candidates[index] * weight.numel() == layer.dense * int(torch.count_nonzero(weight))
     total = pruned.macs(32, 32)
-    for index in sparse:
+    for index in map(pruned.ladder.index, pruned.ladder.sparse):
         saved = sum(layer.dense - layer.candidates[index] for layer in total.layers)
         assert total.candidates[index] == total.dense - saved
 

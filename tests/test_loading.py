@@ -116,7 +116,7 @@ def test_a_network_of_the_users_own(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ('weights', 'arch', 'error', 'message'),
     [
-        ({'a': torch.ones(1)}, None, UsageError, r'neither in the file nor detected; name it with --arch'),
+        ({'a': torch.ones(1)}, None, UsageError, r'neither in the file nor detected; name it with `arch`'),
         ({'a': torch.ones(1)}, {'type': 'EDVR'}, UsageError, 'EDVR cannot be pruned'),
         ({'a': torch.ones(1)}, {'type': 'NoSuchNet'}, UsageError, 'NoSuchNet'),
         ({'a': torch.ones(1)}, {**NETWORKS['EDSR'], 'colour': 1}, UsageError, 'colour'),

@@ -112,7 +112,7 @@ def test_difficulty_of_one_candidate_is_its_own_error():
     assert float(DifficultyLoss()(predicted, errors)) == pytest.approx(wanted, rel=1e-5)
 
 
-def test_difficulty_is_never_negative_even_where_cheaper_is_better():
+def test_difficulty_is_never_negative_even_where_sparser_is_better():
     errors = DifficultyLoss.unit * torch.tensor([0.5, 1.0])[None, :, None, None]
     losses = [float(DifficultyLoss()(torch.tensor([1.0 + step, 1.0])[None, :, None, None], errors))
               for step in (1e-6, 1e-3, 0.1, 1.0)]  # fmt: skip

@@ -127,6 +127,24 @@ def test_block_and_shared_taps_save_as_much():
     assert fine.candidates == coarse.candidates
 
 
+@pytest.mark.parametrize('unit', [2, 4])
+@pytest.mark.parametrize('width', [24, 23, 21])  # the last group is shorter, and so is its last unit
+def test_units_are_counted_as_the_weights_that_are_not_zero(unit, width):
+    net = classpruning(
+        'EDSR',
+        base={'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': width, 'num_block': 1, 'upscale': 2},
+        candidates=['4:16', '8:16', '12:16', '16:16'],
+        unit=unit,
+    )
+    macs = net.macs(HEIGHT, WIDTH)
+    for k, candidate in enumerate(net.candidates):
+        counted = weighted_macs(net.subnetwork(candidate).net, 3)
+        assert {layer.name: layer.candidates[k] for layer in macs.layers} == {
+            name: nonzero for name, (nonzero, _) in counted.items()
+        }
+    assert sum(layer.pruned for layer in macs.layers) >= 4
+
+
 def test_counting_leaves_no_trace(caplog):
     net = classpruning('RCAN').dense.net.train()
     caplog.clear()  # BasicSR says that it built the network

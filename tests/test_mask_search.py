@@ -23,11 +23,11 @@ def random_problem(outputs: int, pattern: Pattern, channels: int, taps: int, see
     hessian = samples.T @ samples / len(samples)
     hessian.diagonal().add_(0.01 * hessian.diagonal().mean())
     centre = torch.randn(outputs, size, generator=generator, dtype=torch.float64)
-    width = taps if pattern.share_taps else 1
     padded = layout.spread_square(hessian)
     padded.diagonal()[layout.padding] = 1
     cross = layout.spread(centre @ hessian)
-    return mask_search.QuadraticProblem(padded, cross, pattern.n, pattern.m, width, pattern.block, layout.short)
+    n, m = pattern.n // pattern.unit, pattern.m // pattern.unit
+    return mask_search.QuadraticProblem(padded, cross, n, m, layout.width, pattern.block, layout.short)
 
 
 def block_losses(problem: mask_search.QuadraticProblem, mask: torch.Tensor) -> torch.Tensor:
@@ -36,11 +36,11 @@ def block_losses(problem: mask_search.QuadraticProblem, mask: torch.Tensor) -> t
 
 
 def choices_of_group(problem: mask_search.QuadraticProblem, group: int) -> list[list[bool]]:
-    """All masks of a group; its padding follows the real units, the kept part of it first."""
-    size, kept = problem.m, problem.n
+    """All masks of a group; a shorter last unit and padding follow the whole units, the kept part of padding first."""
+    size, kept, dropped = problem.m, problem.n, 0
     if problem.short and (group + 1) % problem.short.every == 0:
-        size, kept = problem.short.size, problem.short.kept
-    padding = [place < problem.n - kept for place in range(problem.m - size)]
+        size, kept, dropped = problem.short.size, problem.short.kept, problem.short.dropped
+    padding = [dropped <= place < dropped + problem.n - kept for place in range(problem.m - size)]
     return [
         [place in chosen for place in range(size)] + padding for chosen in itertools.combinations(range(size), kept)
     ]
@@ -71,6 +71,15 @@ PROBLEMS = [
     (Pattern(3, 4, block=2), 9, 1),
     (Pattern(2, 4, block=2, share_taps=True), 6, 3),
     (Pattern(4, 16), 10, 1),
+    # Units of several channels, whose last may be shorter: dropped, or kept with all others.
+    (Pattern(4, 8, unit=2), 16, 1),
+    (Pattern(4, 8, unit=4), 24, 1),
+    (Pattern(4, 8, block=2, unit=2), 8, 2),
+    (Pattern(2, 8, share_taps=True, unit=2), 8, 2),
+    (Pattern(4, 8, unit=2), 13, 1),
+    (Pattern(6, 8, unit=2), 15, 1),
+    (Pattern(4, 16, unit=4), 11, 1),
+    (Pattern(12, 16, block=2, unit=4), 13, 1),
 ]
 
 
@@ -157,6 +166,17 @@ def _tableau(problem: mask_search.QuadraticProblem, mask: torch.Tensor) -> torch
 
 
 @pytest.mark.parametrize(('pattern', 'channels', 'taps'), PROBLEMS, ids=str)
+def test_solved_weights_keep_to_the_pattern(pattern: Pattern, channels: int, taps: int) -> None:
+    generator = torch.Generator().manual_seed(5)
+    samples = torch.randn(200, channels * taps, generator=generator, dtype=torch.float64)
+    hessian = samples.T @ samples / 200
+    dense = torch.randn(8, channels * taps, generator=generator, dtype=torch.float64)
+    weights = mask_search.solve(hessian, dense @ hessian, channels, pattern, rounds=3).view(8, channels, taps)
+    assert satisfies(weights, pattern)
+    assert ((weights != 0).sum(1) == pattern.kept(channels)).all()
+
+
+@pytest.mark.parametrize(('pattern', 'channels', 'taps'), PROBLEMS, ids=str)
 def test_gradient_vanishes_on_the_kept_weights(pattern: Pattern, channels: int, taps: int) -> None:
     problem = random_problem(4, pattern, channels, taps, seed=2)
     mask = mask_search.greedy_mask(problem)
@@ -171,13 +191,24 @@ NESTED = [
     [Pattern(1, 4), Pattern(2, 4), Pattern(3, 4)],
     [Pattern(2, 4, block=2), Pattern(1, 4, block=2)],
     [Pattern(1, 4, block=2, share_taps=True), Pattern(3, 4, block=2, share_taps=True)],
+    [Pattern(2, 8, unit=2), Pattern(4, 8, unit=2), Pattern(6, 8, unit=2)],
+    [Pattern(4, 8, unit=4)],
+    [Pattern(4, 8, block=2, share_taps=True, unit=2), Pattern(2, 8, block=2, share_taps=True, unit=2)],
 ]
+
+
+def choices_of_channels(group: range, pattern: Pattern, channels: int) -> list[list[int]]:
+    """The channels that a mask may keep of a group."""
+    kept = pattern.n if len(group) == pattern.m else pattern.kept_of_rest(channels)
+    units = [group[first : first + pattern.unit] for first in range(0, len(group), pattern.unit)]
+    chosen = itertools.combinations(units, -(-kept // pattern.unit))
+    return [all_of for all_of in (list(itertools.chain(*some)) for some in chosen) if len(all_of) == kept]
 
 
 @pytest.mark.parametrize('channels', [8, 7, 5])
 @pytest.mark.parametrize('patterns', NESTED, ids=str)
 def test_nested_masks_are_near_the_best_of_all_masks(patterns: list[Pattern], channels: int) -> None:
-    """The cheapest candidate is free in its choice, each dearer one is bound to what the cheaper ones keep."""
+    """The sparsest candidate is free in its choice, each denser one is bound to what the sparser ones keep."""
     taps, outputs = 2, 4
     size = channels * taps
     generator = torch.Generator().manual_seed(0)
@@ -197,7 +228,7 @@ def test_nested_masks_are_near_the_best_of_all_masks(patterns: list[Pattern], ch
         by_row = ((error @ hessian) * error).sum(1)
         return by_row.view(-1, patterns[0].block).sum(1)
 
-    cheapest = min(range(len(patterns)), key=lambda k: patterns[k].n)
+    sparsest = min(range(len(patterns)), key=lambda k: patterns[k].n)
 
     def mask_at(pattern: Pattern) -> torch.Tensor:
         return mask_of(ranks.view(outputs, channels, taps), pattern).flatten(1)
@@ -206,23 +237,18 @@ def test_nested_masks_are_near_the_best_of_all_masks(patterns: list[Pattern], ch
         mask = mask_at(pattern).view(outputs, channels, taps)
         assert satisfies(mask.float(), pattern)
         assert (mask.sum(1) == pattern.kept(channels)).all()
-    found = block_loss(mask_at(patterns[cheapest]), *losses[cheapest])
+    found = block_loss(mask_at(patterns[sparsest]), *losses[sparsest])
     best = torch.full_like(found, torch.inf)
-    units = 1 if patterns[0].share_taps else taps
-    rest = patterns[cheapest].kept_of_rest(channels)
+    columns = 1 if patterns[0].share_taps else taps
     in_groups = [
-        list(
-            itertools.combinations(
-                range(first, min(first + 4, channels)), rest if first + 4 > channels else patterns[cheapest].n
-            )
-        )
-        for first in range(0, channels, 4)
+        choices_of_channels(range(first, min(first + patterns[0].m, channels)), patterns[sparsest], channels)
+        for first in range(0, channels, patterns[0].m)
     ]
-    for choice in itertools.product(*in_groups * units):
-        mask = torch.zeros(units, channels)
+    for choice in itertools.product(*in_groups * columns):
+        mask = torch.zeros(columns, channels)
         for place, kept in enumerate(choice):
             mask[place // len(in_groups), list(kept)] = 1
         mask = mask.T.expand(channels, taps).reshape(1, size)
-        best = torch.minimum(best, block_loss(mask, *losses[cheapest]))
+        best = torch.minimum(best, block_loss(mask, *losses[sparsest]))
     assert (found >= best - 1e-9).all()
     assert (found / best).mean() < 1.1

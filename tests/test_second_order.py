@@ -173,7 +173,11 @@ def error(network: nn.Module, pruned: nn.Module, pictures: torch.Tensor) -> floa
     return float((network(pictures) - pruned(pictures)).square().mean())
 
 
-@pytest.mark.parametrize('pattern', [Pattern(2, 4), Pattern(1, 4, block=4), Pattern(4, 8, share_taps=True)], ids=repr)
+@pytest.mark.parametrize(
+    'pattern',
+    [Pattern(2, 4), Pattern(1, 4, block=4), Pattern(4, 8, share_taps=True), Pattern(4, 8, unit=2)],
+    ids=repr,
+)
 def test_network_keeps_the_patterns_and_beats_magnitude(network, pictures, pattern) -> None:
     before = copy.deepcopy(network.state_dict())
     (layers,) = prune_second_order(network, [dict.fromkeys(PRUNED, pattern)], [pictures[:8]])

@@ -65,8 +65,8 @@ class DifficultyClassifier(nn.Module):
     def score_map(self, x: Tensor) -> Tensor:
         """Scores of the parts of images.
 
-        The last layer gives logarithms: of what each candidate adds to the error of the next dearer one, in tenths of
-        the unit, and of the dearest one's error. Errors are sums of these from the dearest down, so they never rise
+        The last layer gives logarithms: of what each candidate adds to the error of the next denser one, in tenths of
+        the unit, and of the densest one's error. Errors are sums of these from the densest down, so they never rise
         with the cost.
 
         Args:
@@ -89,8 +89,8 @@ class DifficultyClassifier(nn.Module):
             x: images ``(B, C, H, W)`` in [0, 1].
 
         Returns:
-            Scores ``(B, K)`` below 0: minus the predicted squared error. Scores of one image never fall from a cheaper
-            candidate to a dearer one.
+            Scores ``(B, K)`` below 0: minus the predicted squared error. Scores of one image never fall from a sparser
+            candidate to a denser one.
         """
         return self.score_map(x).mean((2, 3))
 
@@ -242,7 +242,7 @@ def _whole_parts(x: Tensor, side: int) -> Tensor:
 class EdgeDifficulty(nn.Module):
     """A difficulty measure that needs no training: the strength of an image's details.
 
-    Scores fall with the mean absolute Laplacian, in proportion to what a candidate leaves out; the dearest candidate's
+    Scores fall with the mean absolute Laplacian, in proportion to what a candidate leaves out; the densest candidate's
     error counts as the same everywhere. It ranks tiles for a budget; it knows nothing of the network, and a trained
     classifier does better.
 
@@ -264,6 +264,6 @@ class EdgeDifficulty(nn.Module):
         self.register_buffer('share', left_out.square())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Takes images ``(B, C, H, W)`` in [0, 1]; returns scores ``(B, K)``, the dearest candidate's -1."""
+        """Takes images ``(B, C, H, W)`` in [0, 1]; returns scores ``(B, K)``, the densest candidate's -1."""
         detail = functional.conv2d(functional.pad(x, (1, 1, 1, 1), 'replicate'), self.kernel, groups=self.num_in_ch)
         return -1 - detail.abs().mean((1, 2, 3))[:, None] * self.share

@@ -50,6 +50,7 @@ class ClassPruning(nn.Module):
         candidates: the ladder: patterns ``'N:M'`` with one M, from the sparsest to the densest.
         block: output channels that share a mask.
         share_taps: whether all kernel taps of an output channel (block) share it too.
+        unit: neighbouring input channels that are kept or dropped together: 1, 2 or 4.
         skip: regular expressions; layers whose name one of them matches stay dense.
         classifier: options of the classifier, ``DifficultyClassifier`` by default.
         weights: ``'shared'``: one weight set with nested masks. ``'own'``: own weights for each sparse candidate.
@@ -64,6 +65,7 @@ class ClassPruning(nn.Module):
         candidates: Sequence[str],
         block: int = 1,
         share_taps: bool = False,
+        unit: int = 1,
         skip: Sequence[str] = (),
         classifier: Mapping[str, Any] | None = None,
         weights: str = 'shared',
@@ -82,6 +84,7 @@ class ClassPruning(nn.Module):
             'candidates': list(candidates),
             'block': block,
             'share_taps': share_taps,
+            'unit': unit,
             'skip': list(skip),
             'classifier': deepcopy(classifier),
             'weights': weights,
@@ -89,7 +92,7 @@ class ClassPruning(nn.Module):
         }
         _check_expressions(skip)
         try:
-            self.ladder = Ladder.parse(candidates, block, share_taps, layers)
+            self.ladder = Ladder.parse(candidates, block, share_taps, unit, layers)
         except LadderError as error:
             raise UsageError(error.text, key=f'network_g.{error.place}') from None
         self._once = Once()
@@ -327,7 +330,9 @@ class ClassPruning(nn.Module):
             for name, layer in sparse_layers(self.base):
                 broken = layer.broken_patterns()
                 if broken:
-                    raise UserError(f'weights do not fit the network: {name} keeps more of them than {broken[0]}')
+                    raise UserError(
+                        f'weights do not fit the network: {name} keeps more of them than {broken[0].described}'
+                    )
             return
         candidates_only = {k: v for k, v in self.base.state_dict().items() if _is_candidate_key(self.base, k)}
         wanted = self.base.state_dict().keys() - candidates_only.keys()

@@ -13,6 +13,7 @@ from basicsr_classpruning.cli.calibration import add_calibration_arguments, chec
 from basicsr_classpruning.cli.common import add_model_arguments, load_model, write_json
 from basicsr_classpruning.errors import UsageError
 from basicsr_classpruning.routing.ladder import LadderError
+from basicsr_classpruning.sparsity.pattern import UNITS
 from basicsr_classpruning.text_table import format_table
 
 if TYPE_CHECKING:
@@ -46,6 +47,11 @@ def add_parser(subparsers: Any) -> None:
         '--block', type=int, metavar='N', default=1, help='output channels that share a mask (default: 1)'
     )
     parser.add_argument('--share-taps', action='store_true', help='kernel taps share a mask')
+    parser.add_argument(
+        '--unit', type=int, choices=UNITS, default=1,
+        help='neighbouring input channels that are kept or dropped together, which divide M and every N: with 4, 8:16 '
+        'keeps two of four units (default: 1)',
+    )  # fmt: skip
     parser.add_argument(
         '--per-layer', action='store_true',
         help='give each layer its own N, by what pruning it costs, at the same MACs; needs --calibration',
@@ -87,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
         _ladder(dense, args),
         args.block,
         args.share_taps,
+        args.unit,
         tuple(args.skip),
         args.weights or ('own' if args.calibration else 'shared'),
         args.seed,

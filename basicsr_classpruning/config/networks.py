@@ -48,6 +48,9 @@ class ClassPruningNetwork(Section):
     little worse."""
     share_taps: bool = False
     """Whether all kernel taps of an output channel (block) share a mask."""
+    unit: Literal[1, 2, 4] = 1
+    """Neighbouring input channels that are kept or dropped together; M and every N are multiples of it: with 4, `8:16`
+    keeps two of four units."""
     skip: list[Regex] = Field(default_factory=list)
     """Regular expressions of layer names that stay dense, besides those that cannot be pruned."""
     classifier: Classifier = Classifier()
@@ -64,7 +67,7 @@ class ClassPruningNetwork(Section):
         if reason is not None:
             raise refuse('base.type', f'{self.base.type!r} is not allowed: {reason}')
         try:
-            Ladder.parse(self.candidates, self.block, self.share_taps, self.layers)
+            Ladder.parse(self.candidates, self.block, self.share_taps, self.unit, self.layers)
         except LadderError as error:
             raise refuse(error.place, error.text) from None
         return self

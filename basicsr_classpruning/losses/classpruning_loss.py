@@ -126,15 +126,15 @@ class DistillationLoss(nn.Module):
 class DifficultyLoss(nn.Module):
     """Teaches the classifier the errors that the candidates leave, relative to the image's own.
 
-    With d_bk the error that candidate k adds to that of the next dearer one in a part of image b, d_bK the dearest
-    one's error, E_b the error of the dearest but one (or the only one) in the whole image, and hats for predictions:
+    With d_bk the error that candidate k adds to that of the next denser one in a part of image b, d_bK the densest
+    one's error, E_b the error of the reference candidate in the whole image, and hats for predictions:
 
     mean_b[ 1/(r E_b) · mean_{k<K} D(d̂_bk, d_bk) + w/E_b · D(d̂_bK, d_bK) + (log Ê_b − log E_b)² ],
 
     D(d̂, d) = d̂ − d⁺ − d log(d̂ / d⁺) with d⁺ = max(d, 1e-6), averaged over the parts, never negative. It is the deviance
-    of a Poisson distribution, whose minimum is the mean of d, whatever the distribution; a cheaper candidate may leave
+    of a Poisson distribution, whose minimum is the mean of d, whatever the distribution; a sparser candidate may leave
     less in a part, so d may be below 0. The last term makes sure of the error of the whole image, by which routing
-    divides: not the dearest candidate's, which is 0 where the dense network's outputs are the truth. r = 0.1 is the
+    divides: not the densest candidate's, which is 0 where the dense network's outputs are the truth. r = 0.1 is the
     share of the error that pruning typically adds, w = 0.3.
 
     Args:
@@ -219,10 +219,10 @@ def _ratio_error(predicted: Tensor, errors: Tensor, side: int) -> Tensor:
 
 
 def _steps(errors: Tensor) -> Tensor:
-    """What each candidate's error ``(B, K, h, w)`` adds to that of the next dearer one; the dearest one's itself."""
+    """What each candidate's error ``(B, K, h, w)`` adds to that of the next denser one; the densest one's itself."""
     return torch.cat([errors[:, :-1] - errors[:, 1:], errors[:, -1:]], dim=1)
 
 
 def _image_errors(errors: Tensor) -> Tensor:
-    """Error ``(B,)`` of the dearest candidate but one, or of the only one, from those of the parts."""
+    """Error ``(B,)`` of the reference candidate, or of the only one, from those of the parts."""
     return reference_errors(errors).mean((1, 2)).clamp(min=_LEAST_ERROR)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ def allocate_layers(net: ClassPruning, crops: Crops, progress: Progress = untold
 
     def cost(n: int) -> np.ndarray:
         """MACs of each layer at N, as a share of all these layers' dense ones."""
-        return shares * [Pattern(n, m).kept(channels[name]) / channels[name] for name in macs]
+        return shares * [replace(general[0], n=n).kept(channels[name]) / channels[name] for name in macs]
 
     costs = np.stack([cost(n) for n in allowed], axis=1)
     columns: list[np.ndarray] = []
@@ -89,11 +90,11 @@ def _layer_errors(
     net: ClassPruning, names: Sequence[str], general: Sequence[Pattern], crops: Crops, progress: Progress
 ) -> tuple[list[int], np.ndarray]:
     """The N that a layer of a sparse candidate may have, and its error at each, ``(L, N)``."""
-    m = general[0].m
+    unit, m = general[0].unit, general[0].m
     # The sparsest candidate needs some layers below its own N.
-    least = max(1, min(general[0].n - 1, round(m * _MEASURED[0])))
-    measured = sorted({least, *(n for n in (round(m * density) for density in _MEASURED) if least < n < m)})
-    patterns = [Pattern(n, m, general[0].block, general[0].share_taps) for n in measured]
+    least = max(unit, min(general[0].n - unit, _in_units(m * _MEASURED[0], unit)))
+    measured = sorted({least, *(n for n in (_in_units(m * density, unit) for density in _MEASURED) if least < n < m)})
+    patterns = [replace(general[0], n=n) for n in measured]
     dense = net.dense.net
     batches = list(crops.lq.split(8))
     importance = torch.ones(len(crops), device=crops.lq.device)
@@ -105,7 +106,12 @@ def _layer_errors(
         dense, dict.fromkeys(names, patterns), batches, importance, CalibrationOptions(rounds=_ROUNDS), progress
     )
     # M is left out: so every layer of a sparse candidate has weights of its own, and one less costs next to nothing.
-    allowed = list(range(measured[0], m))
+    allowed = list(range(measured[0], m, unit))
     # Its root falls nearly linearly in N, to nothing at M. A curve without kinks does not favour what was measured.
     between = [PchipInterpolator([*measured, m], [*np.sqrt(found[name]), 0.0])(allowed) for name in names]
     return allowed, np.square(np.array(between))
+
+
+def _in_units(n: float, unit: int) -> int:
+    """The multiple of the unit that is nearest."""
+    return round(n / unit) * unit

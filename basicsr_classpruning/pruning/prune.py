@@ -60,6 +60,7 @@ class PruneOptions:
     candidates: tuple[str, ...]
     block: int = 1
     share_taps: bool = False
+    unit: int = 1
     skip: tuple[str, ...] = ()
     weights: str = 'own'
     """``own``: each sparse candidate has weights of its own; ``shared``: one set under nested masks."""
@@ -113,6 +114,7 @@ def build(dense: DenseNetwork, options: PruneOptions, classifier: dict[str, Any]
             candidates=options.candidates,
             block=options.block,
             share_taps=options.share_taps,
+            unit=options.unit,
             skip=options.skip,
             classifier=classifier,
             weights=options.weights,

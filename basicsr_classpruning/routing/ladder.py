@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import nn
 
 from basicsr_classpruning.errors import UsageError
-from basicsr_classpruning.sparsity.pattern import MAX_M, Pattern
+from basicsr_classpruning.sparsity.pattern import MAX_M, Pattern, PatternError
 
 if TYPE_CHECKING:
     from basicsr_classpruning.routing.network import Subnetwork
@@ -114,6 +114,7 @@ class Ladder:
         texts: Sequence[str],
         block: int = 1,
         share_taps: bool = False,
+        unit: int = 1,
         layers: Mapping[str, Sequence[str]] | None = None,
     ) -> Ladder:
         """Reads a ladder as options write it.
@@ -122,13 +123,15 @@ class Ladder:
             texts: candidates such as ``'8:16'``, from the sparsest to the densest, each once.
             block: output channels that share a mask.
             share_taps: whether all kernel taps of an output channel (block) share it too.
+            unit: neighbouring input channels that are kept or dropped together.
             layers: regular expression → one ``N:M`` for each sparse candidate, of the candidates' M, never falling.
 
         Raises LadderError where it is none.
         """
         if not texts:
             raise LadderError('candidates', 'at least one pattern such as 2:4 is needed')
-        candidates = [_parse_candidate(text, block, share_taps, f'candidates[{i}]') for i, text in enumerate(texts)]
+        like = {'block': block, 'share_taps': share_taps, 'unit': unit}
+        candidates = [_parse_candidate(text, like, f'candidates[{i}]') for i, text in enumerate(texts)]
         patterns = [candidate.pattern for candidate in candidates if isinstance(candidate, SparseCandidate)]
         if not patterns:
             raise LadderError('candidates', f'{list(texts)} is not allowed; at least one N:M with N above 0 is needed')
@@ -174,24 +177,24 @@ class Ladder:
         raise UsageError(f'candidate {candidate!r} is not one of this network: {", ".join(self.names)}')
 
 
-def _parse_candidate(text: Any, block: int, share_taps: bool, place: str) -> Candidate:
+def _parse_candidate(text: Any, like: Mapping[str, Any], place: str) -> Candidate:
     for kind in reversed(_KINDS):
         try:
             found = kind.parse(text)
         except ValueError:
             raise LadderError(place, f'{text!r} is not allowed; {_PATTERN}') from None
         if isinstance(found, SparseCandidate):
-            return SparseCandidate(_shared(found.pattern, block, share_taps))
+            return SparseCandidate(_changed(found.pattern, place, like))
         if found is not None:
             return found
     raise AssertionError('SparseCandidate.parse reads a text or raises')
 
 
-def _shared(pattern: Pattern, block: int, share_taps: bool) -> Pattern:
+def _changed(pattern: Pattern, place: str, fields: Mapping[str, Any]) -> Pattern:
     try:
-        return replace(pattern, block=block, share_taps=share_taps)
-    except ValueError as error:
-        raise LadderError('block', str(error).removeprefix('block ')) from None
+        return replace(pattern, **fields)
+    except PatternError as error:
+        raise LadderError(error.field or place, error.text) from None
 
 
 def _layer_ladder(regex: str, texts: Sequence[str], general: Sequence[Pattern]) -> tuple[Pattern, ...]:
@@ -204,14 +207,13 @@ def _layer_ladder(regex: str, texts: Sequence[str], general: Sequence[Pattern]) 
     m = general[0].m if general else 0
     if len(texts) != len(general):
         raise LadderError(place, f'{list(texts)} is not allowed; one N:{m} for each of the {len(general)} candidates')
-    patterns = []
+    patterns: list[Pattern] = []
     for i, (text, like) in enumerate(zip(texts, general)):
         try:
             own = Pattern.parse(text)
         except ValueError:
             raise LadderError(f'{place}[{i}]', f'{text!r} is not allowed; {_PATTERN}') from None
-        patterns.append(replace(like, n=own.n, m=own.m))
-    kept = [pattern.n for pattern in patterns]
-    if any(pattern.m != m for pattern in patterns) or kept != sorted(kept):
-        raise LadderError(place, f'{list(texts)} is not allowed; N:{m}, sparsest first')
+        if own.m != m or (patterns and own.n < patterns[-1].n):
+            raise LadderError(place, f'{list(texts)} is not allowed; N:{m}, sparsest first')
+        patterns.append(_changed(like, f'{place}[{i}]', {'n': own.n}))
     return tuple(patterns)

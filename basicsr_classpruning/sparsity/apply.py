@@ -36,7 +36,7 @@ class LayerChoice:
     name: str
     """Dotted name of the (first place of the) layer in the network."""
     patterns: tuple[Pattern, ...]
-    """Pattern of each candidate, cheapest first; empty where the layer stays dense."""
+    """Pattern of each candidate, sparsest first; empty where the layer stays dense."""
     reason: str
     """Why the layer stays dense; empty where it is pruned."""
     channels: int = 0
@@ -68,7 +68,7 @@ def choose_layers(
 
     Args:
         net: any network.
-        patterns: pattern of each candidate, cheapest first.
+        patterns: pattern of each candidate, sparsest first.
         skip: regular expressions; a layer whose dotted name one of them matches (``re.search``) stays dense.
         layer_patterns: patterns that replace the general ones in layers whose name the expression matches.
         use: what a run of the network showed. The first layer stays dense: the first that runs, or, where that is not

@@ -88,7 +88,7 @@ class _SparseLayer(nn.Module):
 
         Args:
             dense: of the class that this one extends, itself.
-            patterns: one for each candidate, cheapest first, alike but for N.
+            patterns: one for each candidate, sparsest first, alike but for N.
             own_weights: whether each sparse candidate has its own weights, or all share one set with nested masks.
             selection: says which candidate runs; shared with the other layers of the network.
         """
@@ -139,11 +139,13 @@ class _SparseLayer(nn.Module):
         return as_stored(self, mask_of(by_output(self, ranks), self.patterns[candidate]))
 
     def broken_patterns(self) -> list[Pattern]:
-        """The patterns of candidates whose own weights have too few zeros for them."""
-        if not self.own_weights:
-            return []
-        mine = [(self.patterns[candidate], self.weights[slot]) for candidate, slot in self._slots.items()]
-        return [pattern for pattern, weight in mine if not satisfies(by_output(self, weight.detach()), pattern)]
+        """The patterns of candidates whose own weights, or masks of shared ones, have too few zeros for them."""
+        kept = {
+            candidate: self.weights[slot].detach() if self.own_weights else self._mask(self.ranks, candidate)
+            for candidate, slot in self._slots.items()
+        }
+        mine = [(self.patterns[candidate], by_output(self, values)) for candidate, values in kept.items()]
+        return [pattern for pattern, values in mine if not satisfies(values, pattern)]
 
     @torch.no_grad()
     def set_candidate(self, candidate: int, weight: Tensor, bias: Tensor | None) -> None:

@@ -24,7 +24,7 @@ class LayerMacs:
     name: str
     dense: int
     candidates: tuple[int, ...]
-    """One for each candidate, cheapest first."""
+    """One for each candidate, sparsest first."""
     reason: str
     """Why the layer is not pruned; empty where it is."""
 

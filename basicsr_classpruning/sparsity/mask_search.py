@@ -13,9 +13,10 @@ Where M does not divide the channels, the last group is shorter. It is filled up
 (*padding*), of which so many count as kept that the real ones keep their number: so all groups are of one size, and the
 rest need not know. Padding never exchanges its place.
 
-The smallest thing a mask decides about is a *unit*: one column, or all taps of an input channel where masks are shared
-over taps. The output channels of a block share their masks, so a block is a row of the mask and a right-hand side with
-several columns.
+The smallest thing a mask decides about is a *unit*: the pattern's ``unit`` neighbouring input channels at one tap, or
+at all taps where masks are shared over taps. A last unit that is shorter is filled up too, and never exchanges its
+place: the pattern says whether it is kept. The output channels of a block share their masks, so a block is a row of the
+mask and a right-hand side with several columns.
 """
 
 from __future__ import annotations
@@ -40,9 +41,12 @@ class ShortGroups:
     every: int
     """Each ``every``-th group is one: there is one for each kernel tap that has masks of its own."""
     size: int
-    """Real units in them, 1 to M − 1."""
+    """Whole units in them, which are chosen among."""
     kept: int
-    """Real units kept in them."""
+    """Whole units kept in them."""
+    dropped: int
+    """Places behind the whole units that count as dropped before any that counts as kept: 1 where a shorter last unit
+    is dropped, else 0."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,8 @@ class Layout:
     """For each of these the column of the weight: ``(K,)``."""
     size: int
     """Columns of the problem, padding among them."""
+    width: int
+    """Columns of a unit."""
     short: ShortGroups | None
 
     @property
@@ -118,9 +124,13 @@ def lay_out(channels: int, taps: int, pattern: Pattern) -> Layout:
     ordered = (columns if pattern.share_taps else columns.T).reshape(-1)
     short = None
     if padded > channels:
-        short = ShortGroups(groups, channels % pattern.m, pattern.kept_of_rest(channels))
+        rest, kept = channels % pattern.m, pattern.kept_of_rest(channels)
+        short = ShortGroups(
+            groups, rest // pattern.unit, kept // pattern.unit, int(rest % pattern.unit > 0 and kept < rest)
+        )
     places = (ordered >= 0).nonzero()[:, 0]
-    return Layout(places, ordered[places], len(ordered), short)
+    width = pattern.unit * (taps if pattern.share_taps else 1)
+    return Layout(places, ordered[places], len(ordered), width, short)
 
 
 def solve(hessian: Tensor, cross: Tensor, channels: int, pattern: Pattern, rounds: int) -> Tensor:
@@ -140,9 +150,9 @@ def solve(hessian: Tensor, cross: Tensor, channels: int, pattern: Pattern, round
     problem = QuadraticProblem(
         padded,
         layout.spread(cross),
-        pattern.n,
-        pattern.m,
-        taps if pattern.share_taps else 1,
+        pattern.n // pattern.unit,
+        pattern.m // pattern.unit,
+        layout.width,
         pattern.block,
         layout.short,
     )
@@ -171,7 +181,8 @@ def greedy_mask(problem: QuadraticProblem) -> Tensor:
         short = problem.short
         if short and group % short.every == short.every - 1:
             scores[:, short.size :] = -torch.inf
-            scores[:, short.size : short.size + problem.n - short.kept] = torch.inf
+            first_filled = short.size + short.dropped
+            scores[:, first_filled : first_filled + problem.n - short.kept] = torch.inf
         kept = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, scores.topk(problem.n, 1).indices, True)
         mask[:, group * problem.m : (group + 1) * problem.m] = kept
         dropped = ~kept.repeat_interleave(problem.block, 0).repeat_interleave(problem.width, 1)

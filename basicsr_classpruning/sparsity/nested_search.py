@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from basicsr_classpruning.sparsity.mask_search import ShortGroups, lay_out
+from basicsr_classpruning.sparsity.mask_search import Layout, ShortGroups, lay_out
 from basicsr_classpruning.sparsity.pattern import Pattern
 
 _CHUNK_BYTES = 96 * 2**20  # of Q
@@ -34,39 +34,50 @@ def nested_ranks(
         patterns: one for each candidate, alike but for N.
 
     Returns:
-        uint8 ``(O, K)``, 0 for the most important. The cheapest candidate's mask is chosen first, being the one that
-        loses most; each dearer one adds to it.
+        uint8 ``(O, K)``, 0 for the most important. The sparsest candidate's mask is chosen first, being the one that
+        loses most; each denser one adds to it.
     """
     pattern = patterns[0]
     taps = dense.shape[1] // channels
     layout = lay_out(channels, taps, pattern)
-    width = taps if pattern.share_taps else 1
+    width, m = layout.width, pattern.m // pattern.unit
     weights = layout.spread(dense).view(-1, pattern.block, layout.size)
-    padding = layout.padding[::width]
+    padding, shorter = _not_whole(layout)
     level = torch.full((len(weights), len(padding)), len(patterns), dtype=torch.int64)
     by_density = sorted(range(len(patterns)), key=lambda k: patterns[k].n)
     for place, k in enumerate(by_density):
         hessian, cross = losses[k]
         hessian, cross = layout.spread_square(hessian), layout.spread(cross).view(weights.shape)
-        drops = _drops(len(padding) // pattern.m, channels, layout.short, patterns[k])
+        short = lay_out(channels, taps, patterns[k]).short
+        drops = _drops(len(padding) // m, patterns[k], short)
+        dropped = shorter & bool(short and short.dropped)
         size = max(1, _CHUNK_BYTES // (4 * hessian.numel() // width))
         for blocks in torch.arange(len(weights)).split(size):
             quadratic, linear = _in_units(hessian, cross[blocks], weights[blocks], width)
             # Padding stays among the kept, so that nothing is exchanged for it.
-            locked = (level[blocks] < place) | padding
-            kept = _drop_least(quadratic, linear, locked, drops)
-            kept = _exchange(quadratic, linear, kept, locked, pattern.m)
-            level[blocks] = torch.where(kept & ~locked, place, level[blocks])
-    magnitude = weights.square().sum(1).unflatten(1, (-1, width)).sum(2).masked_fill(padding, -1)
-    ranks = _rank_levels(level, magnitude, pattern.m).repeat_interleave(width, 1).repeat_interleave(pattern.block, 0)
-    return layout.gather(ranks.to(torch.uint8))
+            chosen = level[blocks] < place
+            locked = chosen | padding | shorter
+            kept = _drop_least(quadratic, linear, (~dropped).expand(locked.shape), locked, drops)
+            kept = _exchange(quadratic, linear, kept, locked, m)
+            level[blocks] = torch.where(kept & ~chosen & ~padding, place, level[blocks])
+    magnitude = weights.square().sum(1).unflatten(1, (-1, width)).sum(2)
+    magnitude = magnitude.masked_fill(shorter, -1).masked_fill(padding, -2)
+    ranks = _rank_levels(level, magnitude, m) * pattern.unit
+    return layout.gather(ranks.repeat_interleave(width, 1).repeat_interleave(pattern.block, 0).to(torch.uint8))
 
 
-def _drops(groups: int, channels: int, short: ShortGroups | None, pattern: Pattern) -> Tensor:
-    """How many units each of the groups drops, ``(groups,)``."""
-    drops = torch.full((groups,), pattern.m - pattern.n)
+def _not_whole(layout: Layout) -> tuple[Tensor, Tensor]:
+    """Which units ``(U,)`` are padding, and which are shorter last units."""
+    columns = layout.padding.unflatten(0, (-1, layout.width))
+    padding = columns.all(1)
+    return padding, columns.any(1) & ~padding
+
+
+def _drops(groups: int, pattern: Pattern, short: ShortGroups | None) -> Tensor:
+    """How many whole units each of the groups drops, ``(groups,)``."""
+    drops = torch.full((groups,), (pattern.m - pattern.n) // pattern.unit)
     if short:
-        drops[short.every - 1 :: short.every] = short.size - pattern.kept_of_rest(channels)
+        drops[short.every - 1 :: short.every] = short.size - short.kept
     return drops
 
 
@@ -84,14 +95,14 @@ def _in_units(hessian: Tensor, cross: Tensor, weights: Tensor, width: int) -> tu
     return quadratic.float(), (weights * cross).sum(1).unflatten(1, (units, width)).sum(2).float()
 
 
-def _drop_least(quadratic: Tensor, linear: Tensor, locked: Tensor, drops: Tensor) -> Tensor:
-    """A first mask ``(B, U)``: all units, less the one of each group that costs least, again and again.
+def _drop_least(quadratic: Tensor, linear: Tensor, kept: Tensor, locked: Tensor, drops: Tensor) -> Tensor:
+    """A first mask ``(B, U)``: those of ``kept``, less the one of each group that costs least, again and again.
 
-    Each group loses as many as ``drops`` ``(groups,)`` says.
+    Each group loses as many as ``drops`` ``(groups,)`` says, and no ``locked`` unit.
     """
     groups = len(drops)
     own = quadratic.diagonal(dim1=1, dim2=2)
-    kept = torch.ones_like(locked)
+    kept = kept.clone()
     for round_number in range(int(drops.max())):
         slope = (quadratic @ kept.to(own)[:, :, None])[:, :, 0] - linear
         change = (own - 2 * slope).masked_fill(locked | ~kept, torch.inf).unflatten(1, (groups, -1))
@@ -114,7 +125,7 @@ def _exchange(quadratic: Tensor, linear: Tensor, kept: Tensor, locked: Tensor, m
     for _ in range(units):
         now = kept[going]
         drop = (own[going] - 2 * slope[going]).masked_fill(~now | locked[going], torch.inf).view(-1, groups, m, 1)
-        add = (own[going] + 2 * slope[going]).masked_fill(now, torch.inf).view(-1, groups, 1, m)
+        add = (own[going] + 2 * slope[going]).masked_fill(now | locked[going], torch.inf).view(-1, groups, 1, m)
         best, place = (drop + add - 2 * in_group[going]).flatten(1).min(1)
         paying = best < -least_gain[going]
         going, place = going[paying], place[paying]
