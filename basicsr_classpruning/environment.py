@@ -1,6 +1,6 @@
 """Makes BasicSR 1.4.2 importable, and usable without a GPU, on today's Python, torch and torchvision.
 
-Imported before anything else of the package. Each mend is applied only where it is needed, so that a user with a
+Imported before anything else of the package. Each patch is applied only where it is needed, so that a user with a
 matching set of libraries sees none of them.
 """
 
@@ -43,7 +43,7 @@ def check_python(version: tuple[int, ...] = sys.version_info[:2]) -> None:
         raise UserError(f'Python {found} is not supported: BasicSR 1.4.2 needs Python 3.10, 3.11 or 3.12')
 
 
-def mend_torchvision_operators() -> None:
+def patch_torchvision_operators() -> None:
     """Imports torchvision, declaring the operators that a torchvision built for another torch lacks.
 
     A torchvision built for CUDA next to a CPU build of torch cannot load its compiled operators, and its import then
@@ -67,7 +67,7 @@ def mend_torchvision_operators() -> None:
     raise UserError('torchvision does not fit the installed torch: install the pair that belongs together')
 
 
-def mend_functional_tensor() -> None:
+def patch_functional_tensor() -> None:
     """Provides ``torchvision.transforms.functional_tensor``, gone since torchvision 0.17, which BasicSR imports."""
     name = 'torchvision.transforms.functional_tensor'
     if name in sys.modules or importlib.util.find_spec(name) is not None:
@@ -79,7 +79,7 @@ def mend_functional_tensor() -> None:
     sys.modules[name] = module
 
 
-def mend_process_group() -> None:
+def patch_process_group() -> None:
     """Lets ``--launcher pytorch`` work without GPUs, over gloo: BasicSR divides by the number of GPUs."""
     import torch
     from basicsr.utils import dist_util
@@ -97,7 +97,7 @@ def mend_process_group() -> None:
     dist_util._init_dist_pytorch = init_dist_pytorch
 
 
-def mend_yaml() -> None:
+def patch_yaml() -> None:
     """Makes BasicSR read options with a loader that builds plain values only, and never evaluates a string."""
     import yaml
     from basicsr.utils import options
@@ -107,13 +107,13 @@ def mend_yaml() -> None:
 
 
 def prepare() -> None:
-    """Applies every mend that this machine needs. Called once, when the package is imported."""
+    """Applies every patch that this machine needs. Called once, when the package is imported."""
     check_python()
     # OpenCV's warnings have no place between a user's lines.
     os.environ.setdefault('OPENCV_LOG_LEVEL', 'ERROR')
     # Training pictures of more are refused before memory is asked for; OpenCV's own limit is five times as much.
     os.environ.setdefault(_LIMIT, str(MAX_PIXELS))
-    mend_torchvision_operators()
-    mend_functional_tensor()
-    mend_process_group()
-    mend_yaml()
+    patch_torchvision_operators()
+    patch_functional_tensor()
+    patch_process_group()
+    patch_yaml()

@@ -20,9 +20,9 @@ from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.safe_files import save_file
 
 
-def unmended(module: ModuleType) -> ModuleType:
+def unpatched(module: ModuleType) -> ModuleType:
     """A second copy of one of BasicSR's modules, as it was written."""
-    spec = importlib.util.spec_from_file_location(f'unmended_{module.__name__.split(".")[-1]}', module.__file__)
+    spec = importlib.util.spec_from_file_location(f'unpatched_{module.__name__.split(".")[-1]}', module.__file__)
     copy = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(copy)
     return copy
@@ -40,13 +40,13 @@ def isolated(tmp_path: Path, code: str) -> str:
 
 
 _TORCHVISION = """
-from basicsr_classpruning.environment import mend_torchvision_operators
+from basicsr_classpruning.environment import patch_torchvision_operators
 try:
     import torchvision
     print('fits')
 except RuntimeError as error:
     print(error)
-mend_torchvision_operators()
+patch_torchvision_operators()
 import torchvision.models
 print('mended')
 """
@@ -64,7 +64,7 @@ def test_torchvision_built_for_another_torch(tmp_path):
 
 def test_other_failures_of_torchvision_are_not_hidden(tmp_path):
     (tmp_path / 'torchvision.py').write_text('raise RuntimeError("something else")')
-    code = 'from basicsr_classpruning.environment import *; mend_torchvision_operators()'
+    code = 'from basicsr_classpruning.environment import *; patch_torchvision_operators()'
     done = run_python('-c', isolated(tmp_path, code))
     assert done.stderr.rstrip().endswith('RuntimeError: something else')
 
@@ -75,9 +75,9 @@ def test_functional_tensor(monkeypatch):
     if importlib.util.find_spec(name) is not None:
         pytest.skip('the installed torchvision still has transforms.functional_tensor')
     with pytest.raises(ModuleNotFoundError, match=name):
-        unmended(basicsr.data.degradations)
-    environment.mend_functional_tensor()
-    gray = unmended(basicsr.data.degradations).rgb_to_grayscale(torch.full((1, 3, 2, 2), 0.5))
+        unpatched(basicsr.data.degradations)
+    environment.patch_functional_tensor()
+    gray = unpatched(basicsr.data.degradations).rgb_to_grayscale(torch.full((1, 3, 2, 2), 0.5))
     torch.testing.assert_close(gray, torch.full((1, 1, 2, 2), 0.5), atol=1e-4, rtol=0)
 
 
@@ -101,7 +101,7 @@ def test_resuming_on_a_cpu(tmp_path):
 def test_process_groups_on_a_cpu(tmp_path, monkeypatch):
     monkeypatch.setenv('RANK', '0')
     with pytest.raises(ZeroDivisionError):
-        unmended(dist_util).init_dist('pytorch')
+        unpatched(dist_util).init_dist('pytorch')
     dist_util.init_dist('pytorch', init_method=f'file://{tmp_path / "rendezvous"}', rank=0, world_size=1)
     try:
         assert torch.distributed.get_backend() == 'gloo'
@@ -119,7 +119,7 @@ def test_a_process_group_is_mended_once():
 def test_yaml_that_would_run_code(tmp_path):
     marker = tmp_path / 'ran'
     attack = f'!!python/object/apply:os.system ["touch {marker}"]'
-    yaml.load(attack, Loader=unmended(options).ordered_yaml()[0])
+    yaml.load(attack, Loader=unpatched(options).ordered_yaml()[0])
     assert marker.exists()
     marker.unlink()
     with pytest.raises(yaml.YAMLError, match='python/object/apply'):
@@ -130,7 +130,7 @@ def test_yaml_that_would_run_code(tmp_path):
 def test_forced_values_that_would_run_code(tmp_path):
     marker = tmp_path / 'ran'
     attack = f'[open({str(marker)!r}, "w")]'
-    unmended(options)._postprocess_yml_value(attack)
+    unpatched(options)._postprocess_yml_value(attack)
     assert marker.exists()
     marker.unlink()
     with pytest.raises(yaml.YAMLError):
