@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := setup.cfg pyproject.toml constraints.txt tools/setup_venv.sh $(wildcard setup.py basicsr_classpruning/kernels/csrc/*)
 
-.PHONY: help demo test lint docs coverage package reliability bench sanitize pages clean
+.PHONY: help demo test lint docs coverage package reliability bench sanitize tables clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -43,7 +43,7 @@ bench: $(INSTALLED) ## measure the kernels (10 minutes on an idle machine), rewr
 	$(BIN)/python tools/benchmark_kernels.py networks --threads 2 --seconds 8 --json docs/results/kernels_networks_t2.json
 	$(BIN)/python -m tools.pages kernels
 
-pages: $(INSTALLED) ## write all that is generated in the documentation, from the results that are kept
+tables: $(INSTALLED) ## write all that is generated in the documentation, from the results that are kept
 	$(BIN)/python -m tools.pages
 
 sanitize: $(INSTALLED) ## run the kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer
