@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
@@ -12,6 +15,20 @@ def device_of(net: nn.Module) -> torch.device:
     """Where a network's parameters are; the CPU for one without."""
     parameter = next(net.parameters(), None)
     return torch.device('cpu') if parameter is None else parameter.device
+
+
+@contextlib.contextmanager
+def on_one_thread() -> Iterator[None]:
+    """While it is active, the caller's thread computes alone.
+
+    For small images: threads that share little work mostly wait for each other, and busily where other programs run.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def pick_device(name: str) -> torch.device:

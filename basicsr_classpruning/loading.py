@@ -9,12 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from basicsr_classpruning.archs.adapters import adapter_of, fitting_params, recognise
-from basicsr_classpruning.archs.base_network import build_base, input_channels, load_fitting
+from basicsr_classpruning.archs.base_network import build_base, find_inputs, load_fitting
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.archs.dense import DenseNetwork
 from basicsr_classpruning.archs.spandrel_adapter import SPANDREL, detect
 from basicsr_classpruning.checkpoint import read_checkpoint
 from basicsr_classpruning.errors import UsageError, UserError
+from basicsr_classpruning.sizes import probe
 from basicsr_classpruning.untrusted.bounds import Bounded
 
 
@@ -53,7 +54,6 @@ def load(
             else:
                 net = load_dense(options or None, params)
             net.eval()
-            _ = net.sizes  # found by running it on small images
     except UsageError as error:
         raise UsageError(f'{checkpoint.path}: {error}') from None
     except UserError as error:
@@ -84,12 +84,12 @@ def load_dense(options: Mapping[str, Any] | None, params: Mapping[str, Tensor]) 
     options = options or recognise(params)
     if options is None or options.get('type') == SPANDREL:
         net, channels, options = detect(params)
-        return DenseNetwork(net, channels, options)
+        return DenseNetwork(net, probe(net, [channels]), options)
     built = adapter_of(options).build(options, params)
     net = build_base(options) if built is None else built
     if built is None:
         load_fitting(net, fitting_params(options, params, net.state_dict()))
-    return DenseNetwork(net, input_channels(net, options), dict(options))
+    return DenseNetwork(net, find_inputs(net, options), dict(options))
 
 
 def _belongs_to_candidates(key: str) -> bool:

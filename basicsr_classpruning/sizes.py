@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from basicsr_classpruning.devices import on_one_thread
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.sparsity.apply import LayerUse, can_be_first, is_layer
 
@@ -59,11 +60,6 @@ class Inputs:
     """How it uses its layers."""
 
 
-def probe_sizes(net: nn.Module, channels: int) -> SizeRequirements:
-    """What sizes a network of known channels takes; errors are those of ``probe``."""
-    return probe(net, [channels]).sizes
-
-
 @torch.no_grad()
 def probe(net: nn.Module, channels: Sequence[int]) -> Inputs:
     """Runs a copy of a network in eval mode on small images, from small to large, until one is accepted.
@@ -78,7 +74,7 @@ def probe(net: nn.Module, channels: Sequence[int]) -> Inputs:
         UserError: it returns something else than one image; no image is accepted (with the network's own complaint,
             and the layer that had it); or it takes too long, or too much memory, on small images.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), on_one_thread():
         run = _Run(copy.deepcopy(net).eval())
         complaint = ''
         for multiple, height, width in _sides():

@@ -15,7 +15,7 @@ from torch import nn
 from training import model_of, step
 
 from basicsr_classpruning import kernels, load
-from basicsr_classpruning.archs.base_network import input_channels, load_fitting
+from basicsr_classpruning.archs.base_network import find_inputs, load_fitting
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.checkpoint import write_checkpoint
 from basicsr_classpruning.cli import main
@@ -183,10 +183,11 @@ def test_experts_that_no_picture_reaches_stay_dense_and_are_named(folder, tmp_pa
 
 def test_channels_are_found_by_running():
     for name in KINDS:
-        assert input_channels(dense(name), {}) == 3
-    assert input_channels(nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 1, 3, padding=1)), {}) == 1
+        assert find_inputs(dense(name), {}).channels == 3
+    grey = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 1, 3, padding=1))
+    assert find_inputs(grey, {}).channels == 1
     unusual = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(20, 8, 3, padding=1), nn.PixelShuffle(2))
-    assert input_channels(unusual, {}) == 5
+    assert find_inputs(unusual, {}).channels == 5
 
 
 def test_files_without_counters_of_batch_normalisation_are_loaded():

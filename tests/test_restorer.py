@@ -15,6 +15,7 @@ from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.inference.receptive_field import receptive_field_radius
 from basicsr_classpruning.inference.restorer import Restorer
 from basicsr_classpruning.inference.workers import Workers
+from basicsr_classpruning.sizes import probe
 
 
 def pruned_net(upscale=2, channels=3, blocks=2, seed=0):
@@ -83,7 +84,8 @@ def test_it_is_the_radius_of_the_receptive_field(convs, stride):
     layers = [nn.Conv2d(3, 3, 3, padding=1) for _ in range(convs)]
     if stride == 2:
         layers = [nn.PixelUnshuffle(2), nn.Conv2d(12, 12, 3, padding=1), nn.PixelShuffle(2), *layers]
-    network = DenseNetwork(nn.Sequential(*layers), 3, {}).dense
+    net = nn.Sequential(*layers)
+    network = DenseNetwork(net, probe(net, [3]), {}).dense
     assert network.sizes.multiple == stride
     radius = receptive_field_radius(network, limit=12)
     assert radius == {(1, 1): 1, (3, 1): 3, (1, 2): 4, (3, 2): 6}[convs, stride]
@@ -113,7 +115,7 @@ class MirrorNet(nn.Module):
 
 def test_networks_with_wishes_about_sizes():
     net = MirrorNet().eval()
-    restorer = Restorer(DenseNetwork(net, 3, {}), overlap=16, device='cpu')
+    restorer = Restorer(DenseNetwork(net, probe(net, [3]), {}), overlap=16, device='cpu')
     assert (restorer.info.sizes.multiple, restorer.info.sizes.padded(1), restorer.margin) == (4, 4, 4)
     for size in ((1, 1), (2, 9), (101, 66)):
         picture = photo(*size, dtype=np.float32)

@@ -18,6 +18,7 @@ from basicsr_classpruning.benchmark.rivals import RIVALS, Conditions, Rival, cal
 from basicsr_classpruning.benchmark.rivals.openvino_rival import _fold_biases
 from basicsr_classpruning.data.degradations import Degradation
 from basicsr_classpruning.errors import UsageError, UserError
+from basicsr_classpruning.sizes import probe
 
 # Largest difference of what is lossless, as a part of the output's range, and least PSNR in dB of what is not.
 LOSSLESS = 1e-4
@@ -25,7 +26,7 @@ LOSSY = {'openvino-bf16': 40, 'openvino-int8': 30}
 
 
 def subnetwork(net, channels=3):
-    return DenseNetwork(net.eval().requires_grad_(False), channels, {}).routed().dense
+    return DenseNetwork(net.eval().requires_grad_(False), probe(net, [channels]), {}).routed().dense
 
 
 def smooth(count, channels, height, width):

@@ -10,7 +10,7 @@ from torch import nn
 from basicsr_classpruning import sizes
 from basicsr_classpruning.archs.base_network import build_base, find_inputs
 from basicsr_classpruning.errors import UserError
-from basicsr_classpruning.sizes import SizeRequirements, bytes_of_image, probe, probe_sizes
+from basicsr_classpruning.sizes import SizeRequirements, bytes_of_image, probe
 
 
 class Seen(nn.Module):
@@ -35,7 +35,7 @@ class Seen(nn.Module):
 @pytest.mark.parametrize('multiple', [1, 2, 4, 7, 8, 12, 16, 24, 32, 64])
 @pytest.mark.parametrize('least', [1, 12, 20, 32])
 def test_multiples_are_found_with_any_least_side(multiple, least):
-    found = probe_sizes(Seen(multiple=multiple, least=least), 3)
+    found = probe(Seen(multiple=multiple, least=least), [3]).sizes
     assert (found.scale, found.multiple) == (1, multiple)
     assert found.minimum >= least
     assert found.minimum % multiple == 0
@@ -92,8 +92,8 @@ class Scan(nn.Module):
 
 
 def test_macs_of_networks_that_loop_over_pixels_are_counted_on_smaller_images():
-    assert probe_sizes(Scan(), 3) == SizeRequirements(1, 1, 1, reference=16)
-    assert probe_sizes(build_base(KINDS['SwinIR']), 3).reference == 64
+    assert probe(Scan(), [3]).sizes == SizeRequirements(1, 1, 1, reference=16)
+    assert probe(build_base(KINDS['SwinIR']), [3]).sizes.reference == 64
 
 
 class Hungry(nn.Module):

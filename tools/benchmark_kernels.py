@@ -34,6 +34,7 @@ import basicsr_classpruning  # noqa: F401  (mends the environment for BasicSR)
 from basicsr_classpruning import kernels
 from basicsr_classpruning.archs.dense import DenseNetwork
 from basicsr_classpruning.benchmark.rivals import Conditions, make_rivals
+from basicsr_classpruning.sizes import probe
 from basicsr_classpruning.sparsity.pattern import Pattern
 
 PATTERNS = tuple(Pattern(n, 16, block) for block in (1, 4) for n in (8, 4))
@@ -173,7 +174,7 @@ def dense_engines(net: nn.Module, x: Tensor, threads: int) -> dict[str, Run]:
 def rivals(net: nn.Module, x: Tensor, threads: int) -> dict[str, Run]:
     """What `classpruning benchmark --engines` compares with, on one network and input; times do not depend on weights,
     and so pictures for int8 need not be real."""
-    network = DenseNetwork(net, x.shape[1], {}).routed().dense
+    network = DenseNetwork(net, probe(net, [x.shape[1]]), {}).routed().dense
     conditions = Conditions(network, threads, x.shape[-1], torch.rand(4, *x.shape[1:]))
     engines, missing = make_rivals(conditions, lambda done, total: None)
     for name, reason in missing.items():

@@ -53,11 +53,6 @@ def find_inputs(net: nn.Module, base: Mapping[str, Any]) -> Inputs:
     return probe(net, _channels_to_try(net, base))
 
 
-def input_channels(net: nn.Module, base: Mapping[str, Any]) -> int:
-    """Channels of the images that a base network takes, see ``find_inputs``."""
-    return find_inputs(net, base).channels
-
-
 def _channels_to_try(net: nn.Module, base: Mapping[str, Any]) -> list[int]:
     """Numbers of input channels, the most probable first, each once."""
     if isinstance(base.get('net'), Mapping):  # a network around another

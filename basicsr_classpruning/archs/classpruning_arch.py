@@ -23,7 +23,7 @@ from basicsr_classpruning.routing.ladder import Candidate, Ladder, LadderError, 
 from basicsr_classpruning.routing.network import RoutedNetwork, Subnetwork
 from basicsr_classpruning.routing.price import FIRST_LOG_PRICE, probabilities
 from basicsr_classpruning.routing.router import Router
-from basicsr_classpruning.sizes import run_padded
+from basicsr_classpruning.sizes import Inputs, run_padded
 from basicsr_classpruning.sparsity import (
     NetworkMacs,
     Pattern,
@@ -57,6 +57,7 @@ class ClassPruning(nn.Module):
         layers: regular expression → patterns that replace ``candidates`` in the layers it matches.
         value_range: what white is to the base network, 1 or 255; the options of this one have it in ``base``.
         base_net: the base network itself, where it cannot be built from options.
+        inputs: what a run of it showed, where it has run already.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class ClassPruning(nn.Module):
         layers: Mapping[str, Sequence[str]] | None = None,
         value_range: float = 1,
         base_net: nn.Module | None = None,
+        inputs: Inputs | None = None,
     ) -> None:
         super().__init__()
         base = in_range(base, value_range)
@@ -97,7 +99,7 @@ class ClassPruning(nn.Module):
             raise UsageError(error.text, key=f'network_g.{error.place}') from None
         self._once = Once()
         self.base = build_base(base) if base_net is None else base_net
-        inputs = find_inputs(self.base, base)
+        self.inputs = inputs = inputs or find_inputs(self.base, base)
         self.num_in_ch = inputs.channels
         self.sizes = inputs.sizes
         """Which image sizes the base network takes, and its scale."""

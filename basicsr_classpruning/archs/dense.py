@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
 from basicsr_classpruning.routing.network import RoutedNetwork, Subnetwork
-from basicsr_classpruning.sizes import SizeRequirements, probe_sizes, run_padded
+from basicsr_classpruning.sizes import Inputs, SizeRequirements, run_padded
 from basicsr_classpruning.sparsity import NetworkMacs, count_by_module
 
 
@@ -17,20 +16,25 @@ class DenseNetwork(nn.Module):
 
     Args:
         net: takes images ``(B, C, H, W)`` in [0, 1].
-        num_in_ch: C.
+        inputs: what a run of it showed, see ``base_network.find_inputs``.
         options: what rebuilds it, as in ``network_g``.
     """
 
-    def __init__(self, net: nn.Module, num_in_ch: int, options: dict[str, Any]) -> None:
+    def __init__(self, net: nn.Module, inputs: Inputs, options: dict[str, Any]) -> None:
         super().__init__()
         self.net = net
-        self.num_in_ch = num_in_ch
+        self.inputs = inputs
         self.options = options
 
-    @cached_property
+    @property
+    def num_in_ch(self) -> int:
+        """C."""
+        return self.inputs.channels
+
+    @property
     def sizes(self) -> SizeRequirements:
         """Which image sizes the network takes, and its scale."""
-        return probe_sizes(self.net, self.num_in_ch)
+        return self.inputs.sizes
 
     @property
     def scale(self) -> int:

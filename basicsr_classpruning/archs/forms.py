@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from basicsr_classpruning.archs.base_network import input_channels
+from basicsr_classpruning.archs.base_network import find_inputs
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.archs.dense import DenseNetwork
 from basicsr_classpruning.errors import UsageError
@@ -20,14 +20,14 @@ def as_routed(net: nn.Module | RoutedNetwork) -> RoutedNetwork:
         return net
     if isinstance(net, (ClassPruning, DenseNetwork)):
         return net.eval().routed()
-    return DenseNetwork(net.eval(), input_channels(net, {}), {'type': type(net).__name__}).routed()
+    return DenseNetwork(net.eval(), find_inputs(net, {}), {'type': type(net).__name__}).routed()
 
 
 def as_dense(net: ClassPruning | DenseNetwork) -> DenseNetwork:
     """The unpruned network: of a ClassPruning one the dense weights of its base network."""
     if isinstance(net, DenseNetwork):
         return net
-    return DenseNetwork(net.dense.net, net.num_in_ch, net.options['base'])
+    return DenseNetwork(net.dense.net, net.inputs, net.options['base'])
 
 
 def as_classpruning(net: ClassPruning | DenseNetwork) -> ClassPruning:

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace) -> Any:
-    from basicsr_classpruning.archs.base_network import build_base, input_channels
+    from basicsr_classpruning.archs.base_network import build_base, find_inputs
     from basicsr_classpruning.archs.classpruning_arch import ClassPruning
     from basicsr_classpruning.archs.dense import DenseNetwork
     from basicsr_classpruning.config import import_modules, load_network_options
@@ -67,7 +67,7 @@ def _build(args: argparse.Namespace) -> Any:
     if options['type'] == 'ClassPruning':
         return ClassPruning(**{key: value for key, value in options.items() if key != 'type'}).eval()
     net = build_base(options)
-    return DenseNetwork(net, input_channels(net, options), options).eval()
+    return DenseNetwork(net, find_inputs(net, options), options).eval()
 
 
 def _report(network: RoutedNetwork, macs: NetworkMacs) -> dict[str, Any]:

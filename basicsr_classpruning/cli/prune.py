@@ -147,6 +147,7 @@ def _ladder(dense: DenseNetwork, args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _in_range(dense: DenseNetwork, value_range: int) -> DenseNetwork:
+    from basicsr_classpruning.archs.base_network import find_inputs
     from basicsr_classpruning.archs.dense import DenseNetwork
     from basicsr_classpruning.archs.value_range_arch import ValueRange, in_range
 
@@ -155,9 +156,8 @@ def _in_range(dense: DenseNetwork, value_range: int) -> DenseNetwork:
     if isinstance(dense.net, ValueRange):
         text = f'{value_range}: the file says already that white is {dense.net.value_range:g}'
         raise UsageError(text, key='value_range')
-    return DenseNetwork(
-        ValueRange(dense.net, value_range).eval(), dense.num_in_ch, in_range(dense.options, value_range)
-    )
+    net, base = ValueRange(dense.net, value_range).eval(), in_range(dense.options, value_range)
+    return DenseNetwork(net, find_inputs(net, base), base)
 
 
 def _without_data(dense: DenseNetwork, options: PruneOptions) -> tuple[ClassPruning, dict[str, Any]]:

@@ -120,6 +120,7 @@ def build(dense: DenseNetwork, options: PruneOptions, classifier: dict[str, Any]
             weights=options.weights,
             layers=options.layers,
             base_net=dense.net,
+            inputs=dense.inputs,
         )
     if not any(map(net.patterns, net.candidates)):
         raise UsageError(f'{", ".join(options.candidates)}: none of them is sparse', key='network_g.candidates')
@@ -140,7 +141,7 @@ def with_bypass(dense: DenseNetwork, candidates: Sequence[str]) -> tuple[str, ..
 
 
 def _copy(dense: DenseNetwork) -> DenseNetwork:
-    return DenseNetwork(copy.deepcopy(dense.net), dense.num_in_ch, dense.options)
+    return DenseNetwork(copy.deepcopy(dense.net), dense.inputs, dense.options)
 
 
 def prune_by_magnitude(dense: DenseNetwork, options: PruneOptions) -> ClassPruning:

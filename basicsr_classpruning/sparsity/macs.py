@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import random
 import threading
@@ -11,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from basicsr_classpruning.devices import device_of
+from basicsr_classpruning.devices import device_of, on_one_thread
 from basicsr_classpruning.sparsity.apply import LayerChoice
 
+_SMALL = 128**2  # pixels of images that one thread runs through the network
 _TRACING = threading.Lock()  # the analyser silences warnings in the whole process while it traces
 
 
@@ -69,7 +71,7 @@ def count_by_module(net: nn.Module, size: tuple[int, int, int]) -> dict[str, int
     net = copy.deepcopy(net).eval()
     # What it says about operators that it does not count is kept from the user.
     analyzer = FlopAnalyzer(net, (image,)).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    with _TRACING, torch.no_grad():
+    with _TRACING, torch.no_grad(), on_one_thread() if size[1] * size[2] <= _SMALL else contextlib.nullcontext():
         counts = analyzer.tracer_warnings('none').by_module()
     random.setstate(state)
     return {name: int(count) for name, count in counts.items()}
