@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.archs.dense import DenseNetwork
+from basicsr_classpruning.archs.forms import as_dense
 from basicsr_classpruning.data.degradations import Degradation
 from basicsr_classpruning.data.pictures import Pictures
 from basicsr_classpruning.devices import device_of
@@ -261,7 +262,7 @@ def with_bypass_added(net: ClassPruning) -> ClassPruning:
 
     Raises UsageError where it has one, or can have none.
     """
-    ladder = with_bypass(DenseNetwork(net.dense.net, net.num_in_ch, net.options['base']), net.candidates)
+    ladder = with_bypass(as_dense(net), net.candidates)
     if ladder == net.candidates:
         raise UsageError(f'{ladder[0]} is in its ladder already', key='bypass')
     options = {key: value for key, value in net.options.items() if key != 'type'}
