@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 
@@ -11,7 +12,6 @@ from tiny import classpruning, dense, prune, write_pictures
 from torch.nn import functional
 
 from basicsr_classpruning import load
-from basicsr_classpruning.checkpoint import checkpoint_bytes
 from basicsr_classpruning.cli import main
 from basicsr_classpruning.data.degradations import BicubicDownscaling, GaussianNoise
 from basicsr_classpruning.data.pictures import Pictures
@@ -54,7 +54,8 @@ def test_calibrated_candidates_are_near_the_dense_network_and_both_kinds_of_weig
     calibration = ('--calibration', str(prunable / 'pictures'), '--degrade', 'noise25-25')
     printed = {}
     for weights in ('own', 'shared'):
-        assert prune(prunable, tmp_path / f'{weights}.pth', *calibration, '--weights', weights) == 0
+        report = ('--json', str(tmp_path / f'{weights}.json'))
+        assert prune(prunable, tmp_path / f'{weights}.pth', *calibration, '--weights', weights, *report) == 0
         printed[weights] = capsys.readouterr().out
     assert prune(prunable, tmp_path / 'magnitude.pth') == 0
 
@@ -65,9 +66,9 @@ def test_calibrated_candidates_are_near_the_dense_network_and_both_kinds_of_weig
         half = len(own[name]) // 2
         assert own[name] == shared[name][half:] + shared[name][:half]
     for weights, other in (('own', 'shared'), ('shared', 'own')):
-        net = load(tmp_path / f'{weights}.pth')
         size = (tmp_path / f'{weights}.pth').stat().st_size
-        assert size == checkpoint_bytes({'params': net.state_dict()}, net.options)
+        kind = json.loads((tmp_path / f'{weights}.json').read_text())['weights'][0]
+        assert (kind['kind'], kind['file_bytes']) == (weights, size)
         columns = re.search(r'^file +([\d.]+) MB +([\d.]+) MB', printed[weights], re.M)
         assert columns
         assert [float(value) for value in columns.groups()] == pytest.approx(
