@@ -18,19 +18,26 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
 import yaml
 from tiny import REPOSITORY, randomise, write_yaml
 
+from basicsr_classpruning.archs.adapters import _adapters
+from basicsr_classpruning.benchmark.rivals import RIVALS
 from basicsr_classpruning.cli import build_parser, main
 from basicsr_classpruning.config import load_options
 from basicsr_classpruning.config.loading import build_parser as pipeline_parser
+from basicsr_classpruning.data.degradations.base import _registered
 from basicsr_classpruning.data.demo import make_demo_data
+from basicsr_classpruning.inference.engines import _MAKERS
 from basicsr_classpruning.pruning import prune
+from basicsr_classpruning.routing.ladder import _KINDS
 from basicsr_classpruning.safe_files import save_file
 
 PAGES = [REPOSITORY / 'README.md', REPOSITORY / 'CONTRIBUTING.md', *sorted((REPOSITORY / 'docs').glob('*.md'))]
@@ -147,6 +154,17 @@ def check_options(block: Block, folder: Path) -> None:
         opt['train'].pop('total_iter', None)
         opt['train']['scheduler'] = {'type': 'MultiStepLR', 'milestones': [10]}
     load_options(write_yaml(folder / 'checked.yml', opt if block.title is None else part))
+
+
+@pytest.fixture(autouse=True)
+def registries_as_they_were() -> Iterator[None]:
+    """What a page registers is gone after it: other tests ask for what this package has."""
+    known: list[Any] = [RIVALS, _registered, _adapters, _MAKERS, _KINDS]
+    before = [registry.copy() for registry in known]
+    yield
+    for registry, kept in zip(known, before):
+        registry.clear()
+        (registry.extend if isinstance(registry, list) else registry.update)(kept)
 
 
 @pytest.fixture
