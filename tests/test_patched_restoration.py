@@ -48,7 +48,7 @@ def test_what_is_counted_is_what_ran(net, monkeypatch):
     _, stats = restorer(net, budget=0.5).restore(picture)
     macs, pixels = net.reference_macs, net.reference_macs.size[1] * net.reference_macs.size[2]
     costs = np.array([*macs.candidates, 0]) / pixels  # the last one is for NOTHING
-    tiles = restorer(net)._means and restorer(net).start(picture)._grid
+    tiles = restorer(net).start(picture)._grid
     covered = len(tiles) * tiles.tile_size[0] * tiles.tile_size[1]
     computed = sum(costs[cells].sum() for cells in ran) * CELL**2
     everywhere = covered * (macs.classifier + macs.candidates[0]) / pixels
