@@ -34,7 +34,7 @@ def test_pages_agree_with_the_results(name, root):
 
 @pytest.mark.parametrize('name', [name for name in command.PAGES if name not in ('options', 'plot')])
 def test_what_was_typed_into_a_table_is_replaced(name, root):
-    pages = [root / 'README.md', *(root / 'docs').glob('*.md')]
+    pages = [root / 'README.md', *(root / 'docs').rglob('*.md')]
     typed = [page.read_text().replace('| --- |', '| --- | typed |') for page in pages]
     for page, text in zip(pages, typed):
         page.write_text(text)

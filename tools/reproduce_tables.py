@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Makes the benchmark tables of docs/benchmarks.md, each with one command:
+"""Makes the tables of docs/tables, each with one command:
 
     python tools/reproduce_tables.py NAME        trains and measures what is missing of a table, and writes its results
     python tools/reproduce_tables.py --list      what the tables are, and what of them is there

@@ -1,9 +1,9 @@
 """Layers that multiply 8-bit integers: what is computed, in PyTorch, bit for bit as the compiled kernels do it.
 
 An input x becomes ``q = clamp(round(x · (1 / input_scale)) + input_zero, 0, 255)``, rounded half to even; a weight is
-``integer · weight_scale`` with integers from −127 to 127. The layer sums ``integer · (q − input_zero)`` exactly (padding
-adds nothing) and gives ``y = sum · (weight_scale · input_scale) + bias`` in float32, product and sum rounded one after
-the other. Whatever follows (activation, residual) is float32.
+``integer · weight_scale`` with integers from −127 to 127. The layer sums ``integer · (q − input_zero)`` exactly
+(padding adds nothing) and gives ``y = sum · (weight_scale · input_scale) + bias`` in float32, product and sum rounded
+one after the other. Whatever follows (activation, residual) is float32.
 
 Ranges are a layer's own, and the same in all candidates of a network that differ in their weights only: so patches of
 several candidates share their features.
@@ -108,7 +108,7 @@ class Int8Conv2d(_Int8Layer, nn.Conv2d):
         return self._conv_forward(q, integers, None)
 
 
-class Int8Linear(_Int8Layer, nn.Linear):
+class Int8Linear(_Int8Layer, nn.Linear):  # type: ignore[misc]
     """A linear layer of 8-bit integers. (…, C) float32 to (…, O)."""
 
     _channels_first = False

@@ -3,9 +3,9 @@
 ===========  ============================================  ============================  ============================
 module       writes                                        from                          measured by
 ===========  ============================================  ============================  ============================
-benchmarks   docs/benchmarks.md, the README's two tables   docs/results/tables           tools/reproduce_tables.py
+benchmarks   docs/tables, docs/benchmarks.md               docs/results/tables           tools/reproduce_tables.py
 plot         docs/figures/psnr_time.png                    docs/results/tables           the same
-routing      docs/benchmarks.md, what routing could gain   docs/results/routing          tools/routing_by_distance.py
+routing      docs/tables/index.md                          docs/results/routing          tools/routing_by_distance.py
 kernels      docs/kernels.md                               docs/results/kernels_*        tools/benchmark_kernels.py
 pruning      docs/pruning.md                               docs/results/prune            tools/benchmark_pruning.py
 reliability  docs/reliability.md                           docs/results/reliability      tools/reliability/run.py

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/benchmarks.md from the kept results."""
+"""Writes the pages of docs/tables, and the two tables of docs/benchmarks.md that sum them up, from the kept results."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tools.pages.markdown import markdown_table, write_blocks
 from tools.pages.results import read_result, versions_of
 
 RESULTS = Path('docs/results/tables')
+PAGES = Path('docs/tables')
 _HEADLINE_BUDGETS = (0.4, 0.5, 0.6, 0.8)
 _TIMED_BUDGET = 0.5
 _EQUAL_QUALITY = 0.02  # dB
@@ -233,7 +234,8 @@ def headline(results: list[Result]) -> str:
         distances = ['' if psnr is None else f'{psnr - dense:+.3f}' for psnr in best]
         time = budgets[_TIMED_BUDGET]['seconds'] / result.dense['seconds']
         shown = '' if result.table.timed_apart else f'{time:.2f}'
-        lines.append([result.table.title, f'{dense:.3f}', *distances, saved_at_equal_quality(result), shown])
+        title = f'[{result.table.title}](tables/{result.table.name}.md)'
+        lines.append([title, f'{dense:.3f}', *distances, saved_at_equal_quality(result), shown])
     budgets_named = [f'budget {budget:g}' for budget in _HEADLINE_BUDGETS]
     header = ['network', 'dense', 'static 2:4, SR-STE', 'static 8:16, calibrated', *budgets_named]
     return markdown_table([*header, f'MACs saved at {_EQUAL_QUALITY} dB', f'time at {_TIMED_BUDGET:g}'], lines)
@@ -277,30 +279,36 @@ def patterns_of(result: Result) -> str:
     return markdown_table(['pattern', 'PSNR', 'SSIM', 'MACs', 'saved', 'time', 'parameters'], lines) if lines else ''
 
 
-def section(folder: Path, table: Table) -> str:
-    """All there is of one table."""
-    parts = [f'## {table.title}\n']
+def page(folder: Path, table: Table) -> str:
+    """All there is of one table; empty where nothing was measured."""
+    parts = []
     for test_set in table.test_sets:
         result = Result.read(folder, table, test_set)
         container = Result.read(folder, table, test_set, f'{table.name}_{CONTAINER}')
         if result is not None:
             tables = (table_of(result, container), gains_of(result), figures_of(result))
-            parts += [f'### {test_set}\n', *(f'{part}\n' for part in (caption(result), *tables))]
+            parts += [f'## {test_set}\n', *(f'{part}\n' for part in (caption(result), *tables))]
             seeds = seeds_of(result)
             parts += [seeds + '\n'] if seeds else []
     variants = Result.read(folder, table, VARIANTS_TEST_SET, table.result_name(variants=True))
     if variants is not None:
         for title, compared in (('Variants', variants_of(variants)), ('Patterns', patterns_of(variants))):
-            parts += [f'### {title}\n', caption(variants) + '\n', compared + '\n'] if compared else []
-    return '\n'.join(parts) if len(parts) > 1 else ''
+            parts += [f'## {title}\n', caption(variants) + '\n', compared + '\n'] if compared else []
+    if not parts:
+        return ''
+    return '\n'.join(
+        [f'# {table.title}\n', '[How to read it](index.md). Generated: `python -m tools.pages`.\n', *parts]
+    )
 
 
 def write(root: Path) -> None:
-    """Writes all tables into the page and the README, as far as their result files are there."""
+    """Writes a page for each table whose result files are there, and a line for each into docs/benchmarks.md."""
     folder = root / RESULTS
-    sections = '\n'.join(filter(None, (section(folder, table) for table in instances.TABLES)))
-    write_blocks(root / 'docs/benchmarks.md', {'tables': sections})
+    for table in instances.TABLES:
+        text = page(folder, table)
+        if text:
+            (root / PAGES / f'{table.name}.md').write_text(text, encoding='utf-8')
     for test_set in (LARGE, 'Set14'):
         results = [Result.read(folder, table, test_set) for table in instances.TABLES]
         lines = headline([result for result in results if result is not None])
-        write_blocks(root / 'README.md', {f'headline {test_set}': lines})
+        write_blocks(root / 'docs/benchmarks.md', {f'headline {test_set}': lines})

@@ -1,4 +1,4 @@
-"""Writes the table "What routing could gain" of docs/benchmarks.md from the results of tools/routing_by_distance.py."""
+"""Writes "What routing could gain" of docs/tables/index.md from the results of tools/routing_by_distance.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tools.pages.results import read_results
 def write(root: Path) -> None:
     """Writes the table into the page."""
     reports = read_results(root / 'docs/results/routing').values()
-    write_blocks(root / 'docs/benchmarks.md', {'routing by distance': table(reports)})
+    write_blocks(root / 'docs/tables/index.md', {'routing by distance': table(reports)})
 
 
 def table(reports: Iterable[dict[str, Any]]) -> str:
