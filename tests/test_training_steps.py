@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import re
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from basicsr.archs import build_network
 from tiny import CANDIDATES, NETWORKS, dense, same, training_options
+from torch import nn
 from training import BUDGET, CLASS, DISTILL, EXPERIMENT, batch, model_of, run, step
 
 from basicsr_classpruning.config.sections import filled_in
@@ -21,6 +23,8 @@ from basicsr_classpruning.models.collapse import CollapseWatch
 from basicsr_classpruning.models.explosion import ExplosionWatch
 from basicsr_classpruning.models.guarded_model import BadNumbers
 from basicsr_classpruning.models.stages import RoundRobin, Sandwich, Schedule
+from basicsr_classpruning.routing import ladder
+from basicsr_classpruning.routing.ladder import Candidate
 from basicsr_classpruning.safe_files import save_file
 from basicsr_classpruning.untrusted.files import load_file
 
@@ -200,6 +204,92 @@ def test_a_dense_checkpoint_starts_a_training(tmp_path, pictures):
     options = {**training_options(pictures), 'path': {'pretrain_network_g': str(tmp_path / 'dense.pth')}}
     model = model_of(tmp_path, options)
     assert same(dict(model.net_g.eval().dense.net.state_dict()), dict(plain.state_dict()))
+
+
+# ------------------------------------------------------------------------ bypass
+
+
+def bypass_options(pictures: Path, name: str = 'EDSR', weights: str = 'own', **train) -> dict:
+    options = training_options(pictures, name, **BUDGET, **CLASS, **DISTILL, **train)
+    options['network_g'].update(candidates=['0:4', *CANDIDATES], weights=weights)
+    return options
+
+
+@pytest.mark.parametrize('weights', ['own', 'shared'])
+@pytest.mark.parametrize('dealt', [{'split': 'turn'}, {'split': 'none'}, {'split': 'none', 'sparse_batch': 1}])
+def test_every_stage_trains_beside_a_bypass(tmp_path, pictures, weights, dealt):
+    model = model_of(tmp_path, bypass_options(pictures, weights=weights, **dealt, explore=0.5))
+    bypass = model.net_g.others['0:4'].weight.clone()
+    for iteration in range(1, 7):
+        changed = step(model, iteration)
+        assert ('base' in changed) == (iteration <= 3)
+        assert ('classifier' in changed) == (iteration > 3 or dealt['split'] == 'none')
+        if model.deal is not None:
+            assert 0 not in model.deal.candidates
+    for iteration in (7, 8):
+        assert 'classifier' in step(model, iteration)
+        assert model.deal is None or 0 not in model.deal.candidates
+    assert model.memory.errors.shape[1] == 4
+    assert torch.equal(model.net_g.others['0:4'].weight, bypass)
+
+
+def test_the_bypass_has_no_turn_and_every_other_candidate_has(tmp_path, pictures):
+    model = model_of(tmp_path, bypass_options(pictures))
+    used = []
+    for iteration in (1, 2, 3):
+        step(model, iteration, batch(images=2))
+        used.append(tuple(model.deal.candidates.tolist()))
+    assert used == [(2, 3), (3, 1), (1, 2)]
+
+
+@pytest.mark.parametrize(('dealt', 'count'), [({'split': 'none'}, 3), ({'split': 'none', 'sparse_batch': 1}, 1)])
+def test_errors_of_the_bypass_are_measured_beside_those_of_the_outputs(tmp_path, pictures, dealt, count):
+    model = model_of(tmp_path, bypass_options(pictures, **dealt))
+    data, net = batch(images=3), model.net_g
+    with torch.no_grad():
+        outputs = [net.restore_with(data['lq'][:count], candidate).clamp(0, 1) for candidate in net.candidates]
+        wanted = [(output - data['gt'][:count]).square().mean((1, 2, 3)) for output in outputs]
+    step(model, 1, data)
+    found = model.memory.errors[-count:].flatten(1)
+    torch.testing.assert_close(found, torch.stack(wanted, dim=1), rtol=1e-4, atol=1e-7)
+
+
+def test_a_joint_step_whose_images_all_take_the_bypass_trains_the_classifier_only(tmp_path, pictures):
+    model = model_of(tmp_path, bypass_options(pictures, explore=0.0))
+    step(model, 4)
+    model.net_g.log_price.data.fill_(9.0)  # at which every image goes to the sparsest class
+    assert 'base' not in step(model, 7)
+    assert model.deal is None
+    assert model.log_dict['l_difficulty'] != 0
+    model.net_g.log_price.data.fill_(-9.0)
+    assert 'base' in step(model, 8)
+
+
+def test_bf16_does_not_round_what_the_bypass_leaves(tmp_path, pictures):
+    model = model_of(tmp_path, bypass_options(pictures, 'DnCNN', amp='bf16', split='none'))
+    model.amp_type = torch.bfloat16  # on processors that emulate it, too
+    clean = batch('DnCNN')['gt']
+    step(model, 1, {'lq': clean, 'gt': clean})
+    assert not model.memory.errors[:, 0].any()
+
+
+def test_a_candidate_with_weights_of_its_own_learns(tmp_path, pictures, monkeypatch):
+    @dataclass(frozen=True)
+    class Affine(Candidate):
+        name, density = 'affine', 0.01
+
+        @classmethod
+        def parse(cls, text):
+            return cls() if text == 'affine' else None
+
+        def build(self, dense):
+            return nn.Sequential(nn.Conv2d(3, 12, 1), nn.PixelShuffle(2))
+
+    monkeypatch.setattr(ladder, '_KINDS', [*ladder._KINDS, Affine])
+    options = training_options(pictures)
+    options['network_g']['candidates'] = ['affine', *CANDIDATES]
+    model = ClassPruningModel({**options, 'is_train': True, 'dist': False, 'rank': 0, 'world_size': 1, 'path': {}})
+    assert {'others', 'base'} <= set().union(*(step(model, iteration) for iteration in (1, 2)))
 
 
 # ------------------------------------------------------------------- bad numbers

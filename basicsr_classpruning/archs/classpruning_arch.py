@@ -130,6 +130,12 @@ class ClassPruning(nn.Module):
         """The ladder as it is written, from the sparsest candidate to the densest."""
         return self.ladder.names
 
+    @property
+    def learners(self) -> tuple[int, ...]:
+        """The candidates, by their places in the ladder, that have weights to train: all but the bypass."""
+        others = {name for name, net in self.others.items() if not any(True for _ in net.parameters())}
+        return tuple(place for place, name in enumerate(self.candidates) if name not in others)
+
     # ---------------------------------------------------------- subnetworks
 
     def forget_subnetworks(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from os import path as osp
 from typing import Any
@@ -128,7 +129,7 @@ class ClassPruningModel(GuardedSRModel):
         kind = options.pop('type')
         rate = self.opt['train']['classifier_lr']
         groups = [
-            {'params': list(self.net_g.base.parameters())},
+            {'params': [*self.net_g.base.parameters(), *self.net_g.others.parameters()]},
             {'params': list(self.net_g.classifier.parameters()), 'lr': rate},
             # One number that has to cross orders of magnitude within a stage.
             {'params': [self.net_g.log_price], 'lr': 10 * rate},
@@ -172,18 +173,25 @@ class ClassPruningModel(GuardedSRModel):
                 teacher = self.net_g.run_sparse(self.lq, None).float()
             yield 'l_distill', self.losses['distill'](self.output, teacher[deal.images])
         if deal.by_all:
-            self._remember(deal.outputs_by_candidate(self.output.detach(), len(self.net_g.candidates)))
+            self._remember(
+                [
+                    deal.outputs_of(candidate, self.output.detach())
+                    if candidate in self.net_g.learners
+                    else self._restored(candidate, deal.by_all)
+                    for candidate in range(len(self.net_g.candidates))
+                ]
+            )
 
-    @torch.no_grad()
     def _measure_errors(self, images: int) -> None:
         """Runs every candidate on the batch's first ``images``, and remembers their errors."""
-        if not images:
-            return
-        with self.autocast():
-            outputs = [
-                self.net_g.run_sparse(self.lq[:images], candidate) for candidate in range(len(self.net_g.candidates))
-            ]
-        self._remember(outputs)
+        if images:
+            self._remember([self._restored(candidate, images) for candidate in range(len(self.net_g.candidates))])
+
+    @torch.no_grad()
+    def _restored(self, candidate: int, images: int) -> Tensor:
+        """What a candidate makes of the batch's first ``images``; mixed precision is for those that learn in it."""
+        with self.autocast() if candidate in self.net_g.learners else contextlib.nullcontext():
+            return self.net_g.run_sparse(self.lq[:images], candidate)
 
     @torch.no_grad()
     def _remember(self, outputs: Sequence[Tensor]) -> None:
