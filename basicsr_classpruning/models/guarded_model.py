@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from basicsr_classpruning.archs.adapters import fitting_params
 from basicsr_classpruning.archs.base_network import load_fitting, load_what_fits
+from basicsr_classpruning.benchmark.metrics import mean_of_finite, shown
 from basicsr_classpruning.checkpoint import read_checkpoint, write_checkpoint
 from basicsr_classpruning.config.sections import filled_in
 from basicsr_classpruning.config.training import GuardedTrain, TestVal, Val
@@ -36,7 +37,7 @@ from basicsr_classpruning.models.resuming import (
     replay_schedule,
     with_own_schedule,
 )
-from basicsr_classpruning.models.validation import mean_of_finite, measure, needs_truth, shown
+from basicsr_classpruning.models.validation import measure, needs_truth
 from basicsr_classpruning.safe_files import save_file
 
 _AMP_TYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
