@@ -97,7 +97,8 @@ class RoundRobin(Stage):
 class Sandwich(Stage):
     """Supernet training, ``split: none``: every candidate restores every image, and the classifier learns beside them.
 
-    Of a candidate without weights, the bypass, only the errors are measured. With ``train.sparse_batch`` the sparse candidates restore the first images only.
+    Of a candidate without weights, the bypass, only the errors are measured. With ``train.sparse_batch`` the sparse
+    candidates restore the first images only.
     """
 
     name = 'supernet'
