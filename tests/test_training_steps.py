@@ -171,19 +171,39 @@ def test_the_gradient_is_clipped(tmp_path, pictures):
     assert float(torch.cat(gradients).norm()) == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_averaged_weights_are_those_of_the_steps_with_the_masks_in_use(tmp_path, pictures):
-    model = model_of(tmp_path, training_options(pictures, ema_decay=0.9, mask_interval=1))
+@pytest.mark.parametrize(('interval', 'weights'), [(1, [1.0]), (0, [0.81, 0.9, 1.0])])
+def test_averaged_weights_are_those_of_the_steps_with_the_masks_in_use(tmp_path, pictures, interval, weights):
+    options = training_options(pictures, ema_decay=0.9, mask_interval=interval)
+    model = model_of(tmp_path, options)
     seen = []
     for iteration in (1, 2, 3):
         step(model, iteration)
         seen.append(deepcopy(model.net_g.state_dict()))
-    weights = [0.81, 0.9, 1.0]
     for key, value in model.net_g_ema.state_dict().items():
         if value.dtype == torch.uint8:
             assert torch.equal(value, seen[-1][key])
-        else:  # nothing is left of the weights before the first step
-            average = sum(weight * state[key] for weight, state in zip(weights, seen)) / sum(weights)
+        else:  # nothing is left of the weights before the first step, nor of those under other masks
+            average = sum(weight * state[key] for weight, state in zip(reversed(weights), reversed(seen))) / sum(weights)
             torch.testing.assert_close(value, average)
+
+
+def test_masks_stay_in_the_last_third_and_what_comes_after_is_averaged(tmp_path, pictures):
+    options = training_options(pictures, ema_decay=0.9, mask_interval=2)
+    options['train']['stages'] = {'supernet': 9}
+    model = model_of(tmp_path, options)
+    layer = model.net_g.base.body[0].conv1
+    renewed, seen = [], []
+    for iteration in range(1, 10):
+        with torch.no_grad():
+            layer.weight.copy_(layer.weight.flip(1))
+        before = layer.ranks.clone()
+        step(model, iteration)
+        renewed.append(not torch.equal(layer.ranks, before))
+        seen.append(layer.weight.detach().clone())
+    assert [iteration for iteration, new in enumerate(renewed, 1) if new] == [2, 4, 6]
+    weights = [0.9**3, 0.81, 0.9, 1.0]
+    average = sum(weight * state for weight, state in zip(weights, seen[5:])) / sum(weights)
+    torch.testing.assert_close(model.net_g_ema.base.body[0].conv1.weight, average)
 
 
 def test_masks_are_renewed_at_their_interval(tmp_path, pictures):

@@ -21,6 +21,7 @@ from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.losses.classpruning_loss import batch_mean
 from basicsr_classpruning.models.collapse import CollapseWatch
 from basicsr_classpruning.models.guarded_model import GuardedSRModel
+from basicsr_classpruning.models.masks import MaskSchedule
 from basicsr_classpruning.models.memory import ErrorMemory
 from basicsr_classpruning.models.stages import Batch, Deal, Schedule
 from basicsr_classpruning.models.validation import Report, evaluate
@@ -111,6 +112,8 @@ class ClassPruningModel(GuardedSRModel):
         train_opt = self.opt['train']
         self.schedule = Schedule(train_opt)
         self.decay = train_opt['srste_decay']
+        interval = train_opt['mask_interval'] if self.net_g.options['weights'] == 'shared' else 0
+        self.masks = MaskSchedule(interval, train_opt['total_iter'])
         self.watch = CollapseWatch(len(self.net_g.candidates))
         self.memory = ErrorMemory()
         self.recoveries = 0
@@ -147,8 +150,7 @@ class ClassPruningModel(GuardedSRModel):
 
     def loss_terms(self, current_iter: int) -> Iterator[tuple[str, Tensor]]:
         self.stage = stage = self.schedule.stage(current_iter)
-        interval = self.opt['train']['mask_interval']
-        if stage.candidates_learn and interval and current_iter % interval == 0:
+        if stage.candidates_learn and self.masks.renewed_in(current_iter):
             self.net_g.rank_by_magnitude()
         self._measure_errors(stage.to_measure(len(self.lq), len(self.memory)))
         batch = Batch(self.lq, current_iter, self.opt['rank'], self.opt['world_size'])
@@ -276,6 +278,9 @@ class ClassPruningModel(GuardedSRModel):
         super().replay_schedule(resume_state)
         for _ in range(resume_state['recoveries']):
             self._slow_classifier_down()
+
+    def steps_to_average(self, current_iter: int) -> int:
+        return self.masks.steps_since(current_iter)
 
     def model_ema(self, decay: float = 0.999) -> None:
         super().model_ema(decay)

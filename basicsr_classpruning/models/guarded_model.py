@@ -145,8 +145,12 @@ class GuardedSRModel(SRModel):
         self.optimizer_g.zero_grad()
         losses: OrderedDict[str, Tensor] = OrderedDict(self.loss_terms(current_iter))
         if self.step(losses, current_iter) and self.ema_decay > 0:
-            self.model_ema(decay=averaging_decay(self.ema_decay, current_iter))
+            self.model_ema(decay=averaging_decay(self.ema_decay, self.steps_to_average(current_iter)))
         self.log_dict = self.reduce_loss_dict(OrderedDict((name, loss.detach()) for name, loss in losses.items()))
+
+    def steps_to_average(self, current_iter: int) -> int:
+        """How many steps, the last of them this one, the averaged weights are to hold."""
+        return current_iter
 
     def loss_terms(self, current_iter: int) -> Iterator[tuple[str, Tensor]]:
         """Yields the name and value of every term of this step's loss."""
