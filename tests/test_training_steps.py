@@ -183,7 +183,8 @@ def test_averaged_weights_are_those_of_the_steps_with_the_masks_in_use(tmp_path,
         if value.dtype == torch.uint8:
             assert torch.equal(value, seen[-1][key])
         else:  # nothing is left of the weights before the first step, nor of those under other masks
-            average = sum(weight * state[key] for weight, state in zip(reversed(weights), reversed(seen))) / sum(weights)
+            held = seen[-len(weights) :]
+            average = sum(weight * state[key] for weight, state in zip(weights, held)) / sum(weights)
             torch.testing.assert_close(value, average)
 
 
@@ -446,6 +447,19 @@ def test_a_collapse_is_recovered_from(tmp_path, pictures):
     model.update_learning_rate(2)
     assert rate * 0.2 < model.optimizer_g.param_groups[1]['lr'] < rate * 0.3
     assert model.optimizer_g.param_groups[0]['lr'] > rate * 0.9
+
+
+def test_a_classifier_that_starts_afresh_is_a_new_one(tmp_path, pictures):
+    net = model_of(tmp_path, training_options(pictures)).net_g
+    with torch.no_grad():
+        for parameter in net.classifier.parameters():
+            parameter.add_(1.0)
+    net.restart_routing()
+    new = build_network(net.options)
+    assert {name for name, value in net.classifier.named_parameters() if not value.any()} == {
+        name for name, value in new.classifier.named_parameters() if not value.any()
+    }
+    assert float(net.log_price) == float(new.log_price)
 
 
 def test_recovering_ends_after_three_times(tmp_path, pictures):

@@ -27,7 +27,6 @@ from basicsr_classpruning.models.stages import Batch, Deal, Schedule
 from basicsr_classpruning.models.validation import Report, evaluate
 from basicsr_classpruning.routing.errors import relative_errors
 from basicsr_classpruning.routing.ladder import Ladder, LadderError
-from basicsr_classpruning.routing.price import FIRST_LOG_PRICE
 
 _MAX_RECOVERIES = 3  # resets of the classifier after which a collapse stops the run
 _CLASSIFIER_BATCH = 32  # images of the memory in a step
@@ -135,7 +134,7 @@ class ClassPruningModel(GuardedSRModel):
             {'params': [*self.net_g.base.parameters(), *self.net_g.others.parameters()]},
             {'params': list(self.net_g.classifier.parameters()), 'lr': rate},
             # One number that has to cross orders of magnitude within a stage.
-            {'params': [self.net_g.log_price], 'lr': 10 * rate},
+            {'params': [self.net_g.log_price], 'lr': 2 * rate},
         ]
         self.optimizer_g = self.get_optimizer(kind, groups, **options)
         self.optimizers.append(self.optimizer_g)
@@ -256,11 +255,7 @@ class ClassPruningModel(GuardedSRModel):
             self._restart_classifier()
 
     def _restart_classifier(self) -> None:
-        for module in self.net_g.classifier.modules():
-            if hasattr(module, 'reset_parameters'):
-                module.reset_parameters()
-        with torch.no_grad():
-            self.net_g.log_price.fill_(FIRST_LOG_PRICE)
+        self.net_g.restart_routing()
         for parameter in (*self.net_g.classifier.parameters(), self.net_g.log_price):
             if self.opt['dist']:
                 torch.distributed.broadcast(parameter.data, 0)
