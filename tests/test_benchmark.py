@@ -31,7 +31,7 @@ BASE = {'type': 'MSRResNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'nu
 GREY = {'type': 'DnCNN', 'num_in_ch': 1, 'num_out_ch': 1, 'num_feat': 8, 'num_conv': 4}
 KEYS = {
     'model', 'kind', 'candidate', 'budget', 'psnr', 'psnr_y', 'ssim', 'macs', 'macs_dense', 'saved', 'seconds',
-    'pixels', 'params', 'class_share', 'backend', 'threads', 'pictures',
+    'pixels', 'params', 'class_share', 'backend', 'threads', 'pictures', 'equal',
 }  # fmt: skip
 
 
@@ -127,6 +127,27 @@ def test_without_choice_all_candidates_and_the_classifiers_own(folder, tmp_path)
     rows = rows_of(folder, tmp_path, '--degrade', 'bicubic2')
     assert [row['candidate'] or row['kind'] for row in rows] == ['1:4', '2:4', '4:4', 'routed']
     assert rows[0]['macs'] < rows[1]['macs'] < rows[2]['macs'] == rows[2]['macs_dense']
+
+
+def test_pictures_that_are_restored_exactly_are_counted_beside_the_mean_of_the_others(folder, tmp_path, capsys):
+    bypass = ClassPruning(base={**GREY, 'num_in_ch': 3, 'num_out_ch': 3}, candidates=['0:4', '4:4'])
+    save_file({'params': bypass.state_dict(), 'network_g': bypass.options}, tmp_path / 'bypass.pth')
+    (tmp_path / 'lq').mkdir()
+    for index in range(3):
+        pixels = read_picture(folder / f'gt/{index}.png').pixels
+        if index:
+            pixels = pixels // 2
+        write_picture(tmp_path / f'lq/{index}.png', Picture(pixels, None, Encoding('PNG')))
+    outputs = ('--csv', tmp_path / 'x.csv', '--markdown', tmp_path / 'x.md', '--plot', tmp_path / 'x.png')
+    options = ('--lq', tmp_path / 'lq', '--candidates', '0:4', *outputs)
+    (row,) = rows_of(folder, tmp_path, *options, models=(tmp_path / 'bypass.pth',))
+    assert row['equal'] == {'psnr': 1, 'psnr_y': 1}
+    wrong = [read_picture(folder / f'gt/{index}.png').pixels for index in (1, 2)]
+    assert row['psnr'] == pytest.approx(np.mean([calculate_psnr(each, each // 2, 1) for each in wrong]))
+    assert f'{row["psnr"]:.3f}, 1 equal' in capsys.readouterr().out
+    assert f'{row["psnr"]:.3f}, 1 equal' in (tmp_path / 'x.md').read_text()
+    with open(tmp_path / 'x.csv') as file:
+        assert next(csv.DictReader(file))['equal'] == 'psnr=1 psnr_y=1'
 
 
 def test_folders_of_degraded_pictures_and_the_other_files(folder, tmp_path):

@@ -92,7 +92,7 @@ def test_defaults_are_filled_in():
         'shared',
         None,
     )
-    assert net['classifier'] == {'type': 'DifficultyClassifier'}
+    assert net['classifier'] == {'type': 'BandClassifier'}
     assert opt['path']['resume_state'] is None
     assert opt['logger'] == {'print_freq': 100, 'save_checkpoint_freq': 5000, 'use_tb_logger': False, 'wandb': None}
     assert opt['num_gpu'] == 'auto'
@@ -120,7 +120,7 @@ CASES = [
     ('train.stages.foo', 1, 'train.stages.foo: unknown key; allowed are classifier, joint, supernet'),
     ('datasets.train.gtsize', 1, "datasets.train.gtsize: unknown key; did you mean 'gt_size'?"),
     ('network_g.base.num_feet', 1, "network_g.base.num_feet: unknown key of EDSR; did you mean 'num_feat'?"),
-    ('network_g.classifier', {'num_fat': 1}, 'network_g.classifier.num_fat: unknown key of DifficultyClassifier; '),
+    ('network_g.classifier', {'num_fat': 1}, 'network_g.classifier.num_fat: unknown key of BandClassifier; '),
     ('train.optim_g.lrr', 1, "train.optim_g.lrr: unknown key of Adam; did you mean 'lr'?"),
     ('train.scheduler.periods', [20], 'train.scheduler.periods: unknown key of MultiStepRestartLR; '),
     ('train.pixel_opt.weight', 1, 'train.pixel_opt.weight: unknown key of L1Loss; '),

@@ -12,7 +12,6 @@ from tiny import run_python
 from basicsr_classpruning.losses.classpruning_loss import (
     ClassificationLoss,
     ComputeBudgetLoss,
-    DifficultyLoss,
     DistillationLoss,
     ErrorRatioLoss,
     batch_mean,
@@ -26,7 +25,7 @@ def random_probabilities(images: int, classes: int) -> torch.Tensor:
 
 def test_all_are_registered():
     assert isinstance(build_loss({'type': 'ComputeBudgetLoss', 'target': 0.6, 'loss_weight': 2.0}), ComputeBudgetLoss)
-    for name in ('ClassificationLoss', 'DistillationLoss', 'DifficultyLoss', 'ErrorRatioLoss'):
+    for name in ('ClassificationLoss', 'DistillationLoss', 'ErrorRatioLoss'):
         assert type(build_loss({'type': name})).__name__ == name
 
 
@@ -91,69 +90,6 @@ def test_distillation_is_the_mean_absolute_difference_and_leaves_the_teacher_alo
     assert output.grad.flatten().tolist() == [-0.25, 0.25]
 
 
-def test_difficulty_by_hand():
-    unit = DifficultyLoss.unit
-    # One image of two parts, two candidates.
-    predicted = torch.tensor([[[[3.0, 5.0]], [[2.0, 2.0]]]])
-    errors = unit * torch.tensor([[[[2.0, 4.0]], [[1.0, 3.0]]]])
-    image, step, whole = 3.0, [(1.0, 1.0), (3.0, 1.0)], [(2.0, 1.0), (2.0, 3.0)]  # (predicted, measured)
-
-    def deviance(parts):
-        found = [p - m - m * math.log(p / m) for p, m in parts]
-        return sum(found) / len(parts) / image
-
-    wanted = deviance(step) / 0.1 + 0.3 * deviance(whole) + (math.log(4.0) - math.log(image)) ** 2
-    assert float(DifficultyLoss(2.0)(predicted, errors)) == pytest.approx(2 * wanted, rel=1e-5)
-
-
-def test_difficulty_of_one_candidate_is_its_own_error():
-    predicted, errors = torch.full((1, 1, 1, 1), 4.0), DifficultyLoss.unit * torch.ones(1, 1, 1, 1)
-    wanted = 0.3 * (4 - 1 - math.log(4.0)) + math.log(4.0) ** 2
-    assert float(DifficultyLoss()(predicted, errors)) == pytest.approx(wanted, rel=1e-5)
-
-
-def test_difficulty_is_never_negative_even_where_sparser_is_better():
-    errors = DifficultyLoss.unit * torch.tensor([0.5, 1.0])[None, :, None, None]
-    losses = [float(DifficultyLoss()(torch.tensor([1.0 + step, 1.0])[None, :, None, None], errors))
-              for step in (1e-6, 1e-3, 0.1, 1.0)]  # fmt: skip
-    assert losses[0] >= 0
-    assert losses == sorted(losses)
-
-
-def test_difficulty_does_not_weigh_images_by_their_errors():
-    predicted, errors = torch.rand(1, 3, 2, 2).cumsum(1).flip(1) + 1, torch.rand(1, 3, 2, 2).cumsum(1).flip(1)
-    errors *= DifficultyLoss.unit
-    predicted.requires_grad_()
-    gradients = []
-    for factor in (1.0, 1e-3):
-        (gradient,) = torch.autograd.grad(DifficultyLoss()(factor * predicted, factor * errors), predicted)
-        gradients.append(gradient)
-    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
-
-
-def test_difficulty_is_taught_where_the_dense_network_is_the_truth():
-    errors = DifficultyLoss.unit * torch.tensor([[3.0, 1.0, 0.0]])[:, :, None, None]
-    losses = [float(DifficultyLoss()(torch.tensor([[3.0 * factor, factor, 1e-6]])[:, :, None, None], errors))
-              for factor in (1.0, 1.1, 2.0)]  # fmt: skip
-    assert losses[0] == pytest.approx(0, abs=1e-4)
-    assert losses == sorted(losses)
-    assert losses[-1] < 20
-
-
-def test_difficulty_teaches_the_mean_of_the_errors():
-    # Two kinds of noise on the same image: no prediction fits both, the mean is wanted.
-    errors = DifficultyLoss.unit * torch.tensor([[3.0, 2.0, 1.0], [2.4, 2.0, 1.6]])[:, :, None, None]
-    logs = torch.zeros(1, 3, 1, 1, requires_grad=True)
-    loss, optimizer = DifficultyLoss(), torch.optim.Adam([logs], 0.02)
-    for _ in range(800):
-        optimizer.zero_grad()
-        predicted = logs.exp().flip(1).cumsum(1).flip(1)
-        loss(predicted.expand(2, -1, -1, -1), errors).backward()
-        optimizer.step()
-    found = predicted.detach().flatten()
-    torch.testing.assert_close(found, errors.mean(0).flatten() / DifficultyLoss.unit, rtol=0.02, atol=0.02)
-
-
 def test_ratios_by_hand():
     # One image of two parts, two candidates; both areas, of up to 2x2 and of up to 8x8 parts, are the whole image.
     predicted = torch.tensor([[[[3.0, 5.0]], [[2.0, 2.0]]]])
@@ -210,10 +146,9 @@ def test_gradients_equal_finite_differences(classes):
     assert torch.autograd.gradcheck(ClassificationLoss(), probabilities)
     errors = torch.rand(4, classes, dtype=torch.double)
 
-    maps = errors[:, :, None, None].expand(-1, -1, 2, 1) * DifficultyLoss.unit
+    maps = errors[:, :, None, None].expand(-1, -1, 2, 1) * ErrorRatioLoss.unit
     predicted = torch.rand(4, classes, 2, 1, dtype=torch.double).flip(1).cumsum(1).flip(1) + 0.5
     predicted.requires_grad_()
-    assert torch.autograd.gradcheck(lambda e: DifficultyLoss()(e, maps), predicted)
     assert torch.autograd.gradcheck(lambda e: ErrorRatioLoss()(e, maps), predicted)
 
 

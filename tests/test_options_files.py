@@ -3,9 +3,10 @@
 import pytest
 import torch
 from basicsr.archs import build_network
-from tiny import REPOSITORY
+from tiny import REPOSITORY, write_pictures
 
 import basicsr_classpruning  # noqa: F401  # registers the networks, losses and models
+from basicsr_classpruning.cli import main
 from basicsr_classpruning.config import load_options
 from basicsr_classpruning.examples import options_folder
 
@@ -18,7 +19,8 @@ def test_checks_and_says_how_it_is_run(path):
     opt = load_options(str(path), is_train=path.parent.name == 'train')
     head = path.read_text(encoding='utf-8').split('\nname:')[0]
     assert f'classpruning {path.parent.name} -opt options/{path.parent.name}/{path.name}' in head
-    roots = {dataset['dataroot_gt'] for dataset in opt['datasets'].values()}
+    keys = ('dataroot_gt', 'dataroot_lq', 'meta_info')
+    roots = {dataset[key] for dataset in opt['datasets'].values() for key in keys if dataset.get(key)}
     assert all(root in head for root in roots), 'the head says where the data are expected'
 
 
@@ -34,6 +36,8 @@ def test_tests_what_was_trained(path):
         first = load_options(str(path.with_name(path.name.replace('_gan', ''))))
         assert start == f'experiments/{first["name"]}/models/net_g_latest.pth'
         assert first['network_g'] == trained['network_g']
+    elif trained['model_type'] == 'ClassPruningRealESRNetModel':  # from a network that others have published
+        assert start in path.read_text(encoding='utf-8').replace('Start: ', 'experiments/pretrained_models/')
     elif start is not None:
         dense = load_options(str(path.with_name(f'{path.stem}_dense.yml')))
         as_it_was = f'experiments/{dense["name"]}/models/net_g_latest.pth'
@@ -48,6 +52,33 @@ def test_builds(path):
     if network['type'] == 'ClassPruning':
         assert list(net.candidates) == network['candidates']
         assert any(choice.patterns for choice in net.choices)
+
+
+@pytest.mark.parametrize('name', ['edsr_x2', 'edsr_x2_gan', 'realesrnet_x4'])
+def test_trains_with_its_bypass(name, tmp_path, monkeypatch):
+    path = REPOSITORY / 'options' / 'train' / f'{name}.yml'
+    options = load_options(str(path))
+    assert options['network_g']['candidates'][0] == '0:16'
+    for key in ('train', 'val'):
+        write_pictures(tmp_path / options['datasets'][key]['dataroot_gt'], 2, 192, 192)
+    (tmp_path / options['datasets']['train'].get('meta_info', 'names.txt')).write_text('0.png\n1.png\n')
+    small = ['num_gpu=0', 'path:pretrain_network_g=~', 'train:amp=~', 'datasets:train:batch_size_per_gpu=1',
+             'datasets:train:num_worker_per_gpu=0', 'train:scheduler={type: MultiStepLR, milestones: [9]}',
+             'logger:print_freq=1', 'logger:use_tb_logger=false', 'val:val_freq=99',
+             'train:stages={supernet: 1, classifier: 1, joint: 1}']  # fmt: skip
+    base = options['network_g']['base']
+    small += [f'network_g:base:{key}={value}' for key, value in {'num_feat': 16, 'num_block': 1, 'num_conv': 2}.items()
+              if key in base]  # fmt: skip
+    if name == 'realesrnet_x4':
+        small += ['gt_size=32', 'datasets:train:gt_size=32', 'queue_size=2']
+    else:
+        small.append('datasets:train:gt_size=' + ('128' if name.endswith('gan') else '32'))
+    if name == 'edsr_x2_gan':
+        small.append('train:perceptual_opt=~')  # which needs weights that are downloaded
+        small.append('network_d:num_feat=8')
+    monkeypatch.chdir(tmp_path)
+    assert main(['train', '-opt', str(path), '--force_yml', *small]) == 0
+    assert (tmp_path / 'experiments' / options['name'] / 'models' / 'net_g_latest.pth').is_file()
 
 
 def test_they_are_found_from_python():

@@ -102,6 +102,20 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, monkeypatch, pictures,
     assert_same_run(tmp_path / EXPERIMENT, uninterrupted)
 
 
+@pytest.mark.parametrize('dealt', [{'split': 'turn'}, {'split': 'none', 'sparse_batch': 1}])
+def test_a_run_with_a_bypass_goes_on_bit_for_bit(tmp_path, monkeypatch, pictures, dealt):
+    options = long_options(pictures)
+    options['train'].update(dealt, stages={'supernet': 2, 'classifier': 1, 'joint': 2})
+    options['network_g'].update(candidates=['0:4', '1:4', '4:4'], weights='own')
+    assert run(tmp_path / 'whole', monkeypatch, options) == 0
+    for iteration in (2, 5):
+        with monkeypatch.context() as patch:
+            interrupt_in(patch, iteration)
+            assert run(tmp_path / 'parts', patch, options, '--auto_resume') == 130
+    assert run(tmp_path / 'parts', monkeypatch, options, '--auto_resume') == 0
+    assert_same_run(tmp_path / 'parts' / EXPERIMENT, tmp_path / 'whole' / EXPERIMENT)
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 

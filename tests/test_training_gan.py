@@ -43,6 +43,17 @@ def test_each_stage_trains_its_part(tmp_path, pictures, adversary, split):
         assert same(discriminator_of(model), before) != judged
 
 
+def test_the_discriminator_rests_where_every_image_takes_the_bypass(tmp_path, pictures):
+    options = gan_options(pictures, explore=0.0)
+    options['network_g']['candidates'] = ['0:4', '1:4', '4:4']
+    model = model_of(tmp_path, options)
+    for iteration, log_price, judged in ((1, 0.0, True), (7, 9.0, False), (8, -9.0, True)):
+        model.net_g.log_price.data.fill_(log_price)
+        before = discriminator_of(model)
+        assert ('base' in step(model, iteration, batch(side=16))) == judged
+        assert same(discriminator_of(model), before) != judged
+
+
 @pytest.mark.parametrize(('adversary', 'theirs'), [('standard', 'SRGANModel'), ('relativistic', 'ESRGANModel')])
 def test_the_dense_network_learns_what_it_learns_in_basicsr(tmp_path, pictures, adversary, theirs):
     options = gan_options(pictures, adversary=adversary, srste_decay=0.0)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import re
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from basicsr.archs import build_network
 from tiny import CANDIDATES, NETWORKS, dense, same, training_options
+from torch import nn
 from training import BUDGET, CLASS, DISTILL, EXPERIMENT, batch, model_of, run, step
 
 from basicsr_classpruning.config.sections import filled_in
@@ -21,6 +23,8 @@ from basicsr_classpruning.models.collapse import CollapseWatch
 from basicsr_classpruning.models.explosion import ExplosionWatch
 from basicsr_classpruning.models.guarded_model import BadNumbers
 from basicsr_classpruning.models.stages import RoundRobin, Sandwich, Schedule
+from basicsr_classpruning.routing import ladder
+from basicsr_classpruning.routing.ladder import Candidate
 from basicsr_classpruning.safe_files import save_file
 from basicsr_classpruning.untrusted.files import load_file
 
@@ -167,19 +171,40 @@ def test_the_gradient_is_clipped(tmp_path, pictures):
     assert float(torch.cat(gradients).norm()) == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_averaged_weights_are_those_of_the_steps_with_the_masks_in_use(tmp_path, pictures):
-    model = model_of(tmp_path, training_options(pictures, ema_decay=0.9, mask_interval=1))
+@pytest.mark.parametrize(('interval', 'weights'), [(1, [1.0]), (0, [0.81, 0.9, 1.0])])
+def test_averaged_weights_are_those_of_the_steps_with_the_masks_in_use(tmp_path, pictures, interval, weights):
+    options = training_options(pictures, ema_decay=0.9, mask_interval=interval)
+    model = model_of(tmp_path, options)
     seen = []
     for iteration in (1, 2, 3):
         step(model, iteration)
         seen.append(deepcopy(model.net_g.state_dict()))
-    weights = [0.81, 0.9, 1.0]
     for key, value in model.net_g_ema.state_dict().items():
         if value.dtype == torch.uint8:
             assert torch.equal(value, seen[-1][key])
-        else:  # nothing is left of the weights before the first step
-            average = sum(weight * state[key] for weight, state in zip(weights, seen)) / sum(weights)
+        else:  # nothing is left of the weights before the first step, nor of those under other masks
+            held = seen[-len(weights) :]
+            average = sum(weight * state[key] for weight, state in zip(weights, held)) / sum(weights)
             torch.testing.assert_close(value, average)
+
+
+def test_masks_stay_in_the_last_third_and_what_comes_after_is_averaged(tmp_path, pictures):
+    options = training_options(pictures, ema_decay=0.9, mask_interval=2)
+    options['train']['stages'] = {'supernet': 9}
+    model = model_of(tmp_path, options)
+    layer = model.net_g.base.body[0].conv1
+    renewed, seen = [], []
+    for iteration in range(1, 10):
+        with torch.no_grad():
+            layer.weight.copy_(layer.weight.flip(1))
+        before = layer.ranks.clone()
+        step(model, iteration)
+        renewed.append(not torch.equal(layer.ranks, before))
+        seen.append(layer.weight.detach().clone())
+    assert [iteration for iteration, new in enumerate(renewed, 1) if new] == [2, 4, 6]
+    weights = [0.9**3, 0.81, 0.9, 1.0]
+    average = sum(weight * state for weight, state in zip(weights, seen[5:])) / sum(weights)
+    torch.testing.assert_close(model.net_g_ema.base.body[0].conv1.weight, average)
 
 
 def test_masks_are_renewed_at_their_interval(tmp_path, pictures):
@@ -200,6 +225,92 @@ def test_a_dense_checkpoint_starts_a_training(tmp_path, pictures):
     options = {**training_options(pictures), 'path': {'pretrain_network_g': str(tmp_path / 'dense.pth')}}
     model = model_of(tmp_path, options)
     assert same(dict(model.net_g.eval().dense.net.state_dict()), dict(plain.state_dict()))
+
+
+# ------------------------------------------------------------------------ bypass
+
+
+def bypass_options(pictures: Path, name: str = 'EDSR', weights: str = 'own', **train) -> dict:
+    options = training_options(pictures, name, **BUDGET, **CLASS, **DISTILL, **train)
+    options['network_g'].update(candidates=['0:4', *CANDIDATES], weights=weights)
+    return options
+
+
+@pytest.mark.parametrize('weights', ['own', 'shared'])
+@pytest.mark.parametrize('dealt', [{'split': 'turn'}, {'split': 'none'}, {'split': 'none', 'sparse_batch': 1}])
+def test_every_stage_trains_beside_a_bypass(tmp_path, pictures, weights, dealt):
+    model = model_of(tmp_path, bypass_options(pictures, weights=weights, **dealt, explore=0.5))
+    bypass = model.net_g.others['0:4'].weight.clone()
+    for iteration in range(1, 7):
+        changed = step(model, iteration)
+        assert ('base' in changed) == (iteration <= 3)
+        assert ('classifier' in changed) == (iteration > 3 or dealt['split'] == 'none')
+        if model.deal is not None:
+            assert 0 not in model.deal.candidates
+    for iteration in (7, 8):
+        assert 'classifier' in step(model, iteration)
+        assert model.deal is None or 0 not in model.deal.candidates
+    assert model.memory.errors.shape[1] == 4
+    assert torch.equal(model.net_g.others['0:4'].weight, bypass)
+
+
+def test_the_bypass_has_no_turn_and_every_other_candidate_has(tmp_path, pictures):
+    model = model_of(tmp_path, bypass_options(pictures))
+    used = []
+    for iteration in (1, 2, 3):
+        step(model, iteration, batch(images=2))
+        used.append(tuple(model.deal.candidates.tolist()))
+    assert used == [(2, 3), (3, 1), (1, 2)]
+
+
+@pytest.mark.parametrize(('dealt', 'count'), [({'split': 'none'}, 3), ({'split': 'none', 'sparse_batch': 1}, 1)])
+def test_errors_of_the_bypass_are_measured_beside_those_of_the_outputs(tmp_path, pictures, dealt, count):
+    model = model_of(tmp_path, bypass_options(pictures, **dealt))
+    data, net = batch(images=3), model.net_g
+    with torch.no_grad():
+        outputs = [net.restore_with(data['lq'][:count], candidate).clamp(0, 1) for candidate in net.candidates]
+        wanted = [(output - data['gt'][:count]).square().mean((1, 2, 3)) for output in outputs]
+    step(model, 1, data)
+    found = model.memory.errors[-count:].flatten(1)
+    torch.testing.assert_close(found, torch.stack(wanted, dim=1), rtol=1e-4, atol=1e-7)
+
+
+def test_a_joint_step_whose_images_all_take_the_bypass_trains_the_classifier_only(tmp_path, pictures):
+    model = model_of(tmp_path, bypass_options(pictures, explore=0.0))
+    step(model, 4)
+    model.net_g.log_price.data.fill_(9.0)  # at which every image goes to the sparsest class
+    assert 'base' not in step(model, 7)
+    assert model.deal is None
+    assert model.log_dict['l_difficulty'] != 0
+    model.net_g.log_price.data.fill_(-9.0)
+    assert 'base' in step(model, 8)
+
+
+def test_bf16_does_not_round_what_the_bypass_leaves(tmp_path, pictures):
+    model = model_of(tmp_path, bypass_options(pictures, 'DnCNN', amp='bf16', split='none'))
+    model.amp_type = torch.bfloat16  # on processors that emulate it, too
+    clean = batch('DnCNN')['gt']
+    step(model, 1, {'lq': clean, 'gt': clean})
+    assert not model.memory.errors[:, 0].any()
+
+
+def test_a_candidate_with_weights_of_its_own_learns(tmp_path, pictures, monkeypatch):
+    @dataclass(frozen=True)
+    class Affine(Candidate):
+        name, density = 'affine', 0.01
+
+        @classmethod
+        def parse(cls, text):
+            return cls() if text == 'affine' else None
+
+        def build(self, dense):
+            return nn.Sequential(nn.Conv2d(3, 12, 1), nn.PixelShuffle(2))
+
+    monkeypatch.setattr(ladder, '_KINDS', [*ladder._KINDS, Affine])
+    options = training_options(pictures)
+    options['network_g']['candidates'] = ['affine', *CANDIDATES]
+    model = ClassPruningModel({**options, 'is_train': True, 'dist': False, 'rank': 0, 'world_size': 1, 'path': {}})
+    assert {'others', 'base'} <= set().union(*(step(model, iteration) for iteration in (1, 2)))
 
 
 # ------------------------------------------------------------------- bad numbers
@@ -336,6 +447,19 @@ def test_a_collapse_is_recovered_from(tmp_path, pictures):
     model.update_learning_rate(2)
     assert rate * 0.2 < model.optimizer_g.param_groups[1]['lr'] < rate * 0.3
     assert model.optimizer_g.param_groups[0]['lr'] > rate * 0.9
+
+
+def test_a_classifier_that_starts_afresh_is_a_new_one(tmp_path, pictures):
+    net = model_of(tmp_path, training_options(pictures)).net_g
+    with torch.no_grad():
+        for parameter in net.classifier.parameters():
+            parameter.add_(1.0)
+    net.restart_routing()
+    new = build_network(net.options)
+    assert {name for name, value in net.classifier.named_parameters() if not value.any()} == {
+        name for name, value in new.classifier.named_parameters() if not value.any()
+    }
+    assert float(net.log_price) == float(new.log_price)
 
 
 def test_recovering_ends_after_three_times(tmp_path, pictures):

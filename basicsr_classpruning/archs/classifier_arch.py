@@ -73,7 +73,7 @@ class DifficultyClassifier(nn.Module):
             x: images ``(B, C, H, W)`` in [0, 1].
 
         Returns:
-            ``(B, K, ⌈H / 8⌉, ⌈W / 8⌉)``: minus the predicted error, in the unit of ``DifficultyLoss``.
+            ``(B, K, ⌈H / 8⌉, ⌈W / 8⌉)``: minus the predicted error, in the unit of ``ErrorRatioLoss``.
         """
         # Centred, and spread to about unit variance, without which the first steps are lost on the mean colour.
         features = self.features((x - 0.5) * 4)
@@ -181,7 +181,7 @@ class BandClassifier(nn.Module):
             x: images ``(B, C, H, W)`` in [0, 1].
 
         Returns:
-            ``(B, K, ⌈H / 8⌉, ⌈W / 8⌉)`` below 0: minus the predicted error, in the unit of ``DifficultyLoss``.
+            ``(B, K, ⌈H / 8⌉, ⌈W / 8⌉)`` below 0: minus the predicted error, in the unit of ``ErrorRatioLoss``.
         """
         seen = self.energies(x)
         soft_minimum = -(-_SHARPNESS * seen).exp().mean((2, 3)).log() / _SHARPNESS

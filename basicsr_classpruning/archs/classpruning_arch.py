@@ -52,7 +52,7 @@ class ClassPruning(nn.Module):
         share_taps: whether all kernel taps of an output channel (block) share it too.
         unit: neighbouring input channels that are kept or dropped together: 1, 2 or 4.
         skip: regular expressions; layers whose name one of them matches stay dense.
-        classifier: options of the classifier, ``DifficultyClassifier`` by default.
+        classifier: options of the classifier, ``BandClassifier`` by default.
         weights: ``'shared'``: one weight set with nested masks. ``'own'``: own weights for each sparse candidate.
         layers: regular expression → patterns that replace ``candidates`` in the layers it matches.
         value_range: what white is to the base network, 1 or 255; the options of this one have it in ``base``.
@@ -79,7 +79,7 @@ class ClassPruning(nn.Module):
         base = in_range(base, value_range)
         if weights not in ('shared', 'own'):
             raise UsageError(f'network_g.weights: {weights!r} is not allowed; shared or own')
-        classifier = dict(classifier or {'type': 'DifficultyClassifier'})
+        classifier = dict(classifier or {'type': 'BandClassifier'})
         self.options: dict[str, Any] = {
             'type': 'ClassPruning',
             'base': deepcopy(dict(base)),
@@ -118,17 +118,34 @@ class ClassPruning(nn.Module):
             }
         )
         """Candidates that are no subnetworks of the base network, by name."""
-        name = classifier.pop('type')
-        if name not in ARCH_REGISTRY:
-            raise UsageError(f'network_g.classifier.type: {name!r} is not in ARCH_REGISTRY')
-        self.classifier = ARCH_REGISTRY.get(name)(num_in_ch=self.num_in_ch, num_classes=len(candidates), **classifier)
+        self.classifier = self._new_classifier()
         self.log_price = nn.Parameter(torch.tensor(FIRST_LOG_PRICE))
         self.budget: float | None = None
+
+    def _new_classifier(self) -> nn.Module:
+        options = dict(self.options['classifier'])
+        name = options.pop('type')
+        if name not in ARCH_REGISTRY:
+            raise UsageError(f'network_g.classifier.type: {name!r} is not in ARCH_REGISTRY')
+        kind = ARCH_REGISTRY.get(name)
+        return kind(num_in_ch=self.num_in_ch, num_classes=len(self.options['candidates']), **options)
+
+    @torch.no_grad()
+    def restart_routing(self) -> None:
+        """Gives the classifier and the price values to begin with, in place."""
+        self.classifier.load_state_dict(self._new_classifier().state_dict())
+        self.log_price.fill_(FIRST_LOG_PRICE)
 
     @property
     def candidates(self) -> tuple[str, ...]:
         """The ladder as it is written, from the sparsest candidate to the densest."""
         return self.ladder.names
+
+    @property
+    def learners(self) -> tuple[int, ...]:
+        """The candidates, by their places in the ladder, that have weights to train: all but the bypass."""
+        others = {name for name, net in self.others.items() if not any(True for _ in net.parameters())}
+        return tuple(place for place, name in enumerate(self.candidates) if name not in others)
 
     # ---------------------------------------------------------- subnetworks
 

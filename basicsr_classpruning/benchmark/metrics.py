@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,3 +32,15 @@ def compare(restored: np.ndarray, truth: np.ndarray, crop: int) -> Quality:
         psnr_y=float(calculate_psnr(ours, theirs, crop, test_y_channel=True)),
         ssim=float(calculate_ssim(ours, theirs, crop)),
     )
+
+
+def mean_of_finite(values: Sequence[float]) -> float | None:
+    """Mean of the finite values; None where there are none."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else None
+
+
+def shown(mean: float | None, equal: int, digits: int = 4) -> str:
+    """A mean over finite values, with the number of equal images beside."""
+    parts = ([] if mean is None else [f'{mean:.{digits}f}']) + ([f'{equal} equal'] if equal else [])
+    return ', '.join(parts) or 'not measured'

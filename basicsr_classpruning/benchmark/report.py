@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from basicsr_classpruning.benchmark.metrics import shown
 from basicsr_classpruning.benchmark.run import Row
 
 if TYPE_CHECKING:
@@ -18,13 +19,14 @@ _ENGINE_MARKERS = 'sDPphXd8H'  # of a dense network in one engine and in others
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """All columns; the class shares as ``1:4=0.2 2:4=0.8``."""
+    """All columns; the class shares as ``1:4=0.2 2:4=0.8``, the equal images as ``psnr=1 psnr_y=1``."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(asdict(rows[0])), lineterminator='\n')
     writer.writeheader()
     for row in rows:
         share = ' '.join(f'{name}={value:.4f}' for name, value in row.class_share.items())
-        writer.writerow({**asdict(row), 'class_share': share})
+        equal = ' '.join(f'{name}={count}' for name, count in row.equal.items())
+        writer.writerow({**asdict(row), 'class_share': share, 'equal': equal})
     return stream.getvalue()
 
 
@@ -48,7 +50,7 @@ def what(row: Row) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    decibels = ['equal' if value is None else f'{value:.3f}' for value in (row.psnr, row.psnr_y)]
+    decibels = [shown(getattr(row, key), row.equal.get(key, 0), 3) for key in ('psnr', 'psnr_y')]
     shares = ' '.join(f'{name} {value:.0%}' for name, value in row.class_share.items())
     macs, seconds = f'{row.macs / 1e9:.3f} G', f'{row.seconds:.3g}'
     return [row.model, what(row), *decibels, f'{row.ssim:.4f}', macs, f'{row.saved:.1%}', seconds, row.backend, shares]
@@ -90,9 +92,9 @@ def _figure(rows: Sequence[Row], title: str | None) -> Figure:
     FigureCanvasAgg(figure)
     figure.suptitle(title or '')
     left, right = figure.subplots(1, 2, sharey=True)
-    shown = [row for row in rows if row.psnr is not None]
-    _draw(left, shown, [row.macs / 1e9 for row in shown])
-    _draw(right, shown, [row.seconds for row in shown])
+    drawn = [row for row in rows if row.psnr is not None]
+    _draw(left, drawn, [row.macs / 1e9 for row in drawn])
+    _draw(right, drawn, [row.seconds for row in drawn])
     left.set(xlabel='average MACs of a tile (G)', ylabel='PSNR (dB)')
     right.set(xlabel=f'measured time (s, {rows[0].threads} thread(s))')
     for axes in (left, right):

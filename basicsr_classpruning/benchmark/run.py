@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from basicsr_classpruning.benchmark.metrics import Quality, compare
+from basicsr_classpruning.benchmark.metrics import Quality, compare, mean_of_finite
 from basicsr_classpruning.benchmark.models import BenchmarkModel, TiledImage
 from basicsr_classpruning.benchmark.pairs import Pair, Pairs
 from basicsr_classpruning.devices import device_of
@@ -52,7 +52,7 @@ class Row:
     candidate: str | None
     budget: float | None
     psnr: float | None
-    """Mean over the images, dB, ``scale`` pixels cropped at the border. None: infinite."""
+    """Mean over the images where it is finite, dB, ``scale`` pixels cropped at the border. None: it is in none."""
     psnr_y: float | None
     ssim: float
     macs: float
@@ -70,6 +70,8 @@ class Row:
     backend: str
     threads: int
     pictures: int
+    equal: dict[str, int] = field(default_factory=dict)
+    """By ``psnr`` and ``psnr_y``, images left out of the mean, because they are restored exactly."""
 
 
 @dataclass(frozen=True)
@@ -296,13 +298,14 @@ class Benchmark:
         dense = float((info.macs_dense * size).mean())
         shares = np.bincount(choice, minlength=len(line.model.variants)) / len(choice)
         routed = line.kind != 'dense'
+        psnr = {key: [getattr(quality, key) for quality in line.qualities] for key in ('psnr', 'psnr_y')}
         return Row(
             model=line.model.name,
             kind=line.kind,
             candidate=line.candidate,
             budget=line.budget,
-            psnr=_mean([quality.psnr for quality in line.qualities]),
-            psnr_y=_mean([quality.psnr_y for quality in line.qualities]),
+            psnr=mean_of_finite(psnr['psnr']),
+            psnr_y=mean_of_finite(psnr['psnr_y']),
             ssim=float(np.mean([quality.ssim for quality in line.qualities])),
             macs=macs,
             macs_dense=dense,
@@ -314,6 +317,7 @@ class Benchmark:
             backend=line.backend,
             threads=self._settings.threads,
             pictures=len(line.qualities),
+            equal={key: sum(map(math.isinf, values)) for key, values in psnr.items()},
         )
 
 
@@ -324,11 +328,6 @@ def _params(line: _Line) -> int:
     if line.candidate is not None:
         return info.params[info.candidates.index(line.candidate)]
     return info.params_routed
-
-
-def _mean(values: list[float]) -> float | None:
-    mean = float(np.mean(values))
-    return mean if math.isfinite(mean) else None
 
 
 def shown_row(kinds: Sequence[str]) -> int:

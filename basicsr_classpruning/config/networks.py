@@ -24,7 +24,7 @@ class Classifier(Registered):
 
     model_config = ConfigDict(extra='allow')
 
-    type: str = 'DifficultyClassifier'
+    type: str = 'BandClassifier'
     """Name in BasicSR's architecture registry."""
 
 

@@ -96,7 +96,7 @@ class DistillLoss(Loss):
 class DifficultyLoss(Loss):
     """Teaches the classifier the errors that the candidates leave."""
 
-    type: str = 'DifficultyLoss'
+    type: str = 'ErrorRatioLoss'
     """Name in BasicSR's loss registry."""
 
 
@@ -171,7 +171,8 @@ class ClassPruningTrain(GuardedTrain):
     """With `split: none`: images of a batch that all candidates restore; the densest one restores the others too. It
     has the least to learn, so few images in a step leave it furthest behind. null: all images."""
     mask_interval: CountOrZero = 10
-    """Iterations between two rankings of the weights by importance; 0 keeps the masks of the start."""
+    """Shared weights: iterations between two rankings by importance in the first two thirds of the training; then, and
+    with 0 from the start, the masks stay."""
     srste_decay: NotNegative = 2e-4
     """Decay of pruned weights during training (SR-STE), added to their gradient."""
     difficulty_opt: DifficultyLoss = DifficultyLoss()
@@ -182,7 +183,7 @@ class ClassPruningTrain(GuardedTrain):
     """Keeps the classifier confident and all classes in use."""
     distill_opt: DistillLoss | None = None
     """Pulls the candidates' outputs towards the dense network's."""
-    classifier_lr: Rate = 1e-3
+    classifier_lr: Rate = 5e-3
     """Learning rate of the classifier."""
     classifier_share: Ratio = 0.25
     """Share of each batch on which the candidates' errors are measured in the joint stage."""

@@ -13,8 +13,6 @@ from torch.nn import functional
 from basicsr_classpruning.routing.errors import reference_errors
 
 _LEAST_ERROR = 1e-6  # in units of the scores: 90 dB, beyond what 8 bits can tell
-_TYPICAL_EXCESS = 0.1
-_PARTS_WEIGHT = 0.3
 _RATIO_SIDES = (2, 8)  # in parts of 8 pixels: what gets one candidate has 16 to 64
 _RATIO_WEIGHT = 3.0
 _LEAST_RATIO = 0.01  # of an error to the reference candidate's: where outputs are the truth, one leaves none
@@ -123,45 +121,6 @@ class DistillationLoss(nn.Module):
 
 
 @LOSS_REGISTRY.register()
-class DifficultyLoss(nn.Module):
-    """Teaches the classifier the errors that the candidates leave, relative to the image's own.
-
-    With d_bk the error that candidate k adds to that of the next denser one in a part of image b, d_bK the densest
-    one's error, E_b the error of the reference candidate in the whole image, and hats for predictions:
-
-    mean_b[ 1/(r E_b) · mean_{k<K} D(d̂_bk, d_bk) + w/E_b · D(d̂_bK, d_bK) + (log Ê_b − log E_b)² ],
-
-    D(d̂, d) = d̂ − d⁺ − d log(d̂ / d⁺) with d⁺ = max(d, 1e-6), averaged over the parts, never negative. It is the deviance
-    of a Poisson distribution, whose minimum is the mean of d, whatever the distribution; a sparser candidate may leave
-    less in a part, so d may be below 0. The last term makes sure of the error of the whole image, by which routing
-    divides: not the densest candidate's, which is 0 where the dense network's outputs are the truth. r = 0.1 is the
-    share of the error that pruning typically adds, w = 0.3.
-
-    Args:
-        loss_weight: factor of the term.
-    """
-
-    unit = 1e-3
-    """The squared error in which predicted errors are counted: that of 30 dB."""
-
-    def __init__(self, loss_weight: float = 1.0) -> None:
-        super().__init__()
-        self.loss_weight = loss_weight
-
-    def forward(self, predicted: Tensor, errors: Tensor) -> Tensor:
-        """Takes predicted errors of parts of images, ``(B, K, h, w)`` above 0, and the mean squared errors measured
-        there, of the same shape; returns a scalar."""
-        errors = errors.detach() / self.unit
-        image, predicted_image = _image_errors(errors), _image_errors(predicted)
-        predicted, wanted = _steps(predicted).clamp(min=_LEAST_ERROR), _steps(errors)
-        best = wanted.clamp(min=_LEAST_ERROR)
-        deviance = (predicted - best - wanted * (predicted / best).log()).mean((2, 3)) / image[:, None]
-        steps = deviance[:, :-1].sum(dim=1) / max(deviance.shape[1] - 1, 1)
-        whole = (predicted_image.log() - image.log()).square()
-        return self.loss_weight * batch_mean(steps / _TYPICAL_EXCESS + _PARTS_WEIGHT * deviance[:, -1] + whole)
-
-
-@LOSS_REGISTRY.register()
 class ErrorRatioLoss(nn.Module):
     """Teaches the classifier errors of any size, and above all their ratios between neighbours of the ladder.
 
@@ -182,7 +141,7 @@ class ErrorRatioLoss(nn.Module):
         loss_weight: factor of the term.
     """
 
-    unit = DifficultyLoss.unit
+    unit = 1e-3
     """The squared error in which predicted errors are counted: that of 30 dB."""
 
     def __init__(self, loss_weight: float = 1.0) -> None:
@@ -216,13 +175,3 @@ def _ratio_error(predicted: Tensor, errors: Tensor, side: int) -> Tensor:
     logs = [functional.avg_pool2d(each, window).log() for each in (predicted, errors)]
     wrong = (logs[0] - logs[1]).diff(dim=1)
     return wrong.square().sum(dim=1).mean((1, 2))
-
-
-def _steps(errors: Tensor) -> Tensor:
-    """What each candidate's error ``(B, K, h, w)`` adds to that of the next denser one; the densest one's itself."""
-    return torch.cat([errors[:, :-1] - errors[:, 1:], errors[:, -1:]], dim=1)
-
-
-def _image_errors(errors: Tensor) -> Tensor:
-    """Error ``(B,)`` of the reference candidate, or of the only one, from those of the parts."""
-    return reference_errors(errors).mean((1, 2)).clamp(min=_LEAST_ERROR)

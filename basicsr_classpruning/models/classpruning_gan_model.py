@@ -65,6 +65,8 @@ class ClassPruningGANModel(ClassPruningModel):
 
     def restoration_terms(self, output: Tensor, gt: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield from super().restoration_terms(output, gt)
+        # BasicSR's discriminators view features as vectors, which those of images in channels-last order cannot be.
+        output, gt = output.contiguous(), gt.contiguous()
         self.net_d.requires_grad_(False)
         self.judged = output.detach(), gt
         yield 'l_gan', self.adversary.generator_term(output, gt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from os import path as osp
 from typing import Any
@@ -20,12 +21,12 @@ from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.losses.classpruning_loss import batch_mean
 from basicsr_classpruning.models.collapse import CollapseWatch
 from basicsr_classpruning.models.guarded_model import GuardedSRModel
+from basicsr_classpruning.models.masks import MaskSchedule
 from basicsr_classpruning.models.memory import ErrorMemory
 from basicsr_classpruning.models.stages import Batch, Deal, Schedule
 from basicsr_classpruning.models.validation import Report, evaluate
 from basicsr_classpruning.routing.errors import relative_errors
 from basicsr_classpruning.routing.ladder import Ladder, LadderError
-from basicsr_classpruning.routing.price import FIRST_LOG_PRICE
 
 _MAX_RECOVERIES = 3  # resets of the classifier after which a collapse stops the run
 _CLASSIFIER_BATCH = 32  # images of the memory in a step
@@ -110,6 +111,8 @@ class ClassPruningModel(GuardedSRModel):
         train_opt = self.opt['train']
         self.schedule = Schedule(train_opt)
         self.decay = train_opt['srste_decay']
+        interval = train_opt['mask_interval'] if self.net_g.options['weights'] == 'shared' else 0
+        self.masks = MaskSchedule(interval, train_opt['total_iter'])
         self.watch = CollapseWatch(len(self.net_g.candidates))
         self.memory = ErrorMemory()
         self.recoveries = 0
@@ -128,10 +131,10 @@ class ClassPruningModel(GuardedSRModel):
         kind = options.pop('type')
         rate = self.opt['train']['classifier_lr']
         groups = [
-            {'params': list(self.net_g.base.parameters())},
+            {'params': [*self.net_g.base.parameters(), *self.net_g.others.parameters()]},
             {'params': list(self.net_g.classifier.parameters()), 'lr': rate},
             # One number that has to cross orders of magnitude within a stage.
-            {'params': [self.net_g.log_price], 'lr': 10 * rate},
+            {'params': [self.net_g.log_price], 'lr': 2 * rate},
         ]
         self.optimizer_g = self.get_optimizer(kind, groups, **options)
         self.optimizers.append(self.optimizer_g)
@@ -146,8 +149,7 @@ class ClassPruningModel(GuardedSRModel):
 
     def loss_terms(self, current_iter: int) -> Iterator[tuple[str, Tensor]]:
         self.stage = stage = self.schedule.stage(current_iter)
-        interval = self.opt['train']['mask_interval']
-        if stage.candidates_learn and interval and current_iter % interval == 0:
+        if stage.candidates_learn and self.masks.renewed_in(current_iter):
             self.net_g.rank_by_magnitude()
         self._measure_errors(stage.to_measure(len(self.lq), len(self.memory)))
         batch = Batch(self.lq, current_iter, self.opt['rank'], self.opt['world_size'])
@@ -172,18 +174,25 @@ class ClassPruningModel(GuardedSRModel):
                 teacher = self.net_g.run_sparse(self.lq, None).float()
             yield 'l_distill', self.losses['distill'](self.output, teacher[deal.images])
         if deal.by_all:
-            self._remember(deal.outputs_by_candidate(self.output.detach(), len(self.net_g.candidates)))
+            self._remember(
+                [
+                    deal.outputs_of(candidate, self.output.detach())
+                    if candidate in self.net_g.learners
+                    else self._restored(candidate, deal.by_all)
+                    for candidate in range(len(self.net_g.candidates))
+                ]
+            )
 
-    @torch.no_grad()
     def _measure_errors(self, images: int) -> None:
         """Runs every candidate on the batch's first ``images``, and remembers their errors."""
-        if not images:
-            return
-        with self.autocast():
-            outputs = [
-                self.net_g.run_sparse(self.lq[:images], candidate) for candidate in range(len(self.net_g.candidates))
-            ]
-        self._remember(outputs)
+        if images:
+            self._remember([self._restored(candidate, images) for candidate in range(len(self.net_g.candidates))])
+
+    @torch.no_grad()
+    def _restored(self, candidate: int, images: int) -> Tensor:
+        """What a candidate makes of the batch's first ``images``; mixed precision is for those that learn in it."""
+        with self.autocast() if candidate in self.net_g.learners else contextlib.nullcontext():
+            return self.net_g.run_sparse(self.lq[:images], candidate)
 
     @torch.no_grad()
     def _remember(self, outputs: Sequence[Tensor]) -> None:
@@ -246,11 +255,7 @@ class ClassPruningModel(GuardedSRModel):
             self._restart_classifier()
 
     def _restart_classifier(self) -> None:
-        for module in self.net_g.classifier.modules():
-            if hasattr(module, 'reset_parameters'):
-                module.reset_parameters()
-        with torch.no_grad():
-            self.net_g.log_price.fill_(FIRST_LOG_PRICE)
+        self.net_g.restart_routing()
         for parameter in (*self.net_g.classifier.parameters(), self.net_g.log_price):
             if self.opt['dist']:
                 torch.distributed.broadcast(parameter.data, 0)
@@ -268,6 +273,9 @@ class ClassPruningModel(GuardedSRModel):
         super().replay_schedule(resume_state)
         for _ in range(resume_state['recoveries']):
             self._slow_classifier_down()
+
+    def steps_to_average(self, current_iter: int) -> int:
+        return self.masks.steps_since(current_iter)
 
     def model_ema(self, decay: float = 0.999) -> None:
         super().model_ema(decay)

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from basicsr_classpruning.archs.adapters import fitting_params
 from basicsr_classpruning.archs.base_network import load_fitting, load_what_fits
+from basicsr_classpruning.benchmark.metrics import mean_of_finite, shown
 from basicsr_classpruning.checkpoint import read_checkpoint, write_checkpoint
 from basicsr_classpruning.config.sections import filled_in
 from basicsr_classpruning.config.training import GuardedTrain, TestVal, Val
@@ -36,7 +37,7 @@ from basicsr_classpruning.models.resuming import (
     replay_schedule,
     with_own_schedule,
 )
-from basicsr_classpruning.models.validation import mean_of_finite, measure, needs_truth, shown
+from basicsr_classpruning.models.validation import measure, needs_truth
 from basicsr_classpruning.safe_files import save_file
 
 _AMP_TYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -144,8 +145,12 @@ class GuardedSRModel(SRModel):
         self.optimizer_g.zero_grad()
         losses: OrderedDict[str, Tensor] = OrderedDict(self.loss_terms(current_iter))
         if self.step(losses, current_iter) and self.ema_decay > 0:
-            self.model_ema(decay=averaging_decay(self.ema_decay, current_iter))
+            self.model_ema(decay=averaging_decay(self.ema_decay, self.steps_to_average(current_iter)))
         self.log_dict = self.reduce_loss_dict(OrderedDict((name, loss.detach()) for name, loss in losses.items()))
+
+    def steps_to_average(self, current_iter: int) -> int:
+        """How many steps, the last of them this one, the averaged weights are to hold."""
+        return current_iter
 
     def loss_terms(self, current_iter: int) -> Iterator[tuple[str, Tensor]]:
         """Yields the name and value of every term of this step's loss."""

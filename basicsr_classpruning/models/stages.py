@@ -41,11 +41,11 @@ class Deal:
     candidates: Tensor
     """The candidate ``(R,)`` of each, from sparsest to densest."""
     by_all: int = 0
-    """Number of images, the first of the batch, that every candidate restores: their errors are known afterwards."""
+    """Number of images, the first of the batch, that every candidate that learns restores."""
 
-    def outputs_by_candidate(self, outputs: Tensor, count: int) -> list[Tensor]:
-        """What each of ``count`` candidates made of the first ``by_all`` images, from all outputs ``(R, C, H, W)``."""
-        return [outputs[self.candidates == candidate][: self.by_all] for candidate in range(count)]
+    def outputs_of(self, candidate: int, outputs: Tensor) -> Tensor:
+        """What a candidate that learns made of the first ``by_all`` images, from all outputs ``(R, C, H, W)``."""
+        return outputs[self.candidates == candidate][: self.by_all]
 
 
 class Stage:
@@ -81,7 +81,8 @@ class Stage:
 class RoundRobin(Stage):
     """Supernet training, ``split: turn``: the images of all processes go to the candidates in turn.
 
-    Each iteration begins with another candidate, so that none is always given the first image of small batches.
+    Each iteration begins with another candidate, so that none is always given the first image of small batches. A
+    candidate without weights, the bypass, has no turn.
     """
 
     name = 'supernet'
@@ -89,13 +90,15 @@ class RoundRobin(Stage):
 
     def deal(self, net: ClassPruning, batch: Batch) -> Deal:
         position = torch.arange(len(batch), device=batch.images.device) * batch.world_size + batch.rank
-        return Deal(slice(None), (position + batch.iteration) % len(net.candidates))
+        learners = torch.tensor(net.learners, device=batch.images.device)
+        return Deal(slice(None), learners[(position + batch.iteration) % len(learners)])
 
 
 class Sandwich(Stage):
     """Supernet training, ``split: none``: every candidate restores every image, and the classifier learns beside them.
 
-    With ``train.sparse_batch`` the sparse candidates restore the first images only.
+    Of a candidate without weights, the bypass, only the errors are measured. With ``train.sparse_batch`` the sparse
+    candidates restore the first images only.
     """
 
     name = 'supernet'
@@ -111,8 +114,8 @@ class Sandwich(Stage):
     def deal(self, net: ClassPruning, batch: Batch) -> Deal:
         every = torch.arange(len(batch), device=batch.images.device)
         first = every[: self.sparse_batch]
-        parts = [first] * (len(net.candidates) - 1) + [every]
-        candidates = [torch.full_like(part, candidate) for candidate, part in enumerate(parts)]
+        parts = [first] * (len(net.learners) - 1) + [every]
+        candidates = [torch.full_like(part, candidate) for candidate, part in zip(net.learners, parts)]
         return Deal(torch.cat(parts), torch.cat(candidates), by_all=len(parts[0]))
 
 
@@ -128,7 +131,10 @@ class ClassifierOnly(Stage):
 
 
 class Joint(Stage):
-    """Both learn: images are routed as the classifier says, some at random."""
+    """Both learn: images are routed as the classifier says, some at random.
+
+    Images for a candidate without weights, the bypass, teach nothing, and are not restored.
+    """
 
     name = 'joint'
     candidates_learn = True
@@ -142,12 +148,14 @@ class Joint(Stage):
     def to_measure(self, images: int, known: int) -> int:
         return max(1, round(images * self.share))
 
-    def deal(self, net: ClassPruning, batch: Batch) -> Deal:
+    def deal(self, net: ClassPruning, batch: Batch) -> Deal | None:
         classes = net.classify(batch.images)
+        learners = torch.tensor(net.learners, device=classes.device)
         # Some at random, so that no candidate stops learning because it is never chosen.
         chance = torch.rand(len(classes), device=classes.device) < self.explore
-        drawn = torch.randint_like(classes, len(net.candidates))
-        return Deal(slice(None), torch.where(chance, drawn, classes))
+        classes = torch.where(chance, learners[torch.randint_like(classes, len(learners))], classes)
+        images = torch.isin(classes, learners).nonzero()[:, 0]
+        return Deal(images, classes[images]) if len(images) else None
 
 
 SUPERNETS: dict[str, type[RoundRobin] | type[Sandwich]] = {'turn': RoundRobin, 'none': Sandwich}

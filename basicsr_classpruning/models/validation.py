@@ -7,7 +7,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor
 
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
+from basicsr_classpruning.benchmark.metrics import mean_of_finite, shown
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.routing.budget import solve_budget
 from basicsr_classpruning.routing.errors import relative_errors
@@ -74,12 +75,6 @@ class Report:
     def to_json(self) -> str:
         """The report as one line of JSON."""
         return json.dumps(asdict(self), allow_nan=False)
-
-
-def shown(mean: float | None, equal: int) -> str:
-    """A mean over finite values, with the number of equal images beside."""
-    parts = ([] if mean is None else [f'{mean:.4f}']) + ([f'{equal} equal'] if equal else [])
-    return ', '.join(parts) or 'not measured'
 
 
 @dataclass
@@ -172,12 +167,6 @@ def measure(restored: np.ndarray, truth: np.ndarray | None, metric: Mapping[str,
     if math.isnan(value):
         get_root_logger().warning(f'{path}: {metric["type"]} cannot be measured (it is not a number)')
     return value
-
-
-def mean_of_finite(values: Sequence[float]) -> float | None:
-    """Mean of the finite values; None where there are none."""
-    finite = [value for value in values if math.isfinite(value)]
-    return sum(finite) / len(finite) if finite else None
 
 
 def _report(

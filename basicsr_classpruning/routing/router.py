@@ -21,7 +21,7 @@ class Classifier(Protocol):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores ``(B, K)`` below 0 of images ``(B, C, H, W)`` in [0, 1], sparsest candidate first: minus the squared
-        error that each candidate is expected to leave, in the unit of ``DifficultyLoss``."""
+        error that each candidate is expected to leave, in the unit of ``ErrorRatioLoss``."""
         ...
 
 

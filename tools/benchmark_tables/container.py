@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from basicsr_classpruning.archs.classifier_arch import DifficultyClassifier
+from basicsr_classpruning.archs.classifier_arch import BandClassifier
 from basicsr_classpruning.archs.forms import as_routed
 from basicsr_classpruning.benchmark.models import BenchmarkModel, make_model
 from basicsr_classpruning.benchmark.pairs import Pairs
@@ -43,7 +43,7 @@ def fit(paths: Sequence[Path], degrade: str, calibration: str) -> BenchmarkModel
     degradation = Degradation.parse(degrade)
     networks = [as_routed(load(path)) for path in paths]
     torch.manual_seed(0)  # of the classifier's first weights
-    classifier = DifficultyClassifier(networks[-1].channels, len(networks))
+    classifier = BandClassifier(networks[-1].channels, len(networks))
     router = Router(classifier, torch.zeros(()))
     container = ladder_of_networks(networks, [path.parts[-3] for path in paths], router)
     crops = cut_crops(

@@ -55,7 +55,7 @@ class Trials:
         self.folder = folder
         self.result = Result()
         self.options = training(folder, tuple(LENGTHS.values()), save_every=1)  # type: ignore[arg-type]
-        self.options['train']['difficulty_opt'] = {'type': 'DifficultyLoss'}
+        self.options['train']['difficulty_opt'] = {'type': 'ErrorRatioLoss'}
 
     def _train(self, number: int, train: dict[str, Any], **sections: Any) -> tuple[Path, Outcome]:
         folder = self.folder / f'trial{number}'
