@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from basicsr_classpruning.archs.adapters import adapter_of, fitting_params, recognise
-from basicsr_classpruning.archs.base_network import build_base, find_inputs, load_fitting
+from basicsr_classpruning.archs.base_network import build_base, load_fitting
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.archs.dense import DenseNetwork
+from basicsr_classpruning.archs.one_image_arch import as_one_image
 from basicsr_classpruning.archs.spandrel_adapter import SPANDREL, detect
 from basicsr_classpruning.checkpoint import read_checkpoint
 from basicsr_classpruning.errors import UsageError, UserError
@@ -89,7 +90,8 @@ def load_dense(options: Mapping[str, Any] | None, params: Mapping[str, Tensor]) 
     net = build_base(options) if built is None else built
     if built is None:
         load_fitting(net, fitting_params(options, params, net.state_dict()))
-    return DenseNetwork(net, find_inputs(net, options), dict(options))
+    net, options, inputs = as_one_image(net.eval(), options)
+    return DenseNetwork(net, inputs, options)
 
 
 def _belongs_to_candidates(key: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +21,12 @@ from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.sparsity.apply import LayerUse, can_be_first, is_layer
 
 _MULTIPLES = (1, 2, 4, 7, 8, 12, 14, 16, 24, 32, 64)  # sides tried, among them the windows of common transformers
+_SQUARE_MULTIPLES = (48, 96, 128)  # of networks that take squares only, besides
 _LEAST_SIDES = (8, 16, 32)  # sides from which on a multiple is tried: small images first, they cost least
 _SAFE_SIDE = 32  # above every supported network's minimum
 _CALIBRATION_SIDE = 64  # of the images on which weights are calibrated
 _LOOPING_REFERENCE = 16  # side of the reference images of networks that loop over pixels: counting takes long there
+_LAYER_OPERATORS = ('conv', 'mm', 'linear')
 # Of processor time, which another program that runs at the same time does not make longer.
 _MOST_SECONDS = 60.0  # for small images, all together
 _MOST_CALIBRATION_SECONDS = 600.0  # for one image of that side, judged by a small one: the first run is often slow
@@ -44,9 +46,18 @@ class SizeRequirements:
     reference: int = 64
     """Side of the images on which MACs are counted, before padding; less where a network loops over pixels."""
 
+    square: bool = False
+    """Whether inputs must be as high as they are wide."""
+
     def padded(self, side: int) -> int:
         """The next side that the network takes."""
         return -(-max(side, self.minimum) // self.multiple) * self.multiple
+
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """The next height and width that the network takes together."""
+        if self.square:
+            height = width = max(height, width)
+        return self.padded(height), self.padded(width)
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,10 @@ class Inputs:
     sizes: SizeRequirements
     use: LayerUse
     """How it uses its layers."""
+    output: int | str | None = None
+    """Which of the images that it returns is the restored one: place in a list, or key; None where it returns one."""
+    images: int = 1
+    """How many things it returns."""
 
 
 @torch.no_grad()
@@ -70,12 +85,17 @@ def probe(net: nn.Module, channels: Sequence[int]) -> Inputs:
         net: takes images ``(B, C, H, W)``. It is not changed.
         channels: numbers of channels to try at each size, the most probable first.
 
+    Returns:
+        What a run showed. Of several images in a list, tuple or dictionary the restored one is that of the input's
+        channels, if any is; of these the largest; of these the one that most layers lie before, as stages refine what
+        earlier ones give; of these the last.
+
     Raises:
-        UserError: it returns something else than one image; no image is accepted (with the network's own complaint,
+        UserError: it cannot be copied, or returns no image; no image is accepted (with the network's own complaint,
             and the layer that had it); or it takes too long, or too much memory, on small images.
     """
     with torch.random.fork_rng(devices=[]), on_one_thread():
-        run = _Run(copy.deepcopy(net).eval())
+        run = _Run(_copied(net).eval())
         complaint = ''
         for multiple, height, width in _sides():
             for count in channels:
@@ -85,20 +105,33 @@ def probe(net: nn.Module, channels: Sequence[int]) -> Inputs:
                     complaint = complaint or str(error)
                     continue
                 run.check_calibration(height * width)
-                use = run.use
+                use, output, images = run.use, run.output, run.images
+                square = height == width
+                if square:
+                    _refuse_fixed(run, count, multiple, height)
                 reference = _LOOPING_REFERENCE if _loops(run, count, height, width) else SizeRequirements.reference
-                return Inputs(
-                    count, SizeRequirements(scale, multiple, _least_side(run, count, multiple), reference), use
-                )
+                minimum = _least_side(run, count, multiple)
+                sizes = SizeRequirements(scale, multiple, minimum, reference, square)
+                return Inputs(count, sizes, use, output, images)
     raise UserError(f'{type(net).__name__} restores no image of any size tried: {complaint}')
 
 
 @torch.no_grad()
 def bytes_of_image(net: nn.Module, channels: int, side: int) -> int:
     """Most memory that the tensors of one forward pass take at a time, for one square image; weights not counted."""
-    run = _Run(copy.deepcopy(net).eval())
+    run = _Run(_copied(net).eval())
     run.scale(channels, side, side)
     return run.peak
+
+
+def _copied(net: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(net)
+    except RuntimeError as error:  # what torch says of tensors that are the result of a computation
+        raise UserError(
+            f'{type(net).__name__} holds values that it computed, as under weight normalisation: they have to be made '
+            f'parameters first ({str(error).splitlines()[0]})'
+        ) from None
 
 
 def _sides() -> Iterator[tuple[int, int, int]]:
@@ -110,6 +143,20 @@ def _sides() -> Iterator[tuple[int, int, int]]:
             if times != tried:
                 yield multiple, multiple * times, multiple * (times + 2)
             tried = times
+    for multiple in (*_MULTIPLES, *_SQUARE_MULTIPLES):
+        for times in sorted({-(-least // multiple) | 1 for least in _LEAST_SIDES}):
+            yield multiple, multiple * times, multiple * times
+
+
+def _refuse_fixed(run: _Run, channels: int, multiple: int, side: int) -> None:
+    """Raises UserError where a network that took a square takes no larger one."""
+    try:
+        run.scale(channels, side + 2 * multiple, side + 2 * multiple)
+    except ValueError as error:
+        raise UserError(
+            f'{run.name} takes images of {side}×{side} pixels only, as its options say; networks that take other sizes '
+            f'too can be pruned ({error})'
+        ) from None
 
 
 def _loops(run: _Run, channels: int, height: int, width: int) -> bool:
@@ -145,6 +192,15 @@ class _Run:
         self._watched = _WatchedLayers(net)
         self._seconds = 0.0
         self._limits = _Limits(self._deadline)
+        self.output: int | str | None = None
+        """Which of the images that the last run returned is the restored one."""
+        self.images = 1
+        """How many things the last run returned."""
+
+    @property
+    def name(self) -> str:
+        """Of the network's class."""
+        return type(self._net).__name__
 
     @property
     def use(self) -> LayerUse:
@@ -178,14 +234,34 @@ class _Run:
             where = self._watched.running
             raise ValueError(f'{where}: {reason}' if where else reason) from None
         self._seconds = time.process_time() - start
-        if not isinstance(output, Tensor):
-            raise UserError(f'{type(self._net).__name__} returns a {type(output).__name__}, not one image (B, C, H, W)')
-        if output.ndim != 4:
-            raise ValueError(f'{height}×{width} in gives {tuple(output.shape)} out')
-        scale = output.shape[-2] // height
-        if scale < 1 or output.shape[-2:] != (height * scale, width * scale):
-            raise ValueError(f'{height}×{width} in gives {tuple(output.shape[-2:])} out')
-        return scale
+        return self._choose(output, image)
+
+    def _choose(self, returned: Any, image: Tensor) -> int:
+        """Output side over input side of the restored image, which becomes ``output``."""
+        if isinstance(returned, Tensor):
+            self.output, self.images = None, 1
+            return _scale_of(returned, image)
+        items: list[tuple[int | str, Any]] = []
+        if isinstance(returned, (list, tuple)):
+            items = [(place if place < len(returned) - 1 else -1, value) for place, value in enumerate(returned)]
+        elif isinstance(returned, Mapping):
+            items = list(returned.items())
+        found, complaint = [], ''
+        for place, (key, value) in enumerate(items):
+            if isinstance(value, Tensor):
+                try:
+                    scale = _scale_of(value, image)
+                except ValueError as error:
+                    complaint = str(error)
+                else:
+                    alike = value.shape[1] == image.shape[1]
+                    found.append((alike, scale, self._limits.depth(value), place, key))
+        if found:
+            (*_, scale, _, _, self.output), self.images = max(found, key=lambda each: each[:4]), len(items)
+            return scale
+        if complaint:
+            raise ValueError(complaint)
+        raise UserError(f'{self.name} returns a {type(returned).__name__}, and in it no image (B, C, H, W)')
 
     def check_calibration(self, pixels: int) -> None:
         """Raises UserError where an image as for calibration, judged by the last run, would be too much."""
@@ -198,6 +274,17 @@ class _Run:
                 f'{size / 2**30:.1f} GB; at most {_MOST_CALIBRATION_SECONDS:.0f} s and {_MOST_BYTES / 2**30:.0f} GB '
                 'are allowed'
             )
+
+
+def _scale_of(output: Tensor, image: Tensor) -> int:
+    """Output side over input side; raises ValueError where it is no image of the same shape."""
+    height, width = image.shape[-2:]
+    if output.ndim != 4:
+        raise ValueError(f'{height}×{width} in gives {tuple(output.shape)} out')
+    scale = output.shape[-2] // height
+    if scale < 1 or output.shape[-2:] != (height * scale, width * scale):
+        raise ValueError(f'{height}×{width} in gives {tuple(output.shape[-2:])} out')
+    return scale
 
 
 class _TooMuch(Exception):
@@ -215,19 +302,30 @@ class _Limits(TorchDispatchMode):
         """How many were called."""
         self._alive = 0
         self._tensors: dict[int, int] = {}  # tensors alive by the address of their memory
+        self._depths: dict[int, int] = {}  # convolutions and products one behind the other that made what is there
         self._deadline = deadline
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         self.operators += 1
+        depth = max((self.depth(value) for value in tree_leaves((args, kwargs))), default=0)
+        depth += any(word in str(func) for word in _LAYER_OPERATORS)
         for value in tree_leaves(result):
             if isinstance(value, Tensor):
                 self._count(value)
+                if value.layout is torch.strided:
+                    self._depths[value.untyped_storage().data_ptr()] = depth
         if self._alive > _MOST_BYTES:
             raise _TooMuch(f'takes more than {_MOST_BYTES / 2**30:.0f} GB')
         if time.process_time() > self._deadline:
             raise _TooMuch(f'takes more than {_MOST_SECONDS:.0f} s')
         return result
+
+    def depth(self, value: Any) -> int:
+        """How many convolutions and products lie one behind the other before a tensor."""
+        if not isinstance(value, Tensor) or value.layout is not torch.strided:
+            return 0
+        return self._depths.get(value.untyped_storage().data_ptr(), 0)
 
     def _count(self, value: Tensor) -> None:
         if value.layout is not torch.strided:
@@ -302,7 +400,8 @@ class _WatchedLayers(TorchFunctionMode):
 def run_padded(run: Callable[[Tensor], Tensor], x: Tensor, sizes: SizeRequirements) -> Tensor:
     """Runs a network on images of any size ``(B, C, H, W)``: pads at the right and bottom, and crops the output."""
     height, width = x.shape[-2:]
-    below, right = sizes.padded(height) - height, sizes.padded(width) - width
+    wanted = sizes.padded_size(height, width)
+    below, right = wanted[0] - height, wanted[1] - width
     if not below and not right:
         return run(x)
     mirrored = below < height and right < width

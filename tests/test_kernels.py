@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -237,11 +239,21 @@ def test_nan_and_infinity_go_through_as_in_torch(isa):
     assert torch.equal(y.nan_to_num(), F.relu(x).nan_to_num())
 
 
-def test_a_residual_of_another_shape_is_broadcast(build):
+@pytest.mark.parametrize('epilogue', [e for e, _ in EPILOGUES[1:5]], ids=lambda e: e.activation)
+def test_a_residual_of_another_shape_is_broadcast(build, epilogue):
+    activate = next(expected for e, expected in EPILOGUES if e is epilogue)
     layer = conv(16, 12, padding=1)
     x, residual = torch.randn(2, 16, 9, 9), torch.randn(1, 12, 1, 1)
-    build.assert_close(build(layer, Epilogue('relu', order='before'))(x, residual), F.relu(layer(x) + residual))
-    build.assert_close(build(layer, Epilogue('relu', order='after'))(x, residual), F.relu(layer(x)) + residual)
+    before, after = (build(layer, replace(epilogue, order=order)) for order in ('before', 'after'))
+    build.assert_close(before(x, residual), activate(layer(x) + residual, None))
+    build.assert_close(after(x, residual), activate(layer(x), None) + residual)
+
+
+def test_a_residual_of_another_shape_is_broadcast_behind_a_linear_layer(isa):
+    layer = nn.Linear(16, 10).requires_grad_(False)
+    made = KernelLinear(layer, Epilogue('leaky_relu', torch.tensor([0.2]), 'before'))
+    x, residual = torch.randn(3, 7, 16), torch.randn(3, 1, 10)
+    assert_close(made(x, residual), F.leaky_relu(layer(x) + residual, 0.2))
 
 
 @pytest.mark.parametrize(

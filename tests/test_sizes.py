@@ -70,16 +70,6 @@ def test_the_layer_that_does_not_take_the_image_is_named():
         probe(net, [3])
 
 
-class Returns(nn.Module):
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        return [x, x]
-
-
-def test_a_network_that_returns_no_image_says_what_it_returns():
-    with pytest.raises(UserError, match=r'Returns returns a list, not one image'):
-        probe(Returns(), [3])
-
-
 class Scan(nn.Module):
     """Walks through the pixels one by one."""
 

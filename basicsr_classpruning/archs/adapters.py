@@ -10,17 +10,19 @@ Those of this package are in ``archs/NAME_adapter.py``, where they are found by 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from basicsr_classpruning.archs.plain_network import build_plain, fold_norms
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.untrusted.containers import variants
 
 
 class Adapter:
-    """Leaves a network as it is, as all need that are made of plain layers.
+    """Leaves a network as it is, but for weights under weight or spectral normalisation, which are folded.
 
     *Folded* is the network that is pruned, restored with and stored in ClassPruning checkpoints; *plain* the registered
     one, as dense checkpoints and other programs know it.
@@ -36,8 +38,8 @@ class Adapter:
         return None
 
     def fold(self, net: nn.Module) -> nn.Module:
-        """The folded network that computes, in eval mode, what the plain one does."""
-        return net
+        """The folded network that computes, in eval mode, what the plain one does; it may be the same, changed."""
+        return fold_norms(net)
 
     def fold_params(self, options: Mapping[str, Any], params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Turns a state dict of the plain network into one of the folded; one already folded is returned as it is.
@@ -48,7 +50,15 @@ class Adapter:
 
         Raises UserError with one line where the parameters do not fit the options.
         """
-        return dict(params)
+        if not any(map(_NORMALISED.search, params)):
+            return dict(params)
+        net = build_plain(options)
+        own = net.state_dict()  # with the versions of its parts, by which torch tells old names
+        if own.keys() != params.keys():
+            return dict(params)
+        own.update(params)
+        net.load_state_dict(own)
+        return fold_norms(net).state_dict()
 
     def unfold_params(self, options: Mapping[str, Any], params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Turns a state dict of the folded network into one of the plain network, which computes the same."""
@@ -59,6 +69,8 @@ class Adapter:
         return None
 
 
+# What weight and spectral normalisation make of a parameter's name.
+_NORMALISED = re.compile(r'(^|\.)parametrizations\.|_g$|_orig$')
 _Class = TypeVar('_Class', bound=Callable[[], Adapter])
 _PLAIN = Adapter()
 _adapters: dict[str, Adapter] = {}
@@ -77,6 +89,32 @@ def register_adapter(architecture: str) -> Callable[[_Class], _Class]:
         return adapter
 
     return register
+
+
+class WrappingAdapter(Adapter):
+    """Of a network around another one, ``options['net']``: puts that one under a prefix, and asks its adapter.
+
+    Args:
+        prefix: of the names of the network inside, with a dot at its end.
+        wrap: makes the network from the one inside and its own options.
+    """
+
+    def __init__(self, prefix: str, wrap: Callable[[nn.Module, Mapping[str, Any]], nn.Module]) -> None:
+        self._prefix, self._wrap = prefix, wrap
+
+    def build(self, options: Mapping[str, Any], params: Mapping[str, Tensor]) -> nn.Module | None:
+        net = adapter_of(options['net']).build(options['net'], self._inner(params))
+        return None if net is None else self._wrap(net, options)
+
+    def fold_params(self, options: Mapping[str, Any], params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        folded = adapter_of(options['net']).fold_params(options['net'], self._inner(params))
+        return {f'{self._prefix}{key}': value for key, value in folded.items()}
+
+    def unfold_params(self, options: Mapping[str, Any], params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return adapter_of(options['net']).unfold_params(options['net'], self._inner(params))
+
+    def _inner(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {key.removeprefix(self._prefix): value for key, value in params.items()}
 
 
 def adapter_of(options: Mapping[str, Any]) -> Adapter:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from copy import deepcopy
 from typing import Any
 
 from basicsr.utils import get_root_logger
-from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from basicsr_classpruning.archs.adapters import adapter_of
-from basicsr_classpruning.archs.support import refusal
-from basicsr_classpruning.errors import UsageError, UserError
+from basicsr_classpruning.archs.plain_network import build_plain
+from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.sizes import Inputs, probe
 
 # Input channels by the names that restoration networks give them.
@@ -26,22 +24,7 @@ _MOST_CHANNELS = 16  # tried where no layer says more
 
 def build_base(base: Mapping[str, Any]) -> nn.Module:
     """Builds a base network from its options. Raises UsageError for unknown and unsupported types and arguments."""
-    options = deepcopy(dict(base))
-    name = options.pop('type', None)
-    reason = refusal(name) if isinstance(name, str) else None
-    if reason:
-        raise UsageError(f'network_g.base.type: {name} cannot be pruned: {reason}')
-    if name not in ARCH_REGISTRY and f'{name}_basicsr' not in ARCH_REGISTRY:
-        raise UsageError(f'network_g.base.type: {name!r} is not in ARCH_REGISTRY; import your own with custom_imports')
-    registered = name if name in ARCH_REGISTRY else f'{name}_basicsr'
-    try:
-        net = ARCH_REGISTRY.get(registered)(**options)
-    except UserError:
-        raise
-    except Exception as error:  # a constructor may stumble over its arguments in any way
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UsageError(f'network_g.base: {name} cannot be built: {reason}') from None
-    return adapter_of(base).fold(net)
+    return adapter_of(base).fold(build_plain(base))
 
 
 def find_inputs(net: nn.Module, base: Mapping[str, Any]) -> Inputs:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from basicsr_classpruning.archs.adapters import fitting_params
 from basicsr_classpruning.archs.base_network import build_base, find_inputs, load_fitting, load_what_fits
-from basicsr_classpruning.archs.value_range_arch import in_range
+from basicsr_classpruning.archs.one_image_arch import as_one_image
+from basicsr_classpruning.archs.value_range_arch import ValueRange, in_range
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.once import Once
 from basicsr_classpruning.routing.ladder import Candidate, Ladder, LadderError, SparseCandidate
@@ -56,6 +57,8 @@ class ClassPruning(nn.Module):
         weights: ``'shared'``: one weight set with nested masks. ``'own'``: own weights for each sparse candidate.
         layers: regular expression → patterns that replace ``candidates`` in the layers it matches.
         value_range: what white is to the base network, 1 or 255; the options of this one have it in ``base``.
+        output: which of several images that the base network returns is the restored one, a place in a list or a key;
+            found by running it by default. The options of this one have it in ``base``.
         base_net: the base network itself, where it cannot be built from options.
         inputs: what a run of it showed, where it has run already.
     """
@@ -72,17 +75,29 @@ class ClassPruning(nn.Module):
         weights: str = 'shared',
         layers: Mapping[str, Sequence[str]] | None = None,
         value_range: float = 1,
+        output: int | str | None = None,
         base_net: nn.Module | None = None,
         inputs: Inputs | None = None,
     ) -> None:
         super().__init__()
-        base = in_range(base, value_range)
         if weights not in ('shared', 'own'):
             raise UsageError(f'network_g.weights: {weights!r} is not allowed; shared or own')
         classifier = dict(classifier or {'type': 'BandClassifier'})
+        base = dict(base)
+        _check_expressions(skip)
+        try:
+            self.ladder = Ladder.parse(candidates, block, share_taps, unit, layers)
+        except LadderError as error:
+            raise UsageError(error.text, key=f'network_g.{error.place}') from None
+        self._once = Once()
+        if base_net is None or inputs is None:
+            base_net, base, inputs = as_one_image(build_base(base) if base_net is None else base_net, base, output)
+            if value_range != 1:
+                base_net, base = ValueRange(base_net, value_range), in_range(base, value_range)
+                inputs = find_inputs(base_net, base)
         self.options: dict[str, Any] = {
             'type': 'ClassPruning',
-            'base': deepcopy(dict(base)),
+            'base': deepcopy(base),
             'candidates': list(candidates),
             'block': block,
             'share_taps': share_taps,
@@ -92,14 +107,8 @@ class ClassPruning(nn.Module):
             'weights': weights,
             'layers': {key: list(value) for key, value in (layers or {}).items()},
         }
-        _check_expressions(skip)
-        try:
-            self.ladder = Ladder.parse(candidates, block, share_taps, unit, layers)
-        except LadderError as error:
-            raise UsageError(error.text, key=f'network_g.{error.place}') from None
-        self._once = Once()
-        self.base = build_base(base) if base_net is None else base_net
-        self.inputs = inputs = inputs or find_inputs(self.base, base)
+        self.base = base_net
+        self.inputs = inputs
         self.num_in_ch = inputs.channels
         self.sizes = inputs.sizes
         """Which image sizes the base network takes, and its scale."""
@@ -232,7 +241,7 @@ class ClassPruning(nn.Module):
 
     def macs(self, height: int, width: int) -> NetworkMacs:
         """MACs of one image of the given size, counted; padding that the base network needs is included."""
-        size = (self.num_in_ch, self.sizes.padded(height), self.sizes.padded(width))
+        size = (self.num_in_ch, *self.sizes.padded_size(height, width))
         sparse = network_macs(self.dense.net, self.classifier, self.choices, len(self.ladder.sparse), size)
         if not self.others:
             return sparse

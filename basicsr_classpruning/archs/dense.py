@@ -43,7 +43,7 @@ class DenseNetwork(nn.Module):
 
     def macs(self, height: int, width: int) -> NetworkMacs:
         """MACs of one image of the given size, counted; padding that the network needs is included."""
-        size = (self.num_in_ch, self.sizes.padded(height), self.sizes.padded(width))
+        size = (self.num_in_ch, *self.sizes.padded_size(height, width))
         dense = count_by_module(self.net, size)['']
         return NetworkMacs(size, dense, candidates=(dense,), classifier=0, layers=())
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from basicsr_classpruning.archs.base_network import find_inputs
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.archs.dense import DenseNetwork
+from basicsr_classpruning.archs.one_image_arch import as_one_image
 from basicsr_classpruning.errors import UsageError
 from basicsr_classpruning.routing.network import RoutedNetwork
 
@@ -20,7 +20,8 @@ def as_routed(net: nn.Module | RoutedNetwork) -> RoutedNetwork:
         return net
     if isinstance(net, (ClassPruning, DenseNetwork)):
         return net.eval().routed()
-    return DenseNetwork(net.eval(), find_inputs(net, {}), {'type': type(net).__name__}).routed()
+    net, options, inputs = as_one_image(net.eval(), {'type': type(net).__name__})
+    return DenseNetwork(net, inputs, options).routed()
 
 
 def as_dense(net: ClassPruning | DenseNetwork) -> DenseNetwork:

@@ -8,7 +8,7 @@ from typing import Any
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from basicsr_classpruning.archs.adapters import Adapter, adapter_of, register_adapter
+from basicsr_classpruning.archs.adapters import WrappingAdapter, register_adapter
 from basicsr_classpruning.archs.base_network import build_base
 
 _NAME = 'ValueRange'
@@ -35,23 +35,7 @@ class ValueRange(nn.Module):
         return self.ranged(x * self.value_range) / self.value_range
 
 
-@register_adapter(_NAME)
-class ValueRangeAdapter(Adapter):
-    """Puts the network inside under one prefix, and asks its adapter for the rest."""
-
-    def build(self, options: Mapping[str, Any], params: Mapping[str, Tensor]) -> nn.Module | None:
-        inner = {key.removeprefix(_PREFIX): value for key, value in params.items()}
-        net = adapter_of(options['net']).build(options['net'], inner)
-        return None if net is None else ValueRange(net, options['value_range'])
-
-    def fold_params(self, options: Mapping[str, Any], params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        inner = {key.removeprefix(_PREFIX): value for key, value in params.items()}
-        folded = adapter_of(options['net']).fold_params(options['net'], inner)
-        return {f'{_PREFIX}{key}': value for key, value in folded.items()}
-
-    def unfold_params(self, options: Mapping[str, Any], params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        inner = {key.removeprefix(_PREFIX): value for key, value in params.items()}
-        return adapter_of(options['net']).unfold_params(options['net'], inner)
+register_adapter(_NAME)(lambda: WrappingAdapter(_PREFIX, lambda net, options: ValueRange(net, options['value_range'])))
 
 
 def in_range(options: Mapping[str, Any], value_range: float) -> dict[str, Any]:

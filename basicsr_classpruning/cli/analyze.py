@@ -57,17 +57,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace) -> Any:
-    from basicsr_classpruning.archs.base_network import build_base, find_inputs
+    from basicsr_classpruning.archs.base_network import build_base
     from basicsr_classpruning.archs.classpruning_arch import ClassPruning
     from basicsr_classpruning.archs.dense import DenseNetwork
+    from basicsr_classpruning.archs.one_image_arch import as_one_image
     from basicsr_classpruning.config import import_modules, load_network_options
 
     import_modules(args.imports)
     options = load_network_options(args.opt)
     if options['type'] == 'ClassPruning':
         return ClassPruning(**{key: value for key, value in options.items() if key != 'type'}).eval()
-    net = build_base(options)
-    return DenseNetwork(net, find_inputs(net, options), options).eval()
+    net, options, inputs = as_one_image(build_base(options), options)
+    return DenseNetwork(net, inputs, options).eval()
 
 
 def _report(network: RoutedNetwork, macs: NetworkMacs) -> dict[str, Any]:

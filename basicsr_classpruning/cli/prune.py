@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import os
+import re
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,11 @@ def add_parser(subparsers: Any) -> None:
         '--value-range', type=int, choices=[1, 255], default=1,
         help='what white is to the network: 255 for one that works on values of 0 to 255 (default: 1)',
     )  # fmt: skip
+    parser.add_argument(
+        '--output-image', metavar='N',
+        help='which of several images that the network returns is the restored one, as a place in a list (0 is the '
+        'first, -1 the last) or a key (default: found by running it)',
+    )  # fmt: skip
     add_calibration_arguments(parser, required=False)
     add_model_arguments(parser)
     parser.set_defaults(func=run)
@@ -88,7 +94,8 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) and not args.calibration:
             raise UsageError(f'--{name.replace("_", "-")}: needs --calibration')
     start = time.perf_counter()
-    dense = _in_range(as_dense(load_model(args.checkpoint, args)), args.value_range)
+    dense = _with_output(as_dense(load_model(args.checkpoint, args)), args.output_image)
+    dense = _in_range(dense, args.value_range)
     options = PruneOptions(
         _ladder(dense, args),
         args.block,
@@ -144,6 +151,20 @@ def _ladder(dense: DenseNetwork, args: argparse.Namespace) -> tuple[str, ...]:
     except UsageError as error:
         print(f'without a bypass: {error.text}')
         return tuple(args.candidates)
+
+
+def _with_output(dense: DenseNetwork, output: str | None) -> DenseNetwork:
+    """The network with the image named as the restored one."""
+    from basicsr_classpruning.archs.dense import DenseNetwork
+    from basicsr_classpruning.archs.one_image_arch import OneImage, as_one_image
+
+    if output is None:
+        return dense
+    if not isinstance(dense.net, OneImage) or dense.net.output is None:
+        raise UsageError(f'{output}: this network returns one image', key='output_image')
+    chosen = int(output) if re.fullmatch(r'-?\d+', output) else output
+    net, base, inputs = as_one_image(dense.net, dense.options, chosen)
+    return DenseNetwork(net, inputs, base)
 
 
 def _in_range(dense: DenseNetwork, value_range: int) -> DenseNetwork:

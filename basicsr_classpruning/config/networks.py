@@ -40,6 +40,9 @@ class ClassPruningNetwork(Section):
     """The base network: any entry of BasicSR's architecture registry that restores single images."""
     value_range: Literal[1, 255] = 1
     """What white is to the base network: 255 for one that was trained on values of 0 to 255."""
+    output: int | str | None = None
+    """Which of several images that the base network returns is the restored one: its place in a list (0 is the first,
+    -1 the last) or its key; null: found by running it."""
     candidates: Annotated[list[CandidateName], MinLen(1), _LADDER]
     """The sparse subnetworks, from sparsest to densest, all of one M, e.g. `['4:16', '8:16', '16:16']`: of every M
     consecutive input channels at most N weights are kept. `M:M` is the dense one; it need not be listed."""

@@ -75,6 +75,10 @@ class KernelLayer(nn.Module):
         """Calls the layer's operator."""
         raise NotImplementedError
 
+    def slope_of(self, activation: str) -> Tensor | None:
+        """The slope, where an activation has one: without activation the operator takes none."""
+        return None if activation == 'none' else self.slope
+
     def output_shape(self, x: Tensor) -> tuple[int, ...]:
         """Shape of the output for an input."""
         raise NotImplementedError
@@ -121,7 +125,7 @@ class KernelConv2d(KernelLayer):
 
     def run(self, x: Tensor, residual: Tensor | None, activation: str, order: str) -> Tensor:
         """Calls ``classpruning::nm_conv2d``."""
-        epilogue = (self.bias, self.slope, residual, activation, order)
+        epilogue = (self.bias, self.slope_of(activation), residual, activation, order)
         return nm_conv2d(x, self.packed, *epilogue, self.geometry, self.shuffle, self.winograd)
 
 
@@ -137,7 +141,8 @@ class KernelLinear(KernelLayer):
 
     def run(self, x: Tensor, residual: Tensor | None, activation: str, order: str) -> Tensor:
         """Calls ``classpruning::nm_linear``."""
-        return nm_linear(x, self.packed, self.bias, self.slope, residual, activation, order, self.geometry[0])
+        epilogue = (self.bias, self.slope_of(activation), residual, activation, order)
+        return nm_linear(x, self.packed, *epilogue, self.geometry[0])
 
 
 def conv_geometry(layer: nn.Conv2d) -> list[int]:

@@ -96,8 +96,8 @@ def summary(comparisons: Sequence[Comparison]) -> str:
         cells = [int8, one.dense, _fastest(one, [row for row in ours if 'int8' not in row['model']], _NO_LOSS_SEEN),
                  _fastest(one, ours, _LITTLE_LOSS)]  # fmt: skip
         lines.append([one.network.label, f'{one.rival["backend"]}', *(_cell(one, row) for row in cells)])
-    header = ['network', 'fastest lossless rival', 'OpenVINO int8', 'our engine, dense',
-              f'ClassPruning, at most {_NO_LOSS_SEEN} dB', f'ClassPruning with int8, at most {_LITTLE_LOSS} dB']  # fmt: skip
+    header = ['network', 'fastest lossless rival', 'OpenVINO int8', 'our engine, dense']
+    header += [f'ClassPruning, at most {_NO_LOSS_SEEN} dB', f'ClassPruning with int8, at most {_LITTLE_LOSS} dB']
     return markdown_table(header, lines)
 
 
