@@ -75,7 +75,7 @@ class Restorer:
         self.patch = patch
         self.workers = Workers((threads or torch.get_num_threads()) if on_cpu else 1)
         self.pinned = self._pinned_index(candidate)
-        self._patched = self._patched_network()
+        self._patched = self._patched_network(backend)
         self.engines = Engines(self.network, backend, self.pinned)
         self.budget = self._budget(budget)
         self._means = Means(self.network, self.margin, self.workers, self.pinned, self.budget)
@@ -85,7 +85,7 @@ class Restorer:
             return 0 if self.network.router is None else None
         return self.network.index(candidate)
 
-    def _patched_network(self) -> PatchedNetwork | None:
+    def _patched_network(self, backend: str) -> PatchedNetwork | None:
         """What restores patches, where they are wanted and there is something to choose."""
         if self.patch is None or self.pinned is not None:
             return None
@@ -96,7 +96,7 @@ class Restorer:
         if self.network.router.stride != CELL:
             raise UsageError(f'{self.patch}: its classifier does not tell parts of {CELL} pixels apart', key='patch')
         try:
-            return PatchedNetwork(self.network)
+            return PatchedNetwork(self.network, backend)
         except NotPatchable as error:
             raise UsageError(f'{self.patch}: {error}; without patches, whole tiles are routed', key='patch') from None
 

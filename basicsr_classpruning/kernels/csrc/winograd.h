@@ -131,18 +131,16 @@ struct winograd {
   long regions() const { return call.batch * row_blocks * column_blocks; }
 
   region region_at(long index) const {
-    region r;
     const long column = index % column_blocks, block = index / column_blocks % row_blocks;
     const long tile_rows = ceil_div(call.out_height, tile);
-    r.image = index / column_blocks / row_blocks;
-    r.y0 = block * tile_rows / row_blocks * tile;
-    r.x0 = column * region_columns;
-    r.rows = static_cast<int>(at_most((block + 1) * tile_rows / row_blocks * tile, call.out_height) - r.y0);
-    r.columns = static_cast<int>(at_most(region_columns, call.out_width - r.x0));
-    r.tile_rows = static_cast<int>(ceil_div(r.rows, tile));
-    r.tile_columns = static_cast<int>(ceil_div(r.columns, tile));
-    r.first_tile = 0;
-    return r;
+    const long y0 = block * tile_rows / row_blocks * tile, x0 = column * region_columns;
+    const long rows = at_most((block + 1) * tile_rows / row_blocks * tile, call.out_height) - y0;
+    return make_region(index / column_blocks / row_blocks, y0, x0, rows, at_most(region_columns, call.out_width - x0));
+  }
+
+  static region make_region(long image, long y0, long x0, long rows, long columns) {
+    const auto tiles = [](long pixels) { return static_cast<int>(ceil_div(pixels, tile)); };
+    return {image, y0, x0, static_cast<int>(rows), static_cast<int>(columns), tiles(rows), tiles(columns), 0};
   }
 
   // Two neighbouring pixels of a vector of channels.
@@ -328,13 +326,17 @@ struct winograd {
   void run_tile(long index) {
     const long begin = index * regions() / jobs, end = (index + 1) * regions() / jobs;
     region at[cp::most_regions];
+    for (long i = begin; i < end; i++) at[i - begin] = region_at(i);
+    run_regions(at, static_cast<int>(end - begin));
+  }
+
+  // Computes at most most_regions regions together.
+  void run_regions(region* at, int count) {
     long tiles = 0;
-    for (long i = begin; i < end; i++) {
-      at[i - begin] = region_at(i);
-      at[i - begin].first_tile = tiles;
-      tiles += at[i - begin].tile_rows * at[i - begin].tile_columns;
+    for (int i = 0; i < count; i++) {
+      at[i].first_tile = tiles;
+      tiles += at[i].tile_rows * at[i].tile_columns;
     }
-    const int count = static_cast<int>(end - begin);
     constexpr int planes = cp::winograd_planes;
     const long v_plane = (in_vectors * tiles) | 1, m_plane = (cp::most_block_vectors * tiles) | 1;
     const long buffer_size = input_rows * input_pitch, sums_size = CP_WIDTH * CP_ROWS;
