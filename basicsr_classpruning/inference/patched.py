@@ -16,8 +16,10 @@ from basicsr_classpruning.devices import device_of
 from basicsr_classpruning.kernels.tracing import NotTraceable, function_name, module_of, trace
 from basicsr_classpruning.routing.network import RoutedNetwork
 
-CELL = 8
-"""Side of a cell in input pixels: patches are made of cells, and a ring is one cell wide."""
+PART = 8
+"""Side, in input pixels, of the parts that classifiers tell apart: patches are made of them."""
+CELL = 4
+"""Side of a cell in input pixels: parts are made of cells, and a ring is one cell wide."""
 NOTHING = -1
 """In a map of cells: none of the base network runs there."""
 

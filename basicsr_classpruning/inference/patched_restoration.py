@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from basicsr_classpruning.inference.patched import CELL, NOTHING, PatchedNetwork
+from basicsr_classpruning.inference.patched import CELL, NOTHING, PART, PatchedNetwork
 from basicsr_classpruning.inference.restoration import Means, Restoration, RestoreStats
 from basicsr_classpruning.inference.tiling import Axis, TileGrid
 from basicsr_classpruning.routing.budget import solve_budget
@@ -26,20 +26,20 @@ class PatchedRestoration(Restoration):
     tiles that hold it.
 
     Args:
-        means, image, grid: as of every restoration; tiles start and end at multiples of ``CELL``.
+        means, image, grid: as of every restoration; tiles start and end at multiples of ``PART``.
         patched: the network.
-        patch: side of a patch in input pixels, a multiple of ``CELL``.
+        patch: side of a patch in input pixels, a multiple of ``PART``.
     """
 
     def __init__(self, means: Means, image: np.ndarray, grid: TileGrid, patched: PatchedNetwork, patch: int) -> None:
         super().__init__(means, image, grid)
-        self._patched, self._side = patched, patch // CELL
+        self._patched, self._side = patched, patch // PART
         start = time.perf_counter()
         errors = self._error_map()
-        self._cell_grid = errors.shape[1:]
-        self._shape = tuple(-(-cells // self._side) for cells in self._cell_grid)
-        cells_of_patches = self._sums(np.ones((1, *self._cell_grid)))[0]
-        self.classes = self._route(self._sums(errors).T, cells_of_patches)
+        self._part_grid = errors.shape[1:]
+        self._shape = tuple(-(-parts // self._side) for parts in self._part_grid)
+        parts_of_patches = self._sums(np.ones((1, *self._part_grid)))[0]
+        self.classes = self._route(self._sums(errors).T, parts_of_patches)
         self._running = self._running_cells(self.classes)
         self._seconds = time.perf_counter() - start
 
@@ -47,7 +47,7 @@ class PatchedRestoration(Restoration):
     def parts(self) -> TileGrid:
         """The patches."""
         rows, columns = (
-            Axis(length, self._side * CELL, tuple(range(0, count * self._side * CELL, self._side * CELL)))
+            Axis(length, self._side * PART, tuple(range(0, count * self._side * PART, self._side * PART)))
             for length, count in zip(self._image.shape, self._shape)
         )
         return TileGrid(rows, columns)
@@ -72,32 +72,33 @@ class PatchedRestoration(Restoration):
 
     @torch.inference_mode()
     def _error_map(self) -> np.ndarray:
-        """Predicted errors of all cells, ``(K, rows, columns)``; where tiles overlap, their mean."""
+        """Predicted errors of all parts, ``(K, rows, columns)``; where tiles overlap, their mean."""
         network, grid = self._means.network, self._grid
         assert network.router is not None
-        rows, columns = grid.rows.padded // CELL, grid.cols.padded // CELL
+        rows, columns = grid.rows.padded // PART, grid.cols.padded // PART
         total, count = np.zeros((len(network.subnetworks), rows, columns)), np.zeros((rows, columns))
         found = self._means.workers.map(self._predicted_errors, range(len(grid)))
         for number, errors in enumerate(found):
-            down, right = self._cells_of_tile(number)
+            down, right = self._place_of_tile(number, PART)
             total[:, down, right] += errors
             count[down, right] += 1
         return total / count
 
     def _predicted_errors(self, number: int) -> np.ndarray:
-        """``(K, h, w)`` of one tile's cells. A tile of several planes is routed as one: by their mean."""
+        """``(K, h, w)`` of one tile's parts. A tile of several planes is routed as one: by their mean."""
         router = self._means.network.router
         assert router is not None
         with torch.inference_mode():
             return router.error_map(self._tiles(np.array([number]))).float().mean(dim=0).cpu().numpy()
 
-    def _cells_of_tile(self, number: int) -> tuple[slice, slice]:
-        top, left = (start // CELL for start in self._grid.corner(number))
-        height, width = (side // CELL for side in self._grid.tile_size)
+    def _place_of_tile(self, number: int, unit: int) -> tuple[slice, slice]:
+        """Where a tile lies in a map whose entries have ``unit`` input pixels a side."""
+        top, left = (start // unit for start in self._grid.corner(number))
+        height, width = (side // unit for side in self._grid.tile_size)
         return slice(top, top + height), slice(left, left + width)
 
     def _route(self, errors: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        """Classes ``(T,)`` of patches, from the sums of their cells' errors ``(T, K)`` and their numbers of cells."""
+        """Classes ``(T,)`` of patches, from the sums of their parts' errors ``(T, K)`` and their numbers of parts."""
         relative = errors_in_image(errors)
         network, budget = self._means.network, self._means.budget
         assert network.router is not None
@@ -120,16 +121,17 @@ class PatchedRestoration(Restoration):
         return solve_budget(relative, costs, sizes, float(costs[0])) if chosen is None else chosen
 
     def _sums(self, values: np.ndarray) -> np.ndarray:
-        """Sums ``(N, T)`` over each patch's cells of values ``(N, rows, columns)``."""
+        """Sums ``(N, T)`` over each patch's parts of values ``(N, rows, columns)``."""
         (rows, columns), side = self._shape, self._side
-        missing = [(0, count * side - cells) for count, cells in zip(self._shape, self._cell_grid)]
+        missing = [(0, count * side - parts) for count, parts in zip(self._shape, self._part_grid)]
         padded = np.pad(values, [(0, 0), *missing])
         return padded.reshape(-1, rows, side, columns, side).sum((2, 4)).reshape(len(values), -1)
 
     def _in_cells(self, classes: np.ndarray) -> np.ndarray:
         """The candidate of each cell, from those of the patches."""
-        cells = classes.reshape(self._shape).repeat(self._side, 0).repeat(self._side, 1)
-        return cells[: self._cell_grid[0], : self._cell_grid[1]]
+        cells = self._side * PART // CELL
+        rows, columns = (parts * PART // CELL for parts in self._part_grid)
+        return classes.reshape(self._shape).repeat(cells, 0).repeat(cells, 1)[:rows, :columns]
 
     def _running_cells(self, classes: np.ndarray) -> np.ndarray:
         """What runs in each cell, rings included."""
@@ -141,7 +143,7 @@ class PatchedRestoration(Restoration):
         runs = np.array([*info.macs, 0.0])  # the last one for NOTHING
         computed = 0.0
         for number in range(len(self._grid)):
-            part = cells[self._cells_of_tile(number)]
+            part = cells[self._place_of_tile(number, CELL)]
             computed += runs[part].sum() * CELL**2
             computed += (info.macs_classifier + self._others()) * part.size * CELL**2
         return computed / (info.macs_dense * self._image.shape[0] * self._image.shape[1])
@@ -159,7 +161,7 @@ class PatchedRestoration(Restoration):
     @torch.inference_mode()
     def _restore(self, number: int) -> np.ndarray:
         x = self._tiles(np.array([number]))
-        place = self._cells_of_tile(int(number))
+        place = self._place_of_tile(int(number), CELL)
         return self._untiled(torch.cat([self._restore_plane(plane, place) for plane in x.split(1)]), 1)[0]
 
     def _restore_plane(self, x: Tensor, place: tuple[slice, slice]) -> Tensor:

@@ -13,7 +13,7 @@ from basicsr_classpruning.archs.forms import as_routed
 from basicsr_classpruning.devices import device_of, pick_device
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.inference.engines import Engines
-from basicsr_classpruning.inference.patched import CELL, NotPatchable, PatchedNetwork
+from basicsr_classpruning.inference.patched import PART, NotPatchable, PatchedNetwork
 from basicsr_classpruning.inference.patched_restoration import PatchedRestoration
 from basicsr_classpruning.inference.receptive_field import tile_margin
 from basicsr_classpruning.inference.restoration import Means, Restoration, RestoreStats, TiledRestoration
@@ -89,12 +89,12 @@ class Restorer:
         """What restores patches, where they are wanted and there is something to choose."""
         if self.patch is None or self.pinned is not None:
             return None
-        if self.patch < CELL or self.patch % CELL or self.patch > self.tile:
-            text = f'{self.patch}: allowed are multiples of {CELL} up to the tile ({self.tile})'
+        if self.patch < PART or self.patch % PART or self.patch > self.tile:
+            text = f'{self.patch}: allowed are multiples of {PART} up to the tile ({self.tile})'
             raise UsageError(text, key='patch')
         assert self.network.router is not None
-        if self.network.router.stride != CELL:
-            raise UsageError(f'{self.patch}: its classifier does not tell parts of {CELL} pixels apart', key='patch')
+        if self.network.router.stride != PART:
+            raise UsageError(f'{self.patch}: its classifier does not tell parts of {PART} pixels apart', key='patch')
         try:
             return PatchedNetwork(self.network, backend)
         except NotPatchable as error:
@@ -115,7 +115,7 @@ class Restorer:
         height, width = image.shape[:2]
         if self._patched is not None and self.patch is not None:
             sizes = self.info.sizes
-            in_cells = replace(sizes, multiple=math.lcm(sizes.multiple, CELL))
+            in_cells = replace(sizes, multiple=math.lcm(sizes.multiple, PART))
             grid = plan_tiles(height, width, self.tile, self.overlap, in_cells)
             return PatchedRestoration(self._means, image, grid, self._patched, self.patch)
         grid = plan_tiles(height, width, self.tile, self.overlap, self.info.sizes)

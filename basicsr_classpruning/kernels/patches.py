@@ -6,7 +6,8 @@ The graph is traced and fused once, as all candidates have the same; only the we
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,8 +23,7 @@ from basicsr_classpruning.kernels.ops import activate, conv2d_in_jobs
 from basicsr_classpruning.kernels.tracing import function_name, module_of
 
 _WINOGRAD_READS = 6  # pixels beyond a rectangle: a tile of 6 that begins at its last pixel, and the kernel's reach
-_CELL = 8  # smallest side of a cell, where features are not smaller than the image
-_TYPICAL, _APART = 4, 5  # cells of a patch's side that algorithms are measured on, and cells from one to the next
+_PATCH, _APART = 8, 10  # cells of the side of patches that algorithms are measured on, and from one to the next
 
 _algorithms = Choices(margin=1.1)  # as of whole images
 
@@ -51,8 +51,8 @@ class PatchedNet(nn.Module):
         _pass_jobs(graph)
         self._net = graph.eval()
         reads = max((_reads(layer[0]) for layer in layers.values()), default=0)
-        alone = fused and reads <= _CELL and not any(_reads_neighbours(graph, node) for node in graph.graph.nodes)
-        self._zeroed = 1 if alone else None
+        alone = fused and not any(_reads_neighbours(graph, node) for node in graph.graph.nodes)
+        self._reads = reads if alone else None
 
     @torch.inference_mode()
     def forward(self, x: Tensor, cells: Tensor) -> Tensor:
@@ -65,7 +65,8 @@ class PatchedNet(nn.Module):
         Returns:
             ``(B, C', H · scale, W · scale)``.
         """
-        return self._net(x.contiguous(), JobList(cells, self._zeroed))
+        zeroed = None if self._reads is None else -(-self._reads * len(cells) // x.shape[2])
+        return self._net(x.contiguous(), JobList(cells, zeroed))
 
 
 class PatchedConv2d(nn.Module):
@@ -111,38 +112,50 @@ class PatchedConv2d(nn.Module):
 
     def _choose(self, cell: int) -> ctypes.Array[native.Weight]:
         """Of each candidate the faster packing for patches, measured on four of them."""
-        found = [_Packings(layer, cell).faster() for layer in self.weights]
+        # The sparsest candidate computes the rings around what runs.
+        patch, ring = _patches(), _patches() if self._alike else _rings()
+        found = [_faster(layer, cell, patch if k else ring) for k, layer in enumerate(self.weights)]
         biases = [layer.bias for layer in self.weights]
         return weight_array(found, biases)
 
 
-class _Packings:
-    """One candidate's ways to compute a layer."""
+def _faster(layer: nn.Module, cell: int, jobs: Tensor) -> Tensor:
+    """The packed weight of one candidate that computes typical jobs faster."""
+    assert isinstance(layer, KernelConv2d)
+    if layer.winograd is None:
+        return layer.packed
+    ways = {'winograd': layer.winograd, 'direct': layer.packed}
+    bucket = 16 * layer.packed.numel() // layer.winograd.numel()  # as of whole images
+    side = 2 * _APART * cell
+    x = torch.rand((1, layer.geometry[1], side, side), generator=torch.Generator().manual_seed(0))
+    y = torch.empty((1, layer.geometry[0], side, side))
 
-    def __init__(self, layer: nn.Module, cell: int) -> None:
-        assert isinstance(layer, KernelConv2d)
-        self._layer, self._cell = layer, cell
+    def run(packed: Tensor) -> None:
+        conv2d_in_jobs(x, y, jobs, weight_array([packed], [layer.bias]), cell, threads=1)
 
-    def faster(self) -> Tensor:
-        """The packed weight that computes patches faster."""
-        layer = self._layer
-        if layer.winograd is None:
-            return layer.packed
-        bucket = 16 * layer.packed.numel() // layer.winograd.numel()  # as of whole images
-        side = (_TYPICAL + _APART) * self._cell
-        x = torch.rand((1, layer.geometry[1], side, side), generator=torch.Generator().manual_seed(0))
-        y = torch.empty((1, layer.geometry[0], side, side))
-        jobs = torch.tensor(
-            [[down, right, _TYPICAL, _TYPICAL, 0] for down in (0, _APART) for right in (0, _APART)], dtype=torch.int32
-        )
+    case = (*layer.geometry, bucket, cell, len(jobs))
+    return ways[_algorithms.choose(case, {name: functools.partial(run, packed) for name, packed in ways.items()})]
 
-        def run(packed: Tensor) -> None:
-            conv2d_in_jobs(x, y, jobs, weight_array([packed], [layer.bias]), self._cell, threads=1)
 
-        winograd = layer.winograd
-        ways = {'winograd': lambda: run(winograd), 'direct': lambda: run(layer.packed)}
-        chosen = _algorithms.choose((*layer.geometry, bucket, self._cell), ways)
-        return layer.packed if chosen == 'direct' else layer.winograd
+def _patches() -> Tensor:
+    """Jobs: four patches that do not touch."""
+    return _around(lambda y, x: [[y, x, _PATCH, _PATCH, 0]])
+
+
+def _rings() -> Tensor:
+    """Jobs: the rings around them."""
+    long = _PATCH + 2
+
+    def ring(y: int, x: int) -> list[list[int]]:
+        rows = [[y - 1, x - 1, 1, long, 0], [y + _PATCH, x - 1, 1, long, 0]]
+        return [*rows, [y, x - 1, _PATCH, 1, 0], [y, x + _PATCH, _PATCH, 1, 0]]
+
+    return _around(ring)
+
+
+def _around(make: Callable[[int, int], list[list[int]]]) -> Tensor:
+    places = (1, 1 + _APART)
+    return torch.tensor([job for y in places for x in places for job in make(y, x)], dtype=torch.int32)
 
 
 def weight_array(packed: Sequence[Tensor], biases: Sequence[Tensor | None]) -> ctypes.Array[native.Weight]:
