@@ -8,11 +8,11 @@ the sparsest subnetwork, so that what they read at their border is nearly right.
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor, fx, nn
 
 from basicsr_classpruning import kernels
 from basicsr_classpruning.devices import device_of
+from basicsr_classpruning.kernels.jobs import dilated
 from basicsr_classpruning.kernels.tracing import NotTraceable, function_name, module_of, trace
 from basicsr_classpruning.routing.network import RoutedNetwork
 
@@ -77,14 +77,8 @@ class PatchedNetwork:
         Returns:
             The same with ``NOTHING`` where nothing runs.
         """
-        runs = np.isin(cells, self.running)
-        padded = np.pad(runs, 1)
-        rows, columns = runs.shape
-        near = np.zeros_like(runs)
-        for down in range(3):
-            for right in range(3):
-                near |= padded[down : down + rows, right : right + columns]
-        return np.where(runs, cells, np.where(near, self.running[0], NOTHING))
+        runs = self._places[cells] != NOTHING
+        return np.where(runs, cells, np.where(dilated(runs, 1), self.running[0], NOTHING))
 
     def __call__(self, x: Tensor, cells: np.ndarray) -> Tensor:
         """Restores images; what comes out where nothing runs means nothing, and may be no number.
@@ -96,7 +90,7 @@ class PatchedNetwork:
         Returns:
             ``(B, C', H · scale, W · scale)``.
         """
-        return self._net(x, torch.from_numpy(self._places[cells]))
+        return self._net(x, self._places[cells])
 
 def _check(graph: fx.GraphModule, node: fx.Node) -> None:
     """Raises NotPatchable for a step that sees more of the image than the pixels around its own."""

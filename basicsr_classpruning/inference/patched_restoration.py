@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from basicsr_classpruning.routing.errors import errors_in_image
 
 _NARROWINGS = 12  # of what is left of a budget when rings are paid
 _NEAR = 0.002  # of the budget, where narrowing ends
+_BASE = -1  # in place of a candidate: all that run the base network, together
 
 
 class PatchedRestoration(Restoration):
@@ -161,20 +164,40 @@ class PatchedRestoration(Restoration):
     @torch.inference_mode()
     def _restore(self, number: int) -> np.ndarray:
         x = self._tiles(np.array([number]))
-        place = self._place_of_tile(int(number), CELL)
-        return self._untiled(torch.cat([self._restore_plane(plane, place) for plane in x.split(1)]), 1)[0]
+        return self._untiled(torch.cat([self._restore_plane(plane, int(number)) for plane in x.split(1)]), 1)[0]
 
-    def _restore_plane(self, x: Tensor, place: tuple[slice, slice]) -> Tensor:
-        """Restores one tile ``(1, C, h, w)``."""
-        side = CELL * self._means.network.sizes.scale
-        wanted, cells = self._in_cells(self.classes)[place], self._running[place]
-        restored = None if (cells == NOTHING).all() else self._patched(x, cells)
-        for index in np.unique(wanted):
-            subnetwork = self._means.network.subnetworks[index]
-            if subnetwork.runs_base:
-                continue
-            other = subnetwork.restore(x)
-            mask = torch.from_numpy((wanted == index).repeat(side, 0).repeat(side, 1)).to(x.device)
-            restored = other if restored is None else torch.where(mask, other, restored)
-        assert restored is not None
+    def _restore_plane(self, x: Tensor, number: int) -> Tensor:
+        """Restores one tile ``(1, C, h, w)``: what restores most of its patches, and patches of the others on it."""
+        subnetworks = self._means.network.subnetworks
+        patches = list(self._patches_of_tile(number))
+        answers: dict[int, Tensor] = {}
+        for index in {index for index, _ in patches}:
+            if index != _BASE:
+                answers[index] = subnetworks[index].restore(x)
+            else:
+                answers[index] = self._patched(x, self._running[self._place_of_tile(number, CELL)])
+        most, _ = Counter(index for index, _ in patches).most_common(1)[0]
+        restored = answers[most]
+        if len(answers) > 1 and restored.data_ptr() == x.data_ptr():
+            restored = restored.clone()
+        for index, where in patches:
+            if index != most:
+                restored[where] = answers[index][where]
         return restored
+
+    def _patches_of_tile(self, number: int) -> Iterator[tuple[int, tuple[Any, ...]]]:
+        """Of each patch in a tile: who restores it (``_BASE``: all that run the base network, together), and where it
+        lies in the restored tile ``(1, C, h, w)``."""
+        subnetworks, scale = self._means.network.subnetworks, self._means.network.sizes.scale
+        rows, columns = (
+            [
+                (first // side, slice(max(first - start, 0) * scale, min(first + side - start, length) * scale))
+                for first in range(start // side * side, start + length, side)
+            ]
+            for start, length, side in zip(self._grid.corner(number), self._grid.tile_size, [self._side * PART] * 2)
+        )
+        classes = self.classes.reshape(self._shape)
+        for row, down in rows:
+            for column, right in columns:
+                index = int(classes[row, column])
+                yield (_BASE if subnetworks[index].runs_base else index), (..., down, right)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from basicsr_classpruning.kernels import native
@@ -20,7 +20,7 @@ class JobList:
     is written, but in cells that others may read: those get what the layer's epilogue makes of zeros.
     """
 
-    cells: Tensor
+    cells: np.ndarray
     """``(rows, columns)`` int32: places of weights, or ``native.NOTHING``."""
     zeroed: int | None
     """Distance, in cells, of what others may read; None: everything."""
@@ -39,26 +39,37 @@ class JobList:
     @cached_property
     def together(self) -> Tensor:
         """Jobs of a layer with the same weights for all candidates: those of the place 0."""
-        return _join(self._known.clamp(max=0))
+        return _join(np.minimum(self._known, 0))
 
     def members(self, count: int, device: torch.device) -> list[Tensor]:
         """Numbers of the cells of each of ``count`` weights, counted row by row."""
         if device not in self._members:
-            flat = self.cells.flatten()
-            self._members[device] = [(flat == k).nonzero()[:, 0].to(device) for k in range(count)]
+            found = (np.flatnonzero(self.cells == k) for k in range(count))
+            self._members[device] = [torch.from_numpy(cells).to(device) for cells in found]
         return self._members[device]
 
     @cached_property
-    def _known(self) -> Tensor:
+    def _known(self) -> np.ndarray:
         """Cells, without those that nobody reads."""
         if self.zeroed is None:
             return self.cells
-        runs = (self.cells != native.NOTHING).float()[None, None]
-        near = F.max_pool2d(runs, 2 * self.zeroed + 1, 1, self.zeroed)[0, 0] > 0
-        return torch.where(near, self.cells, native.LEFT_OUT).int()
+        near = dilated(self.cells != native.NOTHING, self.zeroed)
+        return np.where(near, self.cells, native.LEFT_OUT)
 
 
-def _join(cells: Tensor) -> Tensor:
+def dilated(runs: np.ndarray, distance: int) -> np.ndarray:
+    """Cells at most ``distance`` from one that is true, each way; ``(rows, columns)``."""
+    for turned in (False, True):
+        source = runs.T if turned else runs
+        wider = source.copy()
+        for shift in range(1, min(distance, len(source) - 1) + 1):
+            wider[:-shift] |= source[shift:]
+            wider[shift:] |= source[:-shift]
+        runs = wider.T if turned else wider
+    return runs
+
+
+def _join(cells: np.ndarray) -> Tensor:
     library = native.load()
     assert library is not None
-    return library.join_cells(cells)
+    return library.join_cells(torch.from_numpy(np.ascontiguousarray(cells, np.int32)))

@@ -9,6 +9,7 @@ import ctypes
 import functools
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -55,7 +56,7 @@ class PatchedNet(nn.Module):
         self._reads = reads if alone else None
 
     @torch.inference_mode()
-    def forward(self, x: Tensor, cells: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cells: np.ndarray) -> Tensor:
         """Restores images; what comes out where nothing runs means nothing, and may be no number.
 
         Args:
