@@ -23,7 +23,6 @@ from basicsr_classpruning.kernels.layers import Epilogue, KernelConv2d
 from basicsr_classpruning.kernels.ops import activate, conv2d_in_jobs
 from basicsr_classpruning.kernels.tracing import function_name, module_of
 
-_WINOGRAD_READS = 6  # pixels beyond a rectangle: a tile of 6 that begins at its last pixel, and the kernel's reach
 _PATCH, _APART = 8, 10  # cells of the side of patches that algorithms are measured on, and from one to the next
 
 _algorithms = Choices(margin=1.1)  # as of whole images
@@ -168,9 +167,8 @@ def weight_array(packed: Sequence[Tensor], biases: Sequence[Tensor | None]) -> c
 
 
 def _reads(layer: nn.Conv2d) -> int:
-    """How many pixels beyond a rectangle a layer may read, be it to multiply them by zero."""
-    reach = max(d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size))
-    return max(reach, _WINOGRAD_READS) if layer.kernel_size == (3, 3) and layer.dilation == (1, 1) else reach
+    """How many pixels beyond its output a layer reads."""
+    return max(d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size))
 
 
 def _conv(net: nn.Module, name: str) -> nn.Conv2d:

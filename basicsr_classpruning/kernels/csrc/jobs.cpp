@@ -62,23 +62,30 @@ struct planner {
     });
   }
 
-  // Small regions share a ticket, so that each weight that is fetched serves many tiles.
+  // Small regions share a ticket, so that each weight that is fetched serves many tiles; what does not fit is cut off.
   void winograd(int32_t weight, const header& h, const machine& cpu) {
     constexpr int tile = 6;
     const int rows = cpu.rows / tile * tile, columns = 3 * cpu.width;
     const int most = h.chunk * (rows / tile) * (columns / tile);
     size_t first = made.parts.size();
-    int tiles = 0;
+    int room = most;
     for_rectangles(weight, [&](const part& whole) {
-      cut(whole, tile, rows, columns, [&](const part& p) {
-        const int more = (p.rows + tile - 1) / tile * ((p.columns + tile - 1) / tile);
-        if (tiles + more > most || made.parts.size() - first == most_regions) {
+      cut(whole, tile, rows, columns, [&](part rest) {
+        const int tile_rows = (rest.rows + tile - 1) / tile;
+        while (rest.columns > 0) {
+          part p = rest;
+          p.columns = std::min(room / tile_rows * tile, rest.columns);
+          if (p.columns > 0) {
+            made.parts.push_back(p);
+            room -= tile_rows * ((p.columns + tile - 1) / tile);
+            rest.x += p.columns;
+            rest.columns -= p.columns;
+          }
+          if (rest.columns == 0 && room > 0 && made.parts.size() - first < most_regions) continue;
           end_ticket(weight, first);
           first = made.parts.size();
-          tiles = 0;
+          room = most;
         }
-        made.parts.push_back(p);
-        tiles += more;
       });
     });
     end_ticket(weight, first);

@@ -170,10 +170,11 @@ struct winograd {
     for (int l = 0; l < CP_WIDTH; l++) to[l] = m[l];
   }
 
-  // Rows [begin, end) of a region's input, for a vector of channels from c0 on: buffer[row][column].
+  // Rows [begin, end) of a region's input, for a vector of channels from c0 on: buffer[row][column]. What only the unused
+  // outputs of the last tiles would read is zero.
   __attribute__((noinline)) void load_input(const region& at, int begin, int end, int c0, vec* buffer) const {
     const int channels = static_cast<int>(at_most(CP_WIDTH, call.in_channels - c0));
-    const int needed = at.tile_columns * tile + 2;
+    const int all = at.tile_columns * tile + 2, needed = at.columns + 2;
     const long left = at.x0 - head.geometry.pad_w;
     const float* plane = call.x + at.image * call.x_stride_n + c0 * call.x_stride_c + left;
     const bool two = needed % CP_WIDTH == 2 && channels == CP_WIDTH && left + needed <= call.width;
@@ -185,13 +186,14 @@ struct winograd {
     for (int r = begin; r < end; r++) {
       vec* row = buffer + r * input_pitch;
       const long y = at.y0 - head.geometry.pad_h + r;
-      if (y < 0 || y >= call.height) {
-        std::memset(row, 0, needed * sizeof(vec));
+      if (y < 0 || y >= call.height || r >= at.rows + 2) {
+        std::memset(row, 0, all * sizeof(vec));
         continue;
       }
       const float* from = plane + y * call.x_stride_h;
       for (int v = 0; v < vectors; v++) load_pixels(from + v * CP_WIDTH, parts[v], channels, row + v * CP_WIDTH);
       if (two) load_two_columns(from + vectors * CP_WIDTH, call.x_stride_c, row + vectors * CP_WIDTH);
+      std::memset(row + needed, 0, (all - needed) * sizeof(vec));
     }
   }
 
