@@ -17,6 +17,7 @@ AVX2 = ['-mavx2', '-mfma']
 # One binary for all processors: each engine has its own instructions, and the program chooses at run time.
 SOURCES = {
     'dispatch.cpp': [],
+    'jobs.cpp': [],
     'pack.cpp': [],
     'threads.cpp': [],
     'engine_avx2.cpp': AVX2,

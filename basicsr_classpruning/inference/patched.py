@@ -7,19 +7,19 @@ the sparsest subnetwork, so that what they read at their border is nearly right.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
-import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional
 
+from basicsr_classpruning import kernels
+from basicsr_classpruning.devices import device_of
+from basicsr_classpruning.kernels.jobs import dilated
 from basicsr_classpruning.kernels.tracing import NotTraceable, function_name, module_of, trace
 from basicsr_classpruning.routing.network import RoutedNetwork
 
-CELL = 8
-"""Side of a cell in input pixels: patches are made of cells, and a ring is one cell wide."""
+PART = 8
+"""Side, in input pixels, of the parts that classifiers tell apart: patches are made of them."""
+CELL = 4
+"""Side of a cell in input pixels: parts are made of cells, and a ring is one cell wide."""
 NOTHING = -1
 """In a map of cells: none of the base network runs there."""
 
@@ -45,32 +45,28 @@ class PatchedNetwork:
     Args:
         network: its base network consists of convolutions of stride 1 that keep the size, and of what treats every
             pixel alike.
+        backend: ``cpu`` and ``auto`` are the kernels, where they run; any other one is PyTorch.
 
     Raises NotPatchable for any other.
     """
 
-    def __init__(self, network: RoutedNetwork) -> None:
-        self._subnetworks = network.subnetworks
+    def __init__(self, network: RoutedNetwork, backend: str = 'dense') -> None:
         self.running = tuple(k for k, one in enumerate(network.subnetworks) if one.runs_base)
         """Places of the candidates that run layers of the base network."""
         if not self.running:
             raise NotPatchable('its candidates are networks of their own')
+        places = np.full(len(network.subnetworks) + 1, NOTHING, np.int32)  # the last one is that of NOTHING
+        places[list(self.running)] = np.arange(len(self.running))
+        self._places = places
         try:
-            self._graph = trace(network.dense.net)
+            graph = trace(network.dense.net)
         except NotTraceable as error:
             raise NotPatchable(str(error)) from None
-        for node in self._graph.graph.nodes:
-            _check(self._graph, node)
-        self._convolutions = {
-            str(node.target): _PatchedConvolution([self._layer(k, str(node.target)) for k in self.running])
-            for node in self._graph.graph.nodes
-            if isinstance(module_of(self._graph, node), nn.Conv2d)
-        }
-
-    def _layer(self, index: int, name: str) -> nn.Conv2d:
-        layer = self._subnetworks[index].net.get_submodule(name)
-        assert isinstance(layer, nn.Conv2d)
-        return layer
+        for node in graph.graph.nodes:
+            _check(graph, node)
+        on_kernels = backend in ('auto', 'cpu') and device_of(network.module).type == 'cpu' and kernels.available()
+        candidates = [network.subnetworks[k].net for k in self.running]
+        self._net = kernels.PatchedNet(graph, candidates, bool(on_kernels))
 
     def with_ring(self, cells: np.ndarray) -> np.ndarray:
         """What runs in each cell: as wanted, and the sparsest subnetwork around what runs.
@@ -81,85 +77,20 @@ class PatchedNetwork:
         Returns:
             The same with ``NOTHING`` where nothing runs.
         """
-        runs = np.isin(cells, self.running)
-        padded = np.pad(runs, 1)
-        rows, columns = runs.shape
-        near = np.zeros_like(runs)
-        for down in range(3):
-            for right in range(3):
-                near |= padded[down : down + rows, right : right + columns]
-        return np.where(runs, cells, np.where(near, self.running[0], NOTHING))
+        runs = self._places[cells] != NOTHING
+        return np.where(runs, cells, np.where(dilated(runs, 1), self.running[0], NOTHING))
 
-    @torch.inference_mode()
     def __call__(self, x: Tensor, cells: np.ndarray) -> Tensor:
-        """Restores an image; what comes out where nothing runs means nothing.
+        """Restores images; what comes out where nothing runs means nothing, and may be no number.
 
         Args:
-            x: ``(1, C, H, W)`` in [0, 1], H and W multiples of ``CELL``.
-            cells: ``(H / CELL, W / CELL)``, from ``with_ring``.
+            x: ``(B, C, H, W)`` in [0, 1], H and W multiples of ``CELL``.
+            cells: ``(H / CELL, W / CELL)``, from ``with_ring``; the same for all images.
 
         Returns:
-            ``(1, C', H · scale, W · scale)``.
+            ``(B, C', H · scale, W · scale)``.
         """
-        members = [torch.from_numpy(np.flatnonzero(cells == k)).to(x.device) for k in self.running]
-        return _Pass(self._graph, self._convolutions, members, cells.shape).run(x)
-
-
-class _PatchedConvolution:
-    """One convolution with the weights of every candidate."""
-
-    def __init__(self, layers: Sequence[nn.Conv2d]) -> None:
-        self._layers = layers
-        one = layers[0]
-        self._reach = one.dilation[0] * (one.kernel_size[0] - 1) // 2
-        # What stays dense has the same weights in all candidates, and runs once.
-        self._alike = all(torch.equal(layer.weight, one.weight) and _equal(layer.bias, one.bias) for layer in layers)
-
-    def __call__(self, x: Tensor, members: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
-        """The convolution in the cells of each candidate; zero elsewhere.
-
-        Args:
-            x: ``(1, C, H, W)``.
-            members: numbers of each candidate's cells, counted row by row.
-            grid: rows and columns of cells.
-        """
-        side, reach = x.shape[2] // grid[0], self._reach
-        padded = functional.pad(x, (reach,) * 4)
-        windows = padded[0].unfold(1, side + 2 * reach, side).unfold(2, side + 2 * reach, side)
-        windows = windows.permute(1, 2, 0, 3, 4).flatten(0, 1)  # a view: cells × C × window
-        y = x.new_zeros((grid[0] * grid[1], self._layers[0].out_channels, side, side))
-        for layer, cells in self._work(members):
-            y[cells] = functional.conv2d(windows[cells], layer.weight, layer.bias, dilation=layer.dilation)
-        return y.unflatten(0, grid).permute(2, 0, 3, 1, 4).reshape(1, -1, grid[0] * side, grid[1] * side)
-
-    def _work(self, members: Sequence[Tensor]) -> list[tuple[nn.Conv2d, Tensor]]:
-        if self._alike:
-            members = [torch.cat(list(members))]
-        return [(layer, cells) for layer, cells in zip(self._layers, members) if len(cells)]
-
-
-class _Pass(fx.Interpreter):
-    """One forward pass: convolutions in their cells, all else on the whole image."""
-
-    def __init__(
-        self,
-        graph: fx.GraphModule,
-        convolutions: dict[str, _PatchedConvolution],
-        members: Sequence[Tensor],
-        grid: tuple[int, ...],
-    ) -> None:
-        super().__init__(graph)
-        self._convolutions, self._members, self._grid = convolutions, members, (grid[0], grid[1])
-
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if target in self._convolutions:
-            return self._convolutions[target](args[0], self._members, self._grid)
-        return super().call_module(target, args, kwargs)
-
-
-def _equal(one: Tensor | None, other: Tensor | None) -> bool:
-    return one is other or (one is not None and other is not None and torch.equal(one, other))
-
+        return self._net(x, self._places[cells])
 
 def _check(graph: fx.GraphModule, node: fx.Node) -> None:
     """Raises NotPatchable for a step that sees more of the image than the pixels around its own."""
@@ -167,14 +98,23 @@ def _check(graph: fx.GraphModule, node: fx.Node) -> None:
         return
     module = module_of(graph, node)
     if isinstance(module, nn.Conv2d):
-        sizes = module.stride, module.dilation, module.kernel_size
-        same = all(one == other for one, other in sizes) and isinstance(module.padding, tuple)
-        kept = same and module.padding == ((module.dilation[0] * (module.kernel_size[0] - 1)) // 2,) * 2
-        plain = module.stride[0] == 1 and module.groups == 1 and module.padding_mode == 'zeros'
-        if kept and plain and module.kernel_size[0] % 2:
-            return
-        raise NotPatchable(f'{node.target} is a convolution that changes the size, or of another kind')
+        why = _why_not(module)
+        if why:
+            raise NotPatchable(f'{node.target} is a convolution {why}')
+        return
     name = type(module).__name__ if module is not None else function_name(node)
     if isinstance(module, _POINTWISE_MODULES) or name in _POINTWISE_FUNCTIONS:
         return
     raise NotPatchable(f'{node.name} ({name}) may see more of the image than a patch')
+
+
+def _why_not(layer: nn.Conv2d) -> str:
+    """Why a convolution cannot run cell by cell; empty where it can."""
+    if layer.stride != (1, 1):
+        return f'that changes the size (stride {layer.stride[0]})'
+    side, dilation = layer.kernel_size[0], layer.dilation[0]
+    if layer.kernel_size != (side, side) or layer.dilation != (dilation, dilation):
+        return 'that is not square'
+    if side % 2 == 0 or layer.padding != ((dilation * (side - 1)) // 2,) * 2:
+        return f'that changes the size or shifts its input (kernel {side}, padding {layer.padding})'
+    return '' if layer.padding_mode == 'zeros' else f'with padding {layer.padding_mode!r}'

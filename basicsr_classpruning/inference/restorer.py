@@ -13,7 +13,7 @@ from basicsr_classpruning.archs.forms import as_routed
 from basicsr_classpruning.devices import device_of, pick_device
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.inference.engines import Engines
-from basicsr_classpruning.inference.patched import CELL, NotPatchable, PatchedNetwork
+from basicsr_classpruning.inference.patched import PART, NotPatchable, PatchedNetwork
 from basicsr_classpruning.inference.patched_restoration import PatchedRestoration
 from basicsr_classpruning.inference.receptive_field import tile_margin
 from basicsr_classpruning.inference.restoration import Means, Restoration, RestoreStats, TiledRestoration
@@ -75,7 +75,7 @@ class Restorer:
         self.patch = patch
         self.workers = Workers((threads or torch.get_num_threads()) if on_cpu else 1)
         self.pinned = self._pinned_index(candidate)
-        self._patched = self._patched_network()
+        self._patched = self._patched_network(backend)
         self.engines = Engines(self.network, backend, self.pinned)
         self.budget = self._budget(budget)
         self._means = Means(self.network, self.margin, self.workers, self.pinned, self.budget)
@@ -85,18 +85,18 @@ class Restorer:
             return 0 if self.network.router is None else None
         return self.network.index(candidate)
 
-    def _patched_network(self) -> PatchedNetwork | None:
+    def _patched_network(self, backend: str) -> PatchedNetwork | None:
         """What restores patches, where they are wanted and there is something to choose."""
         if self.patch is None or self.pinned is not None:
             return None
-        if self.patch < CELL or self.patch % CELL or self.patch > self.tile:
-            text = f'{self.patch}: allowed are multiples of {CELL} up to the tile ({self.tile})'
+        if self.patch < PART or self.patch % PART or self.patch > self.tile:
+            text = f'{self.patch}: allowed are multiples of {PART} up to the tile ({self.tile})'
             raise UsageError(text, key='patch')
         assert self.network.router is not None
-        if self.network.router.stride != CELL:
-            raise UsageError(f'{self.patch}: its classifier does not tell parts of {CELL} pixels apart', key='patch')
+        if self.network.router.stride != PART:
+            raise UsageError(f'{self.patch}: its classifier does not tell parts of {PART} pixels apart', key='patch')
         try:
-            return PatchedNetwork(self.network)
+            return PatchedNetwork(self.network, backend)
         except NotPatchable as error:
             raise UsageError(f'{self.patch}: {error}; without patches, whole tiles are routed', key='patch') from None
 
@@ -115,7 +115,7 @@ class Restorer:
         height, width = image.shape[:2]
         if self._patched is not None and self.patch is not None:
             sizes = self.info.sizes
-            in_cells = replace(sizes, multiple=math.lcm(sizes.multiple, CELL))
+            in_cells = replace(sizes, multiple=math.lcm(sizes.multiple, PART))
             grid = plan_tiles(height, width, self.tile, self.overlap, in_cells)
             return PatchedRestoration(self._means, image, grid, self._patched, self.patch)
         grid = plan_tiles(height, width, self.tile, self.overlap, self.info.sizes)

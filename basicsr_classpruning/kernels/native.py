@@ -19,7 +19,7 @@ import torch
 from basicsr_classpruning.errors import UsageError
 
 LIBRARY = 'libclasspruning_kernels.so'
-ABI_VERSION = 4
+ABI_VERSION = 5
 MAX_STRIDE = 4
 MAX_SHUFFLE = 4
 
@@ -56,6 +56,29 @@ class Geometry(ctypes.Structure):
     ]
 
 
+class Weight(ctypes.Structure):
+    """``cp_weight``: what a job may be computed with."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ('packed', 'bias')]
+
+
+class Jobs(ctypes.Structure):
+    """``cp_jobs``: which parts of an output take which weights; ``list`` points to rows of ``JOB_FIELDS`` int32."""
+
+    _fields_ = [
+        ('list', ctypes.c_void_p),
+        ('count', ctypes.c_int64),
+        ('weights', ctypes.c_void_p),
+        ('weight_count', ctypes.c_int32),
+        ('cell', ctypes.c_int32),
+    ]
+
+
+JOB_FIELDS = ('y', 'x', 'rows', 'columns', 'weight')  # of cp_job: in cells, and a place among the weights
+NOTHING = -1  # CP_NOTHING: a job whose sums are zero
+LEFT_OUT = -2  # of cells: no job
+
+
 class Call(ctypes.Structure):
     """``cp_call``: one call of a packed layer."""
 
@@ -65,6 +88,7 @@ class Call(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ('out_channels', 'out_height', 'out_width')),
         *((name, ctypes.c_int64) for name in ('x_stride_n', 'x_stride_c', 'x_stride_h', 'x_stride_w')),
         *((name, ctypes.c_int32) for name in ('layout', 'activation', 'order', 'shuffle', 'threads')),
+        ('jobs', ctypes.POINTER(Jobs)),
     ]
 
 
@@ -115,6 +139,17 @@ class Native:
         self.library.cp_pack_winograd(source, ctypes.byref(geometry), code, ctypes.c_void_p(packed.data_ptr()))
         return packed
 
+    def join_cells(self, cells: torch.Tensor) -> torch.Tensor:
+        """Rectangles of equal cells, ``(J, 5)`` int32 rows of ``JOB_FIELDS``.
+
+        Args:
+            cells: ``(rows, columns)`` int32, places of weights, ``NOTHING`` or ``LEFT_OUT``.
+        """
+        cells = cells.contiguous()
+        jobs = torch.empty((cells.numel(), len(JOB_FIELDS)), dtype=torch.int32)
+        source, to = ctypes.c_void_p(cells.data_ptr()), ctypes.c_void_p(jobs.data_ptr())
+        return jobs[: self.library.cp_join_cells(source, *cells.shape, to)].clone()
+
     def run(self, call: Call) -> None:
         """Runs a packed layer. Raises RuntimeError where the call does not fit it or memory is short."""
         status = self.library.cp_run(ctypes.byref(call))
@@ -147,6 +182,8 @@ def load() -> Native | None:
     for pack in (library.cp_pack, library.cp_pack_winograd):
         pack.restype = ctypes.c_int64
         pack.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p]
+    library.cp_join_cells.restype = ctypes.c_int64
+    library.cp_join_cells.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p]
     library.cp_use_parallel.argtypes = [ctypes.c_void_p]
     library.cp_use_parallel(_openmp_parallel())
     return Native(library, path)

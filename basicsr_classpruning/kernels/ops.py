@@ -10,6 +10,8 @@ input: neither the batch nor the number of threads plays a role, so that a pictu
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -204,6 +206,45 @@ def _nm_linear(
         )
     )  # fmt: skip
     return y
+
+
+def conv2d_in_jobs(
+    x: Tensor,
+    y: Tensor,
+    jobs: Tensor,
+    weights: ctypes.Array[native.Weight],
+    cell: int,
+    slope: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = 'none',
+    order: str = 'none',
+    shuffle: int = 1,
+    threads: int | None = None,
+) -> None:
+    """A convolution of stride 1 that keeps the size, in some rectangles, each with one of several weights.
+
+    Args:
+        x: ``(B, C, H, W)`` float32.
+        y: the output, contiguous; what is in no job stays as it is.
+        jobs: ``(J, 5)`` int32 rows of ``native.JOB_FIELDS``.
+        weights: packed for x's number of channels.
+        cell: side of a cell in pixels of x.
+        slope, residual, activation, order, shuffle: as of ``nm_conv2d``.
+        threads: by default as many as torch uses; the result does not depend on it.
+    """
+    if x.dtype != torch.float32 or x.dim() != 4:
+        raise ValueError(f'x must be float32 (B, C, H, W), not {x.dtype} of {x.dim()} dimensions')
+    x = x if x.stride(3) == 1 else x.contiguous()
+    residual = _laid_out_as(y, residual)
+    batch, channels, height, width = x.shape
+    listed = native.Jobs(jobs.data_ptr(), len(jobs), ctypes.addressof(weights), len(weights), cell)
+    call = native.Call(
+        None, x.data_ptr(), y.data_ptr(), None, _pointer(residual), _pointer(slope),
+        batch, channels, height, width, y.shape[1] * shuffle**2, height, width, *x.stride()[:3], 1,
+        native.PLANES, native.ACTIVATIONS[activation], native.RESIDUALS[order], shuffle,
+        threads or torch.get_num_threads(), ctypes.pointer(listed),
+    )  # fmt: skip
+    _run(call)
 
 
 def _run(call: native.Call) -> None:

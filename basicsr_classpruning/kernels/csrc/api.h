@@ -1,7 +1,7 @@
 // The C interface of the compiled kernels: plain C types only, so that one binary serves every version of Python and
 // torch (it is loaded with ctypes). All sizes are in elements, strides too, unless said otherwise.
 #pragma once
-#include <cstdint>
+#include "jobs.h"
 
 // A 32-bit word of a packed weight: offsets and counts are integers, weights are floats.
 union word {
@@ -48,6 +48,7 @@ struct cp_call {
   int32_t order;       // cp_residual
   int32_t shuffle;     // 1: none
   int32_t threads;
+  const cp_jobs* jobs;  // null: the whole output. Otherwise what is computed; `packed` and `bias` are not read. CP_PLANES
 };
 
 #define CP_EXPORT __attribute__((visibility("default")))
@@ -65,6 +66,9 @@ CP_EXPORT int64_t cp_pack(const float* weight, const cp_geometry* geometry, int3
 // Packs a weight for Winograd's algorithm: a 3 x 3 kernel with strides and dilations of 1. Otherwise as cp_pack; 0 for
 // another geometry. Zeros are kept.
 CP_EXPORT int64_t cp_pack_winograd(const float* weight, const cp_geometry* geometry, int32_t isa, word* packed);
+// Joins equal cells (rows, columns) to rectangles; those below CP_NOTHING are left out. Writes at most as many jobs as there
+// are cells, returns how many.
+CP_EXPORT int64_t cp_join_cells(const int32_t* cells, int32_t rows, int32_t columns, cp_job* jobs);
 // Returns a cp_status.
 CP_EXPORT int32_t cp_run(const cp_call* call);
 }

@@ -80,10 +80,28 @@ cp_call flattened(const cp_call& c, int width) {
   return flat;
 }
 
+// A call whose parts take weights of their own.
+int run_jobs(const cp_call& c) {
+  if (c.layout != CP_PLANES || c.x_stride_w != 1 || !jobs_fit(c)) return CP_NOT_PACKED_FOR_THIS;
+  header first = {};
+  for (int k = c.jobs->weight_count - 1; k >= 0; k--) {
+    header h;
+    std::memcpy(&h, c.jobs->weights[k].packed, sizeof h);
+    if (k < c.jobs->weight_count - 1 && h.isa != first.isa) return CP_NOT_PACKED_FOR_THIS;
+    if ((h.magic != magic && h.magic != winograd_magic) || !fits(c, h) || !can_shuffle(c, h)) return CP_NOT_PACKED_FOR_THIS;
+    first = h;
+  }
+  const engine* engine = engine_of(first.isa);
+  if (!engine) return CP_NOT_SUPPORTED;
+  ask_for_huge_pages(c);
+  const plan made = make_plan(c, machine_of(first.isa));
+  return engine->jobs(c, made.parts.data(), made.tickets.data(), static_cast<long>(made.tickets.size()));
+}
+
 }  // namespace
 }  // namespace cp
 
-int32_t cp_abi_version() { return 4; }
+int32_t cp_abi_version() { return 5; }
 
 int32_t cp_supported(int32_t isa) {
 #if defined(__x86_64__)
@@ -97,6 +115,7 @@ int32_t cp_supported(int32_t isa) {
 }
 
 int32_t cp_run(const cp_call* call) {
+  if (call->jobs) return cp::run_jobs(*call);
   cp::header head;
   std::memcpy(&head, call->packed, sizeof head);
   const bool winograd = head.magic == cp::winograd_magic;

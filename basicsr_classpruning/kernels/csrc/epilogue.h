@@ -1,5 +1,7 @@
 // What follows the sums: bias, residual, activation, and the store into the output.
 #pragma once
+#include <immintrin.h>
+
 #include <cstring>
 
 #include "micro.h"
@@ -54,9 +56,13 @@ inline __attribute__((always_inline)) vec finish(vec x, vec residual, vec slope,
 
 inline vec load_some(const float* p, int count) {
   if (count == CP_WIDTH) return *reinterpret_cast<const unaligned_vec*>(p);
+#if CP_WIDTH == 16 && defined(__AVX512F__)
+  return reinterpret_cast<vec>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p));
+#else
   alignas(sizeof(vec)) float all[CP_WIDTH] = {};
   std::memcpy(all, p, count * sizeof(float));
   return *reinterpret_cast<const vec*>(all);
+#endif
 }
 
 inline void store_some(float* p, vec x, int count) {
@@ -64,9 +70,13 @@ inline void store_some(float* p, vec x, int count) {
     *reinterpret_cast<unaligned_vec*>(p) = x;
     return;
   }
+#if CP_WIDTH == 16 && defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), reinterpret_cast<__m512>(x));
+#else
   alignas(sizeof(vec)) float all[CP_WIDTH];
   *reinterpret_cast<vec*>(all) = x;
   std::memcpy(p, all, count * sizeof(float));
+#endif
 }
 
 // A tile in the output's planes, before a shuffle.

@@ -10,6 +10,8 @@
 // all output channels are computed four together, a vector serves four multiply-adds and loads do not count: then there
 // is one copy of half a vector more a row, which takes half the time and half the cache.
 #pragma once
+#include <vector>
+
 #include "api.h"
 
 namespace cp {
@@ -98,11 +100,31 @@ float* scratch(long floats);
 // Calls body(context, index) for index in [0, count), on up to `threads` threads.
 void parallel_for(long count, int threads, void (*body)(void*, long), void* context);
 
+// Part of an output, in pixels before a shuffle.
+struct part {
+  int32_t image, y, x, rows, columns;
+};
+
+// What a thread takes at once: parts with one weight, or CP_NOTHING.
+struct ticket {
+  int32_t weight, first, count;
+};
+
+struct plan {
+  std::vector<part> parts;
+  std::vector<ticket> tickets;
+};
+// A call's jobs, cut for the kernels that its weights were packed for.
+plan make_plan(const cp_call& call, const machine& cpu);
+// Whether the jobs lie in the output and name weights that are there.
+bool jobs_fit(const cp_call& call);
+
 // The tile loops of one instruction set. A call returns cp_status.
 struct engine {
   int (*planes)(const cp_call&);
   int (*tokens)(const cp_call&);
   int (*winograd)(const cp_call&);
+  int (*jobs)(const cp_call&, const part*, const ticket*, long tickets);
 };
 extern const engine avx2_engine, avx512_engine, wide_engine;
 

@@ -119,20 +119,28 @@ struct planes {
   }
 
   void run_tile(long index) {
+    const long column = index % column_blocks, block = index / column_blocks % row_blocks;
+    const long image = index / column_blocks / row_blocks;
+    const long y0 = block * call.out_height / row_blocks, y1 = (block + 1) * call.out_height / row_blocks;
+    const long x0 = column * CP_WIDTH;
+    const place at{image, y0, x0, static_cast<int>(y1 - y0), static_cast<int>(at_most(CP_WIDTH, call.out_width - x0))};
+    place next = at;
+    next.x0 = column + 1 == column_blocks ? 0 : x0 + CP_WIDTH;
+    if (column + 1 == column_blocks) next.y0 = y1;
+    run_at(at, next);
+  }
+
+  // Computes one tile; `next` is what probably follows.
+  void run_at(const place& at, const place& next_place) {
     const cp_geometry& g = head.geometry;
     const workspace w = get_workspace(head);
     if (!w.tile) {
       __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
       return;
     }
-    const long column = index % column_blocks, block = index / column_blocks % row_blocks;
-    const long image = index / column_blocks / row_blocks;
-    const long y0 = block * call.out_height / row_blocks, y1 = (block + 1) * call.out_height / row_blocks;
-    const long x0 = column * CP_WIDTH;
-    const int rows = static_cast<int>(y1 - y0);
-    const place at{image, y0, x0, rows, static_cast<int>(at_most(CP_WIDTH, call.out_width - x0))};
-    const bool last_column = column + 1 == column_blocks;
-    const float* x = call.x + image * call.x_stride_n;
+    const long y0 = at.y0, x0 = at.x0;
+    const int rows = at.rows;
+    const float* x = call.x + at.image * call.x_stride_n;
     start_with_bias(w.sums, call.bias, g.out_channels, rows);
     const word* stream = call.packed + cp::header_words;
     for (int c0 = 0; c0 < g.in_channels; c0 += head.chunk) {
@@ -146,8 +154,8 @@ struct planes {
         copy_chunk(x, c0, c1, y0, x0, rows, w.tile);
       prefetcher next = c1 < g.in_channels
                             ? prefetch_chunk(x, c1, static_cast<int>(at_most(c1 + head.chunk, g.in_channels)), y0, x0, rows)
-                            : prefetch_chunk(x, 0, static_cast<int>(at_most(head.chunk, g.in_channels)), last_column ? y1 : y0,
-                                             last_column ? 0 : x0 + CP_WIDTH, rows);
+                            : prefetch_chunk(x, 0, static_cast<int>(at_most(head.chunk, g.in_channels)), next_place.y0, next_place.x0,
+                                             next_place.rows);
       if (c1 < g.in_channels || call.shuffle > 1)
         stream = run_chunk(stream, w.tile, head.pitch, rows, w.sums, next, [](int, int) {});
       else  // stored as soon as they are known, while others are computed

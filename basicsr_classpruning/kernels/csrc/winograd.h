@@ -131,18 +131,16 @@ struct winograd {
   long regions() const { return call.batch * row_blocks * column_blocks; }
 
   region region_at(long index) const {
-    region r;
     const long column = index % column_blocks, block = index / column_blocks % row_blocks;
     const long tile_rows = ceil_div(call.out_height, tile);
-    r.image = index / column_blocks / row_blocks;
-    r.y0 = block * tile_rows / row_blocks * tile;
-    r.x0 = column * region_columns;
-    r.rows = static_cast<int>(at_most((block + 1) * tile_rows / row_blocks * tile, call.out_height) - r.y0);
-    r.columns = static_cast<int>(at_most(region_columns, call.out_width - r.x0));
-    r.tile_rows = static_cast<int>(ceil_div(r.rows, tile));
-    r.tile_columns = static_cast<int>(ceil_div(r.columns, tile));
-    r.first_tile = 0;
-    return r;
+    const long y0 = block * tile_rows / row_blocks * tile, x0 = column * region_columns;
+    const long rows = at_most((block + 1) * tile_rows / row_blocks * tile, call.out_height) - y0;
+    return make_region(index / column_blocks / row_blocks, y0, x0, rows, at_most(region_columns, call.out_width - x0));
+  }
+
+  static region make_region(long image, long y0, long x0, long rows, long columns) {
+    const auto tiles = [](long pixels) { return static_cast<int>(ceil_div(pixels, tile)); };
+    return {image, y0, x0, static_cast<int>(rows), static_cast<int>(columns), tiles(rows), tiles(columns), 0};
   }
 
   // Two neighbouring pixels of a vector of channels.
@@ -172,10 +170,11 @@ struct winograd {
     for (int l = 0; l < CP_WIDTH; l++) to[l] = m[l];
   }
 
-  // Rows [begin, end) of a region's input, for a vector of channels from c0 on: buffer[row][column].
+  // Rows [begin, end) of a region's input, for a vector of channels from c0 on: buffer[row][column]. What only the unused
+  // outputs of the last tiles would read is zero.
   __attribute__((noinline)) void load_input(const region& at, int begin, int end, int c0, vec* buffer) const {
     const int channels = static_cast<int>(at_most(CP_WIDTH, call.in_channels - c0));
-    const int needed = at.tile_columns * tile + 2;
+    const int all = at.tile_columns * tile + 2, needed = at.columns + 2;
     const long left = at.x0 - head.geometry.pad_w;
     const float* plane = call.x + at.image * call.x_stride_n + c0 * call.x_stride_c + left;
     const bool two = needed % CP_WIDTH == 2 && channels == CP_WIDTH && left + needed <= call.width;
@@ -187,13 +186,14 @@ struct winograd {
     for (int r = begin; r < end; r++) {
       vec* row = buffer + r * input_pitch;
       const long y = at.y0 - head.geometry.pad_h + r;
-      if (y < 0 || y >= call.height) {
-        std::memset(row, 0, needed * sizeof(vec));
+      if (y < 0 || y >= call.height || r >= at.rows + 2) {
+        std::memset(row, 0, all * sizeof(vec));
         continue;
       }
       const float* from = plane + y * call.x_stride_h;
       for (int v = 0; v < vectors; v++) load_pixels(from + v * CP_WIDTH, parts[v], channels, row + v * CP_WIDTH);
       if (two) load_two_columns(from + vectors * CP_WIDTH, call.x_stride_c, row + vectors * CP_WIDTH);
+      std::memset(row + needed, 0, (all - needed) * sizeof(vec));
     }
   }
 
@@ -328,13 +328,17 @@ struct winograd {
   void run_tile(long index) {
     const long begin = index * regions() / jobs, end = (index + 1) * regions() / jobs;
     region at[cp::most_regions];
+    for (long i = begin; i < end; i++) at[i - begin] = region_at(i);
+    run_regions(at, static_cast<int>(end - begin));
+  }
+
+  // Computes at most most_regions regions together.
+  void run_regions(region* at, int count) {
     long tiles = 0;
-    for (long i = begin; i < end; i++) {
-      at[i - begin] = region_at(i);
-      at[i - begin].first_tile = tiles;
-      tiles += at[i - begin].tile_rows * at[i - begin].tile_columns;
+    for (int i = 0; i < count; i++) {
+      at[i].first_tile = tiles;
+      tiles += at[i].tile_rows * at[i].tile_columns;
     }
-    const int count = static_cast<int>(end - begin);
     constexpr int planes = cp::winograd_planes;
     const long v_plane = (in_vectors * tiles) | 1, m_plane = (cp::most_block_vectors * tiles) | 1;
     const long buffer_size = input_rows * input_pitch, sums_size = CP_WIDTH * CP_ROWS;

@@ -1,0 +1,196 @@
+"""A network whose patches take the weights of different candidates, on the kernels: one call a layer.
+
+The graph is traced and fused once, as all candidates have the same; only the weights of its layers are several.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from basicsr_classpruning.kernels import native
+from basicsr_classpruning.kernels.acceleration import why_torch
+from basicsr_classpruning.kernels.choice import Choices
+from basicsr_classpruning.kernels.fusion import fuse_graph
+from basicsr_classpruning.kernels.gathering import GatheredConv2d, alike
+from basicsr_classpruning.kernels.jobs import JobList
+from basicsr_classpruning.kernels.layers import Epilogue, KernelConv2d
+from basicsr_classpruning.kernels.ops import activate, conv2d_in_jobs
+from basicsr_classpruning.kernels.tracing import function_name, module_of
+
+_PATCH, _APART = 8, 10  # cells of the side of patches that algorithms are measured on, and from one to the next
+
+_algorithms = Choices(margin=1.1)  # as of whole images
+
+
+class PatchedNet(nn.Module):
+    """The candidates of one network, run together on one image, layer by layer.
+
+    Args:
+        graph: the dense network's, whose convolutions keep the size; it is changed.
+        candidates: the same network with other weights, sparsest first.
+        use_kernels: whether convolutions run on the kernels, with what follows them fused in, where they can: float32 on
+            the CPU.
+
+    All that is no convolution is taken from the graph, and runs on whole images.
+    """
+
+    def __init__(self, graph: fx.GraphModule, candidates: Sequence[nn.Module], use_kernels: bool) -> None:
+        super().__init__()
+        names = dict.fromkeys(str(n.target) for n in graph.graph.nodes if isinstance(module_of(graph, n), nn.Conv2d))
+        layers = {name: [_conv(net, name) for net in candidates] for name in names}
+        fused = {name for name in layers if use_kernels and not any(why_torch(layer, True) for layer in layers[name])}
+        fuse_graph(graph, fused, lambda name, epilogue: PatchedConv2d(layers[name], epilogue))
+        for name in layers.keys() - fused:
+            graph.set_submodule(name, GatheredConv2d(layers[name]))
+        _pass_jobs(graph)
+        self._net = graph.eval()
+        reads = max((_reads(layer[0]) for layer in layers.values()), default=0)
+        alone = fused and not any(_reads_neighbours(graph, node) for node in graph.graph.nodes)
+        self._reads = reads if alone else None
+
+    @torch.inference_mode()
+    def forward(self, x: Tensor, cells: np.ndarray) -> Tensor:
+        """Restores images; what comes out where nothing runs means nothing, and may be no number.
+
+        Args:
+            x: ``(B, C, H, W)`` in [0, 1], H and W multiples of the numbers of cells.
+            cells: ``(rows, columns)`` int32 places of candidates, or ``native.NOTHING``; the same for all images.
+
+        Returns:
+            ``(B, C', H · scale, W · scale)``.
+        """
+        zeroed = None if self._reads is None else -(-self._reads * len(cells) // x.shape[2])
+        return self._net(x.contiguous(), JobList(cells, zeroed))
+
+
+class PatchedConv2d(nn.Module):
+    """A convolution of stride 1 that keeps the size, with the weights of several candidates, and its epilogue.
+
+    Args:
+        layers: one of each candidate.
+        epilogue: of all of them.
+    """
+
+    def __init__(self, layers: Sequence[nn.Conv2d], epilogue: Epilogue) -> None:
+        super().__init__()
+        self._alike = alike(layers)
+        made = [KernelConv2d(layer, epilogue) for layer in (layers[:1] if self._alike else layers)]
+        self.weights = nn.ModuleList(made)
+        self._epilogue = made[0].epilogue
+        self._slope, self._shuffle, self._channels = made[0].slope, made[0].shuffle, made[0].geometry[0]
+        self._chosen: dict[int, ctypes.Array[native.Weight]] = {}
+
+    def forward(self, x: Tensor, jobs: JobList, residual: Tensor | None = None) -> Tensor:
+        """``(B, C, H, W)`` to ``(B, O, H, W)``, shuffled; where ``jobs`` have nothing to do, whatever was there."""
+        activation, order = self._epilogue
+        if residual is None or residual.shape == self._output_shape(x):
+            return self._run(x, jobs, residual, activation, order)
+        if order == 'after':
+            return self._run(x, jobs, None, activation, 'none') + residual
+        return activate(self._run(x, jobs, None, 'none', 'none') + residual, activation, self._slope)
+
+    def _output_shape(self, x: Tensor) -> tuple[int, ...]:
+        batch, _, height, width = x.shape
+        r = self._shuffle
+        return batch, self._channels // r**2, height * r, width * r
+
+    def _run(self, x: Tensor, jobs: JobList, residual: Tensor | None, activation: str, order: str) -> Tensor:
+        cell = x.shape[2] // jobs.grid[0]
+        weights = self._chosen.get(cell)
+        if weights is None:
+            weights = self._chosen[cell] = self._choose(cell)
+        y = torch.empty(self._output_shape(x))
+        listed = jobs.together if self._alike else jobs.by_weight
+        conv2d_in_jobs(x, y, listed, weights, cell, self._slope, residual, activation, order, self._shuffle)
+        return y
+
+    def _choose(self, cell: int) -> ctypes.Array[native.Weight]:
+        """Of each candidate the faster packing for patches, measured on four of them."""
+        # The sparsest candidate computes the rings around what runs.
+        patch, ring = _patches(), _patches() if self._alike else _rings()
+        found = [_faster(layer, cell, patch if k else ring) for k, layer in enumerate(self.weights)]
+        biases = [layer.bias for layer in self.weights]
+        return weight_array(found, biases)
+
+
+def _faster(layer: nn.Module, cell: int, jobs: Tensor) -> Tensor:
+    """The packed weight of one candidate that computes typical jobs faster."""
+    assert isinstance(layer, KernelConv2d)
+    if layer.winograd is None:
+        return layer.packed
+    ways = {'winograd': layer.winograd, 'direct': layer.packed}
+    bucket = 16 * layer.packed.numel() // layer.winograd.numel()  # as of whole images
+    side = 2 * _APART * cell
+    x = torch.rand((1, layer.geometry[1], side, side), generator=torch.Generator().manual_seed(0))
+    y = torch.empty((1, layer.geometry[0], side, side))
+
+    def run(packed: Tensor) -> None:
+        conv2d_in_jobs(x, y, jobs, weight_array([packed], [layer.bias]), cell, threads=1)
+
+    case = (*layer.geometry, bucket, cell, len(jobs))
+    return ways[_algorithms.choose(case, {name: functools.partial(run, packed) for name, packed in ways.items()})]
+
+
+def _patches() -> Tensor:
+    """Jobs: four patches that do not touch."""
+    return _around(lambda y, x: [[y, x, _PATCH, _PATCH, 0]])
+
+
+def _rings() -> Tensor:
+    """Jobs: the rings around them."""
+    long = _PATCH + 2
+
+    def ring(y: int, x: int) -> list[list[int]]:
+        rows = [[y - 1, x - 1, 1, long, 0], [y + _PATCH, x - 1, 1, long, 0]]
+        return [*rows, [y, x - 1, _PATCH, 1, 0], [y, x + _PATCH, _PATCH, 1, 0]]
+
+    return _around(ring)
+
+
+def _around(make: Callable[[int, int], list[list[int]]]) -> Tensor:
+    places = (1, 1 + _APART)
+    return torch.tensor([job for y in places for x in places for job in make(y, x)], dtype=torch.int32)
+
+
+def weight_array(packed: Sequence[Tensor], biases: Sequence[Tensor | None]) -> ctypes.Array[native.Weight]:
+    """What the jobs of a call may take. The tensors must outlive it."""
+    rows = [
+        native.Weight(one.data_ptr(), None if bias is None else bias.data_ptr()) for one, bias in zip(packed, biases)
+    ]
+    return (native.Weight * len(rows))(*rows)
+
+
+def _reads(layer: nn.Conv2d) -> int:
+    """How many pixels beyond its output a layer reads."""
+    return max(d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size))
+
+
+def _conv(net: nn.Module, name: str) -> nn.Conv2d:
+    layer = net.get_submodule(name)
+    assert isinstance(layer, nn.Conv2d)
+    return layer
+
+
+def _pass_jobs(graph: fx.GraphModule) -> None:
+    """Gives the network one more input, the jobs, and each of its patched layers."""
+    inputs = [node for node in graph.graph.nodes if node.op == 'placeholder']
+    with graph.graph.inserting_after(inputs[-1]):
+        jobs = graph.graph.placeholder('jobs')
+    for node in graph.graph.nodes:
+        if isinstance(module_of(graph, node), (PatchedConv2d, GatheredConv2d)):
+            node.args = (node.args[0], jobs, *node.args[1:])
+    graph.graph.lint()
+    graph.recompile()
+
+
+def _reads_neighbours(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a step that runs on the whole image mixes pixels of different cells, or changes their size."""
+    module = module_of(graph, node)
+    mixing = (nn.Upsample, nn.PixelUnshuffle)
+    return isinstance(module, mixing) or function_name(node) in ('interpolate', 'pixel_unshuffle')
