@@ -18,6 +18,7 @@ AVX2 = ['-mavx2', '-mfma']
 SOURCES = {
     'dispatch.cpp': [],
     'pack.cpp': [],
+    'pointwise.cpp': [],
     'threads.cpp': [],
     'engine_avx2.cpp': AVX2,
     'engine_wide.cpp': AVX2,
