@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from basicsr_classpruning.kernels import native
+from basicsr_classpruning.kernels.block_fusion import fuse_depthwise
 from basicsr_classpruning.kernels.blocks import SWIN_LAYERS, Around, KernelPointwise, is_pointwise, swin_block
 from basicsr_classpruning.kernels.fusion import activation_of_module, fuse_graph
 from basicsr_classpruning.kernels.layers import Epilogue, KernelConv2d, KernelLayer
@@ -107,6 +108,10 @@ class _Acceleration:
         except NotTraceable as error:
             logger.info('%s: only neighbours in an nn.Sequential are fused', error)
             return self._replace(chosen).eval()
+        if native.available() is not None:
+            for name in fuse_depthwise(traced):
+                self.why_torch[name] = ''
+                self.fused[name] = ()
         fuse_graph(traced, chosen, self._make)
         return traced.eval()
 

@@ -172,6 +172,21 @@ struct small_product {
   }
 };
 
+// to[i] = from[i] * factor(i), for the few pixels of a window's row: eight at a time, four, one.
+template <class Factor>
+inline __attribute__((always_inline)) void copy_run(float* to, const float* from, long number, Factor factor) {
+  long i = 0;
+  for (; i + 8 <= number; i += 8)
+#pragma GCC ivdep
+    for (int l = 0; l < 8; l++) to[i + l] = from[i + l] * factor(i + l);
+  if (i + 4 <= number) {
+#pragma GCC ivdep
+    for (int l = 0; l < 4; l++) to[i + l] = from[i + l] * factor(i + l);
+    i += 4;
+  }
+  for (; i < number; i++) to[i] = from[i] * factor(i);
+}
+
 struct attention {
   const cp_attention_call& call;
   int failed = 0;
@@ -198,17 +213,17 @@ struct attention {
     }
   }
 
-  void lower_strangers(const place_of_window& at, vec* scores) const {
-    const long s = call.window, n = tokens(), near = s - call.shift;
+  // Lowers the scores of pixels from opposite borders. Pixels with the same number in `sides` come from the same one.
+  void lower_strangers(const place_of_window& at, vec* scores, float* sides) const {
+    const long s = call.window, n = tokens(), near = s - call.shift, vectors = n / CP_WIDTH;
     const bool last_row = at.row + 1 == down(), last_column = at.column + 1 == across();
     if (!call.shift || !(last_row || last_column)) return;
-    const auto side = [&](long token) {
-      return (last_row && token / s >= near ? 2 : 0) + (last_column && token % s >= near ? 1 : 0);
-    };
-    float* score = reinterpret_cast<float*>(scores);
+    for (long y = 0; y < s; y++)
+      for (long x = 0; x < s; x++) sides[y * s + x] = (last_row && y >= near ? 2.f : 0.f) + (last_column && x >= near ? 1.f : 0.f);
+    const vec* const side = reinterpret_cast<const vec*>(sides);
     for (long key = 0; key < n; key++) {
-      const int mine = side(key);
-      for (long query = 0; query < n; query++, score++) *score -= side(query) == mine ? 0.f : 100.f;
+      const vec mine = broadcast(sides[key]);
+      for (long v = 0; v < vectors; v++, scores++) *scores = side[v] == mine ? *scores : *scores - 100.f;
     }
   }
 
@@ -246,11 +261,11 @@ struct attention {
         const float factor = c < d ? call.scale : 1.f;
         float* to = q + c * n;
         runs(at, [&](long pixel, long token, long number) {
-          for (long i = 0; i < number; i++) to[token + i] = from[pixel + i] * factor;
+          copy_run(to + token, from + pixel, number, [&](long) { return factor; });
         });
       }
       small_product{k, n, 1, reinterpret_cast<vec*>(q), vectors, d, call.bias + head * n * n, n, scores, vectors}.run(n, vectors);
-      lower_strangers(at, scores);
+      lower_strangers(at, scores, sums);
       exponentials(scores, vectors, reinterpret_cast<vec*>(sums));
       small_product{v, 1, n, scores, vectors, n, nullptr, 0, reinterpret_cast<vec*>(result), vectors}.run(d, vectors);
       for (long i = 0; i < n; i++) sums[i] = 1.f / sums[i];
@@ -258,7 +273,7 @@ struct attention {
         float* to = call.y + (at.image * call.channels + head * d + c) * plane;
         const float* from = result + c * n;
         runs(at, [&](long pixel, long token, long number) {
-          for (long i = 0; i < number; i++) to[pixel + i] = from[token + i] * sums[token + i];
+          copy_run(to + pixel, from + token, number, [&](long i) { return sums[token + i]; });
         });
       }
     }
