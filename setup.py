@@ -19,6 +19,7 @@ SOURCES = {
     'dispatch.cpp': [],
     'jobs.cpp': [],
     'pack.cpp': [],
+    'pointwise.cpp': [],
     'threads.cpp': [],
     'engine_avx2.cpp': AVX2,
     'engine_wide.cpp': AVX2,

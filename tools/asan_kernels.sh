@@ -7,7 +7,7 @@ csrc="$root/basicsr_classpruning/kernels/csrc"
 build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
 flags="-g -O1 -fPIC -std=c++17 -fvisibility=hidden -fno-omit-frame-pointer -Wno-psabi -fsanitize=address,undefined -fno-sanitize-recover=all"
-for source in dispatch jobs pack threads; do
+for source in dispatch jobs pack pointwise threads; do
     "${CXX:-g++}" $flags -c "$csrc/$source.cpp" -o "$build/$source.o"
 done
 for source in engine_avx2 engine_wide; do

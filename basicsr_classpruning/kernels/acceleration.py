@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 from basicsr_classpruning.kernels import native
+from basicsr_classpruning.kernels.block_fusion import fuse_depthwise
+from basicsr_classpruning.kernels.blocks import SWIN_LAYERS, Around, KernelPointwise, is_pointwise, swin_block
 from basicsr_classpruning.kernels.fusion import activation_of_module, fuse_graph
-from basicsr_classpruning.kernels.layers import Epilogue, KernelConv2d, KernelLayer, KernelLinear
+from basicsr_classpruning.kernels.layers import Epilogue, KernelConv2d, KernelLayer
 from basicsr_classpruning.kernels.tracing import NotTraceable, trace
 from basicsr_classpruning.sparsity.pattern import Pattern
 
@@ -61,11 +63,11 @@ def plan(net: nn.Module, patterns: Mapping[str, Pattern]) -> list[LayerPlan]:
     engine = native.available() or native.REFERENCE
     plans = []
     for name, why in acceleration.why_torch.items():
-        made = acceleration.epilogues.get(name)
-        if made is None:
+        fused = acceleration.fused.get(name)
+        if fused is None:
             plans.append(LayerPlan(name, 'torch', why or 'not called in the forward pass', ()))
         else:
-            plans.append(LayerPlan(name, engine, '', made.fused))
+            plans.append(LayerPlan(name, engine, '', fused))
     return plans
 
 
@@ -96,7 +98,7 @@ class _Acceleration:
         self.net = net
         self.layers = {n: m for n, m in net.named_modules() if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear))}
         self.why_torch = {name: why_torch(layer, name in patterns) for name, layer in self.layers.items()}
-        self.epilogues: dict[str, Epilogue] = {}
+        self.fused: dict[str, tuple[str, ...]] = {}
 
     def run(self) -> nn.Module:
         """The accelerated copy."""
@@ -106,14 +108,19 @@ class _Acceleration:
         except NotTraceable as error:
             logger.info('%s: only neighbours in an nn.Sequential are fused', error)
             return self._replace(chosen).eval()
+        if native.available() is not None:
+            for name in fuse_depthwise(traced):
+                self.why_torch[name] = ''
+                self.fused[name] = ()
         fuse_graph(traced, chosen, self._make)
         return traced.eval()
 
-    def _make(self, name: str, epilogue: Epilogue) -> KernelLayer:
-        self.epilogues[name] = epilogue
+    def _make(self, name: str, epilogue: Epilogue, around: Around = Around()) -> KernelLayer:
+        self.fused[name] = (*around.fused, *epilogue.fused)
         layer = self.layers[name]
-        if isinstance(layer, nn.Linear):
-            return KernelLinear(layer, epilogue)
+        assert isinstance(layer, (nn.Conv2d, nn.Linear))
+        if is_pointwise(layer) and epilogue.shuffle == 1:
+            return KernelPointwise(layer, epilogue, around)
         assert isinstance(layer, nn.Conv2d)
         return KernelConv2d(layer, epilogue)
 
@@ -121,7 +128,7 @@ class _Acceleration:
         """A copy with the chosen layers replaced where they are, and the activations that follow them in a sequence."""
         following = dict(_activations_in_sequence(self.net))
         made: dict[int, object] = {}
-        for name in chosen:
+        for name in self._replace_blocks(chosen, made):
             layer = self._make(name, following[name][1] if name in following else Epilogue())
             layer.weight = self.layers[name].weight.detach()  # code that could not be traced may read it
             made[id(self.layers[name])] = layer
@@ -131,6 +138,24 @@ class _Acceleration:
                 parent, _, child = activation.rpartition('.')
                 replaced.get_submodule(parent)._modules[child] = nn.Identity()
         return replaced
+
+
+    def _replace_blocks(self, chosen: set[str], made: dict[int, object]) -> list[str]:
+        """Makes the Swin blocks, by the ids of those that they replace. Returns the names of the layers in no block."""
+        left = set(chosen)
+        if native.available() is None:
+            return sorted(left)
+        for name, module in self.net.named_modules():
+            block = swin_block(module)
+            if block is None:
+                continue
+            made[id(module)] = block
+            for part in SWIN_LAYERS:
+                path = f'{name}.{part}'.lstrip('.')
+                self.why_torch[path] = ''
+                self.fused[path] = block.get_submodule(part.partition('.')[2]).fused
+                left.discard(path)
+        return sorted(left)
 
 
 def _activations_in_sequence(net: nn.Module) -> Iterator[tuple[str, tuple[str, Epilogue]]]:

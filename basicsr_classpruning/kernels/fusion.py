@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from basicsr_classpruning.kernels import native
+from basicsr_classpruning.kernels.block_fusion import surroundings
+from basicsr_classpruning.kernels.blocks import Around, is_pointwise
 from basicsr_classpruning.kernels.layers import Epilogue
 from basicsr_classpruning.kernels.tracing import function_name, module_of
 
-MakeLayer = Callable[[str, Epilogue], nn.Module]
+MakeLayer = Callable[[str, Epilogue, Around], nn.Module]
 
 
 def activation_of_module(module: nn.Module | None) -> Epilogue | None:
@@ -68,6 +70,11 @@ class _Chain:
         self.channels = int(getattr(module_of(net, node), 'out_channels', 0))  # 0 (linear): scales by numbers only
         self.epilogue = Epilogue()
         self.residual: fx.Node | None = None
+        self.surroundings = surroundings(net, node) if is_pointwise(net.get_submodule(str(node.target))) else None
+        if self.around.gate:
+            assert self.surroundings is not None
+            self.nodes += self.surroundings.gate
+            self.channels //= 2
 
     def grow(self) -> bool:
         """Takes over the only reader of the chain's last node, if an epilogue can."""
@@ -81,9 +88,24 @@ class _Chain:
         return grown
 
     @property
+    def around(self) -> Around:
+        """What the layer computes beside the epilogue."""
+        return Around() if self.surroundings is None else self.surroundings.around
+
+    @property
     def last(self) -> fx.Node:
         """The node whose value the epilogue computes so far."""
         return self.nodes[-1]
+
+    def arguments(self) -> tuple[fx.Node | None, ...]:
+        """What the layer is called with."""
+        found = self.surroundings
+        x = found.x if found is not None else self.nodes[0].args[0]
+        assert isinstance(x, fx.Node)
+        factors = None if found is None else found.factors
+        if factors is not None:
+            return x, self.residual, factors
+        return (x,) if self.residual is None else (x, self.residual)
 
     def _scale_by(self, factor: Tensor) -> None:
         scale = self.epilogue.scale
@@ -91,6 +113,8 @@ class _Chain:
 
     def _scaled(self, reader: fx.Node) -> bool:
         if self.epilogue.activation != 'none' or self.epilogue.order != 'none' or self.epilogue.shuffle > 1:
+            return False
+        if self.around.gate:
             return False
         name = function_name(reader)
         left, right = (*reader.args, None)[:2]
@@ -146,6 +170,8 @@ class _Chain:
             return False
         if not isinstance(factor, int) or not 1 < factor <= native.MAX_SHUFFLE or self.channels % factor**2:
             return False
+        if self.around != Around():  # a layer without taps and a shuffle has another kernel, for nothing but itself
+            return False
         if not self.channels or self.epilogue.order != 'none' or self.epilogue.shuffle > 1:
             return False
         self.epilogue = replace(self.epilogue, shuffle=factor)
@@ -165,12 +191,12 @@ def fuse_graph(net: fx.GraphModule, names: set[str], make_layer: MakeLayer) -> N
         while chain.grow():
             pass
         target = name if calls[name] == 1 else f'{name}_call{calls[name]}'
-        net.add_submodule(f'kernel_layers.{target}', make_layer(name, chain.epilogue))
-        arguments = (node.args[0],) if chain.residual is None else (node.args[0], chain.residual)
+        net.add_submodule(f'kernel_layers.{target}', make_layer(name, chain.epilogue, chain.around))
+        arguments = chain.arguments()
         with net.graph.inserting_after(chain.last):
             fused = net.graph.call_module(f'kernel_layers.{target}', arguments)
         chain.last.replace_all_uses_with(fused)
-        for replaced in reversed(chain.nodes):
+        for replaced in (*reversed(chain.nodes), *(chain.surroundings.before if chain.surroundings else ())):
             net.graph.erase_node(replaced)
     net.delete_all_unused_submodules()
     net.graph.lint()

@@ -55,7 +55,6 @@ class KernelLayer(nn.Module):
     """Weight and epilogue of a layer, packed once."""
 
     packed: Tensor
-    winograd: Tensor | None
     bias: Tensor | None
     slope: Tensor | None
 
@@ -64,12 +63,14 @@ class KernelLayer(nn.Module):
         self.geometry = list(geometry)
         self.epilogue = (epilogue.activation, epilogue.order)
         weight, bias = _fold_scale(layer.weight.detach(), layer.bias, epilogue.scale)
-        weight = weight.reshape(*weight.shape[:2], *geometry[2:4])
-        self.register_buffer('packed', _pack(weight, geometry))
-        fits = native.fits_winograd(geometry, epilogue.shuffle)
-        self.register_buffer('winograd', _pack_winograd(weight, geometry) if fits else None)
+        packed, bias = self.pack(weight.reshape(*weight.shape[:2], *geometry[2:4]), bias)
+        self.register_buffer('packed', packed)
         for name, value in (('bias', bias), ('slope', epilogue.slope)):
             self.register_buffer(name, None if value is None else value.detach().float().contiguous().clone())
+
+    def pack(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The weight as the layer's operator takes it, and the bias."""
+        return _pack(weight, self.geometry), bias
 
     def run(self, x: Tensor, residual: Tensor | None, activation: str, order: str) -> Tensor:
         """Calls the layer's operator."""
@@ -114,9 +115,17 @@ def _pack_winograd(weight: Tensor, geometry: Sequence[int]) -> Tensor | None:
 class KernelConv2d(KernelLayer):
     """A convolution without groups. (B, C, H, W) float32 to (B, O, H', W')."""
 
+    winograd: Tensor | None
+
     def __init__(self, layer: nn.Conv2d, epilogue: Epilogue) -> None:
-        super().__init__(layer, conv_geometry(layer), epilogue)
         self.shuffle = epilogue.shuffle
+        super().__init__(layer, conv_geometry(layer), epilogue)
+
+    def pack(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The weight with the zeros skipped and, where it fits, for Winograd's algorithm; the bias."""
+        fits = native.fits_winograd(self.geometry, self.shuffle)
+        self.register_buffer('winograd', _pack_winograd(weight, self.geometry) if fits else None)
+        return super().pack(weight, bias)
 
     def output_shape(self, x: Tensor) -> tuple[int, ...]:
         """(B, O, H', W'), shuffled."""

@@ -19,12 +19,12 @@ import torch
 from basicsr_classpruning.errors import UsageError
 
 LIBRARY = 'libclasspruning_kernels.so'
-ABI_VERSION = 5
+ABI_VERSION = 6
 MAX_STRIDE = 4
 MAX_SHUFFLE = 4
 
 REFERENCE = 'reference'
-_ISA_CODES = {'avx2': 0, 'avx512': 1, 'wide': 2}  # cp_isa; 'wide' is the AVX-512 code in AVX2 instructions, for tests
+ISA_CODES = {'avx2': 0, 'avx512': 1, 'wide': 2}  # cp_isa; 'wide' is the AVX-512 code in AVX2 instructions, for tests
 _PREFERENCE = ('avx512', 'avx2')
 ISA_VARIABLE = 'CLASSPRUNING_ISA'
 LIBRARY_VARIABLE = 'CLASSPRUNING_KERNELS'  # another build of the library, such as one with a sanitizer
@@ -118,12 +118,12 @@ class Native:
 
     def supports(self, isa: str) -> bool:
         """Whether this processor can run the code of ``isa``."""
-        return bool(self.library.cp_supported(_ISA_CODES[isa]))
+        return bool(self.library.cp_supported(ISA_CODES[isa]))
 
     def pack(self, weight: torch.Tensor, geometry: Geometry, isa: str) -> torch.Tensor:
         """The non-zeros of a float32 weight ``(O, C, kh, kw)`` in the order of the kernels, as int32 words."""
         weight = weight.detach().to('cpu', torch.float32).contiguous()
-        source, code = ctypes.c_void_p(weight.data_ptr()), _ISA_CODES[isa]
+        source, code = ctypes.c_void_p(weight.data_ptr()), ISA_CODES[isa]
         # Room for two words a weight, and for each channel's counts in every chunk of at least one input channel.
         out_channels, in_channels = weight.shape[:2]
         packed = torch.empty(64 + 2 * weight.numel() + (9 * out_channels + 1) * in_channels, dtype=torch.int32)
@@ -133,7 +133,7 @@ class Native:
     def pack_winograd(self, weight: torch.Tensor, geometry: Geometry, isa: str) -> torch.Tensor:
         """A 3 x 3 weight with stride 1 and dilation 1, transformed for Winograd's algorithm, as int32 words."""
         weight = weight.detach().to('cpu', torch.float32).contiguous()
-        source, code = ctypes.c_void_p(weight.data_ptr()), _ISA_CODES[isa]
+        source, code = ctypes.c_void_p(weight.data_ptr()), ISA_CODES[isa]
         words = self.library.cp_pack_winograd(source, ctypes.byref(geometry), code, None)
         packed = torch.empty(words, dtype=torch.int32)
         self.library.cp_pack_winograd(source, ctypes.byref(geometry), code, ctypes.c_void_p(packed.data_ptr()))
@@ -149,10 +149,25 @@ class Native:
         jobs = torch.empty((cells.numel(), len(JOB_FIELDS)), dtype=torch.int32)
         source, to = ctypes.c_void_p(cells.data_ptr()), ctypes.c_void_p(jobs.data_ptr())
         return jobs[: self.library.cp_join_cells(source, *cells.shape, to)].clone()
+    def pack_pointwise(self, weight: torch.Tensor, geometry: Geometry, isa: str, gate: bool) -> torch.Tensor:
+        """The non-zeros of a layer without taps ``(O, C, 1, 1)``, as int32 words; ``gate``: of ``nm_pointwise``."""
+        weight = weight.detach().to('cpu', torch.float32).contiguous()
+        packed = torch.empty(64 + 2 * weight.numel() + 2 * weight.numel(), dtype=torch.int32)
+        words = self.library.cp_pack_pointwise(
+            ctypes.c_void_p(weight.data_ptr()),
+            ctypes.byref(geometry),
+            ISA_CODES[isa],
+            int(gate),
+            ctypes.c_void_p(packed.data_ptr()),
+        )
+        return packed[:words].clone()
 
     def run(self, call: Call) -> None:
         """Runs a packed layer. Raises RuntimeError where the call does not fit it or memory is short."""
-        status = self.library.cp_run(ctypes.byref(call))
+        self.check(self.library.cp_run(ctypes.byref(call)))
+
+    def check(self, status: int) -> None:
+        """Raises RuntimeError for a ``cp_status`` that is a failure."""
         if status:
             raise RuntimeError(f'N:M kernel: {_FAILURES[status]}')
 
@@ -184,6 +199,7 @@ def load() -> Native | None:
         pack.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p]
     library.cp_join_cells.restype = ctypes.c_int64
     library.cp_join_cells.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p]
+    library.cp_pack_pointwise.restype = ctypes.c_int64
     library.cp_use_parallel.argtypes = [ctypes.c_void_p]
     library.cp_use_parallel(_openmp_parallel())
     return Native(library, path)
@@ -205,7 +221,7 @@ def available() -> str | None:
     if wanted == REFERENCE:
         return None
     if wanted:
-        if wanted not in _ISA_CODES:
+        if wanted not in ISA_CODES:
             raise UsageError(f'{ISA_VARIABLE}={wanted}: must be avx2, avx512 or {REFERENCE}')
         if native is None:
             raise UsageError(f'{ISA_VARIABLE}={wanted}: the compiled kernels are not installed')

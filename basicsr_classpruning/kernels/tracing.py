@@ -7,6 +7,8 @@ import operator
 
 from torch import fx, nn
 
+from basicsr_classpruning.kernels.blocks import norm_of_planes
+
 _INPLACE_OPERATORS = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
@@ -49,6 +51,19 @@ class NotTraceable(Exception):
     """A network that cannot be turned into a graph; the message says why."""
 
 
+class _Tracer(fx.Tracer):
+    """Keeps normalisations of channels whole, which every code base writes in its own way."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        # Found before tracing, which changes what modules and parameters are.
+        self.norms = {name for name, module in net.named_modules() if norm_of_planes(module) is not None}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module is not traced into."""
+        return module_qualified_name in self.norms or super().is_leaf_module(m, module_qualified_name)
+
+
 def trace(net: nn.Module) -> fx.GraphModule:
     """A copy of a network as a graph module whose operations all return new tensors.
 
@@ -57,7 +72,7 @@ def trace(net: nn.Module) -> fx.GraphModule:
     """
     # Some networks keep a value of the forward pass on themselves: the traced copy is thrown away.
     try:
-        graph = fx.Tracer().trace(copy.deepcopy(net))
+        graph = _Tracer(net).trace(copy.deepcopy(net))
         traced = fx.GraphModule(copy.deepcopy(net), graph)
     except Exception as error:  # tracing runs the network's own code, which may fail in any way
         raise NotTraceable(f'{type(net).__name__} cannot be traced ({str(error).splitlines()[0]})') from error

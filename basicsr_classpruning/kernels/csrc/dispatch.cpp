@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-#include "layout.h"
+#include "between_layout.h"
 #include "machine.h"
 
 namespace cp {
@@ -30,12 +30,12 @@ const machine& machine_of(int isa) {
   return isa == CP_AVX2 ? avx2 : avx512;
 }
 
-namespace {
-
 const engine* engine_of(int isa) {
   if (!cp_supported(isa)) return nullptr;
   return isa == CP_AVX2 ? &avx2_engine : isa == CP_AVX512 ? &avx512_engine : &wide_engine;
 }
+
+namespace {
 
 int64_t output_size(int64_t size, int kernel, int stride, int pad, int dilation) {
   return (size + 2 * pad - dilation * (kernel - 1) - 1) / stride + 1;
@@ -101,7 +101,7 @@ int run_jobs(const cp_call& c) {
 }  // namespace
 }  // namespace cp
 
-int32_t cp_abi_version() { return 5; }
+int32_t cp_abi_version() { return 6; }
 
 int32_t cp_supported(int32_t isa) {
 #if defined(__x86_64__)
@@ -131,4 +131,14 @@ int32_t cp_run(const cp_call* call) {
   }
   if (!winograd && call->layout == CP_TOKENS && call->x_stride_c == 1 && pointwise) return engine->tokens(*call);
   return CP_NOT_PACKED_FOR_THIS;
+}
+
+int32_t cp_run_depthwise(const cp_depthwise_call* call) {
+  const cp::engine* engine = cp::engine_of(call->isa);
+  return engine ? engine->depthwise(*call) : static_cast<int32_t>(CP_NOT_SUPPORTED);
+}
+
+int32_t cp_run_attention(const cp_attention_call* call) {
+  const cp::engine* engine = cp::engine_of(call->isa);
+  return engine ? engine->attention(*call) : static_cast<int32_t>(CP_NOT_SUPPORTED);
 }

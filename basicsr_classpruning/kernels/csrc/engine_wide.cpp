@@ -5,6 +5,9 @@
 #define CP_ROWS CP_AVX512_ROWS
 #define CP_PAIR_ROWS CP_AVX512_PAIR_ROWS
 #define CP_QUAD_ROWS CP_AVX512_QUAD_ROWS
+#include "between.h"
 #include "patches.h"
+#include "pointwise.h"
 
-const cp::engine cp::wide_engine = {run_planes, run_tokens, run_winograd, run_jobs};
+const cp::engine cp::wide_engine = {run_planes,    run_tokens,    run_winograd, run_jobs,
+                                   run_pointwise, run_depthwise, run_attention};

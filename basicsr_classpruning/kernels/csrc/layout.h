@@ -14,6 +14,10 @@
 
 #include "api.h"
 
+struct cp_pointwise_call;
+struct cp_depthwise_call;
+struct cp_attention_call;
+
 namespace cp {
 
 // Kernels: how many output channels one job computes together.
@@ -125,7 +129,11 @@ struct engine {
   int (*tokens)(const cp_call&);
   int (*winograd)(const cp_call&);
   int (*jobs)(const cp_call&, const part*, const ticket*, long tickets);
+  int (*pointwise)(const cp_pointwise_call&);
+  int (*depthwise)(const cp_depthwise_call&);
+  int (*attention)(const cp_attention_call&);
 };
+const engine* engine_of(int isa);  // null where this processor cannot run it
 extern const engine avx2_engine, avx512_engine, wide_engine;
 
 }  // namespace cp

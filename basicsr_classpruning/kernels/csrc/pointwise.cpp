@@ -1,0 +1,116 @@
+// Packs layers without taps, and checks calls of them before they reach the code of an instruction set.
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "machine.h"
+#include "pointwise_layout.h"
+
+namespace cp {
+namespace {
+
+struct lists {
+  const float* weight;
+  pointwise_header head;
+  word* out;
+  int64_t size = pointwise_words;
+
+  void put(int32_t i) { out[size++].i = i; }
+  void put(float f) { out[size++].f = f; }
+
+  int channels() const { return head.geometry.in_channels; }
+
+  // The weights of the output channel at position i of the lists.
+  const float* row(int i) const {
+    const int o = head.gate ? i / 2 + (i & 1) * (head.geometry.out_channels / 2) : i;
+    return weight + static_cast<int64_t>(o) * channels();
+  }
+
+  // Whether four channels from position i on have few zeros that the others lack.
+  bool share(int i) const {
+    if (i + 4 > head.geometry.out_channels) return false;
+    int64_t used = 0, taken = 0;
+    for (int c = 0; c < channels(); c++) {
+      int here = 0;
+      for (int j = 0; j < 4; j++) here += row(i + j)[c] != 0.f;
+      used += here;
+      taken += here ? 4 : 0;
+    }
+    return taken * 10 <= used * 11;
+  }
+
+  void job(int i, int count, int c0, int c1, int pitch) {
+    put(count);
+    const int64_t entries = size;
+    put(0);
+    int n = 0;
+    for (int c = c0; c < c1; c++) {
+      bool any = false;
+      for (int j = 0; j < count; j++) any = any || row(i + j)[c] != 0.f;
+      if (!any) continue;
+      put((c - c0) * pitch);
+      for (int j = 0; j < count; j++) put(row(i + j)[c]);
+      n++;
+    }
+    out[entries].i = n;
+  }
+
+  void write(int pitch) {
+    std::vector<int> counts;
+    for (int i = 0; i < head.geometry.out_channels; i += counts.back()) counts.push_back(share(i) ? 4 : 1);
+    for (int c0 = 0; c0 < channels(); c0 += head.chunk) {
+      int i = 0;
+      for (int count : counts) {
+        job(i, count, c0, std::min(c0 + head.chunk, channels()), pitch);
+        i += count;
+      }
+    }
+    std::memset(out, 0, pointwise_words * sizeof(word));
+    std::memcpy(out, &head, sizeof head);
+  }
+};
+
+// Vectors of a tile and channels of a chunk: a wide tile uses each weight often, a narrow one needs fewer chunks, after
+// each of which sums are stored and loaded again.
+void choose_sizes(pointwise_header& head, const machine& cpu, double kept) {
+  const int channels = head.geometry.in_channels;
+  double best = 0;
+  for (int rows = pointwise_rows; rows >= 6; rows--) {
+    const int most = std::max(1, cpu.l1_bytes / (rows * cpu.width * 4));
+    const int chunks = (channels + most - 1) / most;
+    int chunk = (channels + chunks - 1) / chunks;
+    const int whole = (chunk + 15) / 16 * 16;  // groups of most patterns end with a chunk
+    if (whole <= most) chunk = whole;
+    const double cost = kept * (rows + 2) / rows + 2 * chunks;
+    if (rows == pointwise_rows || cost < best) {
+      best = cost;
+      head.rows = rows;
+      head.chunk = chunk;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace cp
+
+int64_t cp_pack_pointwise(const float* weight, const cp_geometry* geometry, int32_t isa, int32_t gate, word* packed) {
+  const cp_geometry& g = *geometry;
+  const cp::machine& cpu = cp::machine_of(isa);
+  cp::pointwise_header head = {cp::pointwise_magic, isa, g, 0, 0, gate};
+  const int64_t weights = static_cast<int64_t>(g.out_channels) * g.in_channels;
+  const int64_t used = weights - std::count(weight, weight + weights, 0.f);
+  cp::choose_sizes(head, cpu, static_cast<double>(used) / g.out_channels);
+  cp::lists lists{weight, head, packed};
+  lists.write(head.rows * cpu.width * static_cast<int>(sizeof(float)));
+  return lists.size;
+}
+
+int32_t cp_run_pointwise(const cp_pointwise_call* call) {
+  cp::pointwise_header head;
+  std::memcpy(&head, call->packed, sizeof head);
+  const int64_t stored = head.geometry.out_channels / (head.gate ? 2 : 1);
+  if (head.magic != cp::pointwise_magic || head.geometry.in_channels != call->in_channels || stored != call->out_channels)
+    return CP_NOT_PACKED_FOR_THIS;
+  const cp::engine* engine = cp::engine_of(head.isa);
+  return engine ? engine->pointwise(*call) : static_cast<int32_t>(CP_NOT_SUPPORTED);
+}
