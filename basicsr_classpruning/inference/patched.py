@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from basicsr_classpruning.kernels.tracing import NotTraceable, function_name, module_of, trace
 from basicsr_classpruning.routing.network import RoutedNetwork
+from basicsr_classpruning.sparsity.int8 import Int8Conv2d
 
 CELL = 8
 """Side of a cell in input pixels: patches are made of cells, and a ring is one cell wide."""
@@ -113,7 +114,10 @@ class _PatchedConvolution:
         one = layers[0]
         self._reach = one.dilation[0] * (one.kernel_size[0] - 1) // 2
         # What stays dense has the same weights in all candidates, and runs once.
-        self._alike = all(torch.equal(layer.weight, one.weight) and _equal(layer.bias, one.bias) for layer in layers)
+        self._alike = all(
+            type(layer) is type(one) and torch.equal(layer.weight, one.weight) and _equal(layer.bias, one.bias)
+            for layer in layers
+        )
 
     def __call__(self, x: Tensor, members: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
         """The convolution in the cells of each candidate; zero elsewhere.
@@ -129,13 +133,19 @@ class _PatchedConvolution:
         windows = windows.permute(1, 2, 0, 3, 4).flatten(0, 1)  # a view: cells × C × window
         y = x.new_zeros((grid[0] * grid[1], self._layers[0].out_channels, side, side))
         for layer, cells in self._work(members):
-            y[cells] = functional.conv2d(windows[cells], layer.weight, layer.bias, dilation=layer.dilation)
+            y[cells] = _without_padding(layer, windows[cells])
         return y.unflatten(0, grid).permute(2, 0, 3, 1, 4).reshape(1, -1, grid[0] * side, grid[1] * side)
 
     def _work(self, members: Sequence[Tensor]) -> list[tuple[nn.Conv2d, Tensor]]:
         if self._alike:
             members = [torch.cat(list(members))]
         return [(layer, cells) for layer, cells in zip(self._layers, members) if len(cells)]
+
+
+def _without_padding(layer: nn.Conv2d, windows: Tensor) -> Tensor:
+    if isinstance(layer, Int8Conv2d):
+        return layer.without_padding(windows)
+    return functional.conv2d(windows, layer.weight, layer.bias, dilation=layer.dilation)
 
 
 class _Pass(fx.Interpreter):
