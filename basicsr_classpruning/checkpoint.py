@@ -18,6 +18,7 @@ from basicsr_classpruning.safe_files import save_file, write_atomically
 from basicsr_classpruning.untrusted.bitmask import PACKABLE, PackedTensor, pack, packed_bytes
 from basicsr_classpruning.untrusted.containers import ORDINARY, choose, plain_names, weights_at
 from basicsr_classpruning.untrusted.files import load_weights
+from basicsr_classpruning.untrusted.packed_integers import PackedIntegers, pack_integers
 from basicsr_classpruning.untrusted.weights import refuse_claims, unpack_containers, unpack_entry
 
 _log = logging.getLogger(__name__)
@@ -129,6 +130,8 @@ def _read_safetensors(path: str) -> Checkpoint:
     unpacked = {}
     for key, shape in shapes.items():
         entry = {'shape': shape, **{part: params.pop(f'{key}:{part}', None) for part in ('values', 'mask')}}
+        if f'{key}:scale' in params:
+            entry['scale'] = params.pop(f'{key}:scale')
         unpacked[key] = unpack_entry(path, key, entry)
     params = _merge(path, params, unpacked)
     if not params:
@@ -143,15 +146,40 @@ def _merge(path: str, plain: Mapping[str, Tensor], unpacked: Mapping[str, Tensor
     return {**plain, **unpacked}
 
 
-def _split(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, PackedTensor]]:
-    """Parts a state dict in the weights to be stored as they are, and those worth packing."""
-    plain, packed = {}, {}
+def _split(
+    state_dict: Mapping[str, Tensor], scales: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, PackedTensor | PackedIntegers]]:
+    """Parts a state dict in the weights to be stored as they are, and those worth packing.
+
+    ``scales`` ``(S, O)`` are given by key of those weights that may be integers times one of them.
+    """
+    plain: dict[str, Tensor] = {}
+    packed: dict[str, PackedTensor | PackedIntegers] = {}
     for key, tensor in state_dict.items():
-        if _worth_packing(tensor):
+        integers = pack_integers(tensor, scales[key]) if key in scales else None
+        if integers is not None:
+            packed[key] = integers
+        elif _worth_packing(tensor):
             packed[key] = pack(tensor)
         else:
             plain[key] = tensor
     return plain, packed
+
+
+def _entry(packed: PackedTensor | PackedIntegers) -> dict[str, Tensor]:
+    """The tensors of a packed one, by what they are called in files."""
+    parts = {'values': packed.values, 'mask': packed.mask}
+    return {**parts, 'scale': packed.scale} if isinstance(packed, PackedIntegers) else parts
+
+
+def _scales_of_candidates(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scales by the keys of the own weights of sparse layers, as far as these multiply 8-bit integers."""
+    scales = {}
+    for key in state_dict:
+        layer, _, slot = key.rpartition('.weights.')
+        if slot.isdigit() and f'{layer}.weight_scales' in state_dict:
+            scales[key] = state_dict[f'{layer}.weight_scales']
+    return scales
 
 
 def _worth_packing(tensor: Tensor) -> bool:
@@ -165,8 +193,9 @@ def write_checkpoint(
 ) -> None:
     """Writes a checkpoint in BasicSR's format, whole or not at all.
 
-    Weights of a ClassPruning network that are mostly zeros (its candidates' own weights) are stored packed, in a
-    container of their own, and unpacked by ``read_checkpoint``: exact but for the sign of zeros. Other networks' files
+    Weights of a ClassPruning network that are mostly zeros, or 8-bit integers times a scale (its candidates' own
+    weights), are stored packed, in a container of their own, and unpacked by ``read_checkpoint``: exact but for the
+    sign of zeros. Other networks' files
     hold all weights as they are, since BasicSR itself reads them.
 
     Args:
@@ -192,11 +221,8 @@ def _content(weights: Mapping[str, Mapping[str, Tensor]], network_g: Mapping[str
     if network_g is not None and network_g.get('type') == 'ClassPruning':
         content['packed'] = {}
         for name, part in stored.items():
-            content[name], packed = _split(part)
-            content['packed'][name] = {
-                key: {'values': tensor.values, 'mask': tensor.mask, 'shape': tensor.shape}
-                for key, tensor in packed.items()
-            }
+            content[name], packed = _split(part, _scales_of_candidates(part))
+            content['packed'][name] = {key: {**_entry(one), 'shape': one.shape} for key, one in packed.items()}
     else:
         content.update(stored)
     if network_g is not None:
@@ -213,18 +239,23 @@ def write_safetensors(path: str | os.PathLike[str], params: Mapping[str, Tensor]
 
 
 def write_compact_safetensors(
-    path: str | os.PathLike[str], params: Mapping[str, Tensor], network_g: Mapping[str, Any]
+    path: str | os.PathLike[str],
+    params: Mapping[str, Tensor],
+    network_g: Mapping[str, Any],
+    scales: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes a safetensors file in which weights that are mostly zeros are packed; ``read_checkpoint`` unpacks them.
 
     A packed weight KEY is stored as two tensors, KEY:values and KEY:mask (see ``PackedTensor``), and its shape in the
-    metadata's JSON object ``packed``.
+    metadata's JSON object ``packed``; one that is 8-bit integers times its ``scales`` ``(1, O)`` as three, with
+    KEY:scale (see ``PackedIntegers``).
 
     Raises UserError with one line where the file cannot be written.
     """
-    tensors, packed = _split(params)
+    tensors: dict[str, Tensor]
+    tensors, packed = _split(params, scales or {})
     for key, part in packed.items():
-        tensors[f'{key}:values'], tensors[f'{key}:mask'] = part.values, part.mask
+        tensors.update({f'{key}:{name}': tensor for name, tensor in _entry(part).items()})
     shapes = {key: part.shape for key, part in packed.items()}
     _save_safetensors(path, tensors, {'network_g': json.dumps(network_g), 'packed': json.dumps(shapes)})
 

@@ -97,4 +97,5 @@ def load_dense(options: Mapping[str, Any] | None, params: Mapping[str, Tensor]) 
 def _belongs_to_candidates(key: str) -> bool:
     """Whether a key of a ClassPruning state dict holds a candidate's mask, bias or weight."""
     parts = key.split('.')
-    return parts[-1] == 'ranks' or (len(parts) > 1 and parts[-2] in ('biases', 'weights') and parts[-1].isdigit())
+    single = ('ranks', 'weight_scales', 'input_scale', 'input_zero')
+    return parts[-1] in single or (len(parts) > 1 and parts[-2] in ('biases', 'weights') and parts[-1].isdigit())

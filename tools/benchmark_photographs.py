@@ -4,8 +4,8 @@
     python tools/benchmark_photographs.py [NAME ...] [--photographs N] [--threads N]
 
 Each network is pruned with the photographs in ``datasets/photos2k/train``, in fp32 and in int8, and compared on those
-in ``datasets/photos2k/test`` in one run: the dense network in every engine that is installed, its sparse candidates for
-all patches, and ClassPruning at budgets. It works in a folder that holds ``datasets/`` and ``checkpoints/``; models that
+in ``datasets/photos2k/test`` in one run: the dense network in every engine that is installed, its sparse candidates
+everywhere, and ClassPruning at budgets. It works in a folder that holds ``datasets/`` and ``checkpoints/``; models that
 are there already are kept. ``docs/results/photographs/NAME.json`` gets what the comparison wrote.
 
 Times are kept only if the machine was idle at the start: a load average of at most 0.2.

@@ -36,6 +36,9 @@ from basicsr_classpruning.sparsity import (
     sparsify,
 )
 
+CANDIDATE_PARTS = ('ranks', 'biases.', 'weights.', 'weight_scales', 'input_scale', 'input_zero')
+"""What the keys of a sparse layer's state dict begin with that are its candidates', not the dense layer's."""
+
 _log = logging.getLogger('basicsr_classpruning')
 
 
@@ -55,6 +58,7 @@ class ClassPruning(nn.Module):
         skip: regular expressions; layers whose name one of them matches stay dense.
         classifier: options of the classifier, ``BandClassifier`` by default.
         weights: ``'shared'``: one weight set with nested masks. ``'own'``: own weights for each sparse candidate.
+        fp32: regular expressions of layers that candidates of 8-bit integers compute in float32.
         layers: regular expression → patterns that replace ``candidates`` in the layers it matches.
         value_range: what white is to the base network, 1 or 255; the options of this one have it in ``base``.
         output: which of several images that the base network returns is the restored one, a place in a list or a key;
@@ -74,6 +78,7 @@ class ClassPruning(nn.Module):
         classifier: Mapping[str, Any] | None = None,
         weights: str = 'shared',
         layers: Mapping[str, Sequence[str]] | None = None,
+        fp32: Sequence[str] = (),
         value_range: float = 1,
         output: int | str | None = None,
         base_net: nn.Module | None = None,
@@ -85,6 +90,7 @@ class ClassPruning(nn.Module):
         classifier = dict(classifier or {'type': 'BandClassifier'})
         base = dict(base)
         _check_expressions(skip)
+        _check_expressions(fp32, 'network_g.fp32')
         try:
             self.ladder = Ladder.parse(candidates, block, share_taps, unit, layers)
         except LadderError as error:
@@ -107,18 +113,24 @@ class ClassPruning(nn.Module):
             'weights': weights,
             'layers': {key: list(value) for key, value in (layers or {}).items()},
         }
+        if fp32:  # files without such layers are as they were
+            self.options['fp32'] = list(fp32)
+        int8 = [candidate.int8 for candidate in self.ladder.sparse]
+        if any(int8) and weights != 'own':
+            named = ', '.join(candidate.name for candidate in self.ladder.sparse if candidate.int8)
+            raise UsageError(f'{weights!r} is not allowed with {named}; own', key='network_g.weights')
         self.base = base_net
         self.inputs = inputs
         self.num_in_ch = inputs.channels
         self.sizes = inputs.sizes
         """Which image sizes the base network takes, and its scale."""
-        self.choices = tuple(choose_layers(self.base, self.ladder.patterns, skip, self.ladder.layers, inputs.use))
+        self.choices = tuple(choose_layers(self.base, self.ladder.patterns, skip, self.ladder.layers, inputs.use, fp32))
         if not any(choice.patterns for choice in self.choices):
             reasons = '; '.join(sorted({choice.reason for choice in self.choices})) or 'it has no such layers'
             raise UsageError(
                 f'network_g: no layer of {base.get("type")} can be pruned to {", ".join(candidates)}: {reasons}'
             )
-        self.selection = sparsify(self.base, self.choices, weights == 'own')
+        self.selection = sparsify(self.base, self.choices, weights == 'own', int8)
         self.others = nn.ModuleDict(
             {
                 candidate.name: candidate.build(self._dense())
@@ -156,6 +168,11 @@ class ClassPruning(nn.Module):
         others = {name for name, net in self.others.items() if not any(True for _ in net.parameters())}
         return tuple(place for place, name in enumerate(self.candidates) if name not in others)
 
+    @property
+    def int8(self) -> bool:
+        """Whether any candidate multiplies 8-bit integers."""
+        return any(candidate.int8 for candidate in self.ladder.sparse)
+
     # ---------------------------------------------------------- subnetworks
 
     def forget_subnetworks(self) -> None:
@@ -188,6 +205,7 @@ class ClassPruning(nn.Module):
                 replace(
                     self._make_subnetwork(name, partial(self._plain, candidate), self.patterns(candidate)),
                     runs_base=isinstance(candidate, SparseCandidate),
+                    int8=isinstance(candidate, SparseCandidate) and candidate.int8,
                 )
                 for name, candidate in zip(names, self.ladder)
             ),
@@ -227,6 +245,20 @@ class ClassPruning(nn.Module):
             for choice in self.choices
             if choice.patterns and not choice.patterns[slot].is_dense
         }
+
+    def own_layers(self, candidate: Candidate | str | int) -> dict[str, Pattern]:
+        """Pattern of each layer in which a candidate has weights, or a mask, of its own: where it is sparse, and where
+        it multiplies 8-bit integers."""
+        chosen = self.ladder.candidates[self.ladder.index(candidate)]
+        if not isinstance(chosen, SparseCandidate):
+            return {}
+        slot = self.ladder.sparse.index(chosen)
+        own = self.patterns(chosen)
+        if chosen.int8:
+            own |= {
+                choice.name: choice.patterns[slot] for choice in self.choices if choice.patterns and not choice.fp32
+            }
+        return own
 
     def restore_with(self, x: Tensor, candidate: Candidate | str | int) -> Tensor:
         """Restores images ``(B, C, H, W)`` with one candidate."""
@@ -335,6 +367,14 @@ class ClassPruning(nn.Module):
     # --------------------------------------------------------------- weights
 
     @torch.no_grad()
+    def rounded_weights(self) -> dict[str, Tensor]:
+        """The weights of candidates of 8-bit integers, by their keys, as they are computed with."""
+        layers = sparse_layers(self.base)
+        return {
+            f'base.{name}.{key}': weight for name, layer in layers for key, weight in layer.rounded_weights().items()
+        }
+
+    @torch.no_grad()
     def rank_by_magnitude(self) -> None:
         """Renews the nested masks of shared weights from the weights as they are now."""
         for _, layer in sparse_layers(self.base):
@@ -361,12 +401,16 @@ class ClassPruning(nn.Module):
                     raise UserError(
                         f'weights do not fit the network: {name} keeps more of them than {broken[0].described}'
                     )
+                if not layer.has_usable_grids():
+                    raise UserError(f'weights do not fit the network: {name} has no finite ranges for 8-bit integers')
             return
         candidates_only = {k: v for k, v in self.base.state_dict().items() if _is_candidate_key(self.base, k)}
         wanted = self.base.state_dict().keys() - candidates_only.keys()
         load(self.base, {**fitting_params(self.options['base'], params, wanted), **candidates_only})
         for _, layer in sparse_layers(self.base):
             layer.reset_candidates()
+            if layer.int8:
+                layer.grid(layer.int8[0])  # which raises where there is none
         self.forget_subnetworks()
 
     def start_from(self, params: Mapping[str, Tensor], strict: bool = True) -> None:
@@ -389,15 +433,13 @@ def _router_shapes(params: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 
 def _is_candidate_key(base: nn.Module, key: str) -> bool:
     """Whether a state-dict key of the base network belongs to its candidates, not to the dense network."""
-    return any(
-        key.startswith((f'{name}.ranks', f'{name}.biases.', f'{name}.weights.')) for name, _ in sparse_layers(base)
-    )
+    return any(key.startswith(tuple(f'{name}.{part}' for part in CANDIDATE_PARTS)) for name, _ in sparse_layers(base))
 
 
-def _check_expressions(expressions: Iterable[str]) -> None:
-    """Raises UsageError where a layer to be skipped is named by something that is no regular expression."""
+def _check_expressions(expressions: Iterable[str], key: str = 'network_g.skip') -> None:
+    """Raises UsageError where layers are named by something that is no regular expression."""
     for expression in expressions:
         try:
             re.compile(expression)
         except (re.error, TypeError) as error:
-            raise UsageError(f'{expression!r} is no regular expression: {error}', key='network_g.skip') from None
+            raise UsageError(f'{expression!r} is no regular expression: {error}', key=key) from None

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from basicsr_classpruning.routing import RoutedNetwork, Router, Subnetwork
 
 
+_FLOATS = '; its 8-bit integers as the float32 weights that they stand for, inputs are not rounded'
+
+
 def add_parser(subparsers: Any) -> None:
     """Adds the sub-command."""
     parser = subparsers.add_parser(
@@ -72,12 +75,13 @@ def _export_one(chosen: Subnetwork, args: argparse.Namespace) -> str:
         raise UsageError(f'--out {args.out}: a folder; name a file')
     if args.to == 'basicsr':
         export.export_basicsr(chosen, args.out)
-        return ''
+        return _FLOATS if chosen.int8 else ''
     if args.to == 'safetensors':
         write = export.export_compact_safetensors if args.compact else export.export_safetensors
         write(chosen, args.out)
         dense = sum(value.nbytes for value in export.plain_state_dict(chosen).values())
-        return f', {os.path.getsize(args.out) / dense:.3f} of the dense weights' if args.compact else ''
+        size = f', {os.path.getsize(args.out) / dense:.3f} of the dense weights' if args.compact else ''
+        return size + (_FLOATS if chosen.int8 else '')
     graph = export.export_onnx(chosen, args.out)
     tried = ' and '.join('×'.join(map(str, shape)) for shape in graph.tried)
     lines = [f'\nONNX Runtime gives the same output to {graph.difference:.1e} (tried {tried})']

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from basicsr_classpruning.archs.dense import DenseNetwork
     from basicsr_classpruning.pruning.prune import CandidateReport, PruneOptions
 
+_LADDER = ['1:4', '2:4', '4:4']
+_INT8_LADDER = ['4:16-int8', '8:16-int8', '16:16-int8', '16:16']
+
 
 def add_parser(subparsers: Any) -> None:
     """Adds the sub-command."""
@@ -35,9 +38,14 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='dense checkpoint (BasicSR, raw or safetensors)')
     parser.add_argument('--out', metavar='FILE', required=True, help='where the ClassPruning checkpoint goes')
     parser.add_argument(
-        '--candidates', nargs='+', metavar='N:M', default=['1:4', '2:4', '4:4'],
+        '--candidates', nargs='+', metavar='N:M',
         help='patterns from sparsest to densest (default: 1:4 2:4 4:4); with M = 16 less is lost at the same MACs, and '
-        'a finer ladder such as 4:16 6:16 8:16 11:16 16:16 meets budgets better',
+        'a finer ladder such as 4:16 6:16 8:16 11:16 16:16 meets budgets better. N:M-int8 multiplies 8-bit integers',
+    )  # fmt: skip
+    parser.add_argument(
+        '--int8', action='store_true',
+        help='candidates of 8-bit integers, quantised with the pictures of --calibration: 4:16-int8 8:16-int8 '
+        '16:16-int8 16:16 with --unit 4, unless --candidates and --unit say otherwise',
     )  # fmt: skip
     parser.add_argument(
         '--no-bypass', action='store_true',
@@ -49,9 +57,9 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument('--share-taps', action='store_true', help='kernel taps share a mask')
     parser.add_argument(
-        '--unit', type=int, choices=UNITS, default=1,
+        '--unit', type=int, choices=UNITS,
         help='neighbouring input channels that are kept or dropped together, which divide M and every N: with 4, 8:16 '
-        'keeps two of four units (default: 1)',
+        'keeps two of four units (default: 1, with --int8 4)',
     )  # fmt: skip
     parser.add_argument(
         '--per-layer', action='store_true',
@@ -90,7 +98,8 @@ def run(args: argparse.Namespace) -> int:
     from basicsr_classpruning.pruning.prune import PruneOptions
 
     check_call(args)
-    for name in ('degrade', 'per_layer'):
+    _fill_in(args)
+    for name in ('degrade', 'per_layer', 'int8'):
         if getattr(args, name) and not args.calibration:
             raise UsageError(f'--{name.replace("_", "-")}: needs --calibration')
     start = time.perf_counter()
@@ -117,6 +126,7 @@ def run(args: argparse.Namespace) -> int:
         'layers_pruned': sum(bool(choice.patterns) for choice in net.choices),
         'file_bytes_dense': os.path.getsize(args.checkpoint),
         'layers_patterns': net.options['layers'],
+        'layers_fp32': {choice.name: choice.fp32 for choice in net.choices if net.int8 and choice.fp32},
         **figures,
         'seconds': time.perf_counter() - start,
         'threads': torch.get_num_threads(),
@@ -136,6 +146,18 @@ def run(args: argparse.Namespace) -> int:
         )
     write_json(report, args.json)
     return 0
+
+
+def _fill_in(args: argparse.Namespace) -> None:
+    """Gives candidates and unit their defaults, and checks that ``--int8`` is there where the candidates need it."""
+    asked = bool(args.candidates) and any(name.endswith('-int8') for name in args.candidates)
+    if args.int8 and args.candidates and not asked:
+        raise UsageError(f'--int8: none of {" ".join(args.candidates)} is an N:M-int8; name one, or no --candidates')
+    args.int8 = args.int8 or asked
+    if args.int8 and args.weights == 'shared':
+        raise UsageError('--int8: needs --weights own')
+    args.candidates = args.candidates or (_INT8_LADDER if args.int8 else _LADDER)
+    args.unit = args.unit or (4 if args.int8 else 1)
 
 
 def _ladder(dense: DenseNetwork, args: argparse.Namespace) -> tuple[str, ...]:
@@ -206,7 +228,7 @@ def _with_data(
         'against': "the dense network's outputs" if degradation is None else 'the clean pictures',
         'weights': [
             _weights(made.net, made.candidates),
-            _weights(made.alternative.cpu(), made.alternative_candidates),
+            *([] if made.alternative is None else [_weights(made.alternative.cpu(), made.alternative_candidates)]),
         ],
     }
 
@@ -243,4 +265,7 @@ def _text(report: dict[str, Any]) -> str:
         rows.append(row)
     found = ' (found out)' if report['inputs_found_out'] else ''
     inputs = f'inputs: {report["inputs"]}{found}; PSNR against {report["against"]}, on held-out crops'
-    return f'{inputs}\n{format_table([header, *rows, file])}'
+    text = f'{inputs}\n{format_table([header, *rows, file])}'
+    if report['layers_fp32']:
+        text += f'\nin float32 in all candidates: {", ".join(report["layers_fp32"])}'
+    return text

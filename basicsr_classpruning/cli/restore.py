@@ -49,6 +49,11 @@ def add_parser(subparsers: Any) -> None:
         help='give patches of this side (a multiple of 8) a candidate each, instead of whole tiles; tiles may then be '
         'as large as memory allows, and their overlap is halo (default: whole tiles)',
     )  # fmt: skip
+    parser.add_argument(
+        '--precision', choices=['auto', 'fp32', 'int8'], default='auto',
+        help='let only candidates be chosen that compute in float32, or with 8-bit integers; the bypass may be chosen '
+        'always (default: auto, all of them)',
+    )  # fmt: skip
     add_run_arguments(parser, device='auto')
     parser.add_argument('--class-map', action='store_true', help='also write NAME_classes.png: the tiles by candidate')
     parser.add_argument('--overwrite', action='store_true', help='redo pictures that are finished')
@@ -81,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         patch=args.patch,
         budget=args.budget,
         candidate=args.candidate,
+        precision=args.precision,
         backend=args.backend,
         threads=args.threads,
         device=args.device,
@@ -136,6 +142,7 @@ def _report(
         'output': args.output,
         'budget': restorer.budget,
         'candidate': args.candidate,
+        'precision': args.precision,
         'backend': args.backend,
         'threads': restorer.workers.count,
         'tile': args.tile,

@@ -12,7 +12,7 @@ from basicsr_classpruning.config.fields import Allowed, Count, Regex, Registered
 from basicsr_classpruning.routing.ladder import Ladder, LadderError
 
 CandidateName = Annotated[str, Allowed("a candidate N:M, e.g. '8:16'")]
-_LADDER = Allowed("a list of candidates N:M, sparsest first, e.g. ['4:16', '8:16', '16:16']")
+_LADDER = Allowed("a list of candidates N:M or N:M-int8, sparsest first, e.g. ['4:16', '8:16', '16:16']")
 
 
 class PlainNetwork(Registered):
@@ -45,7 +45,8 @@ class ClassPruningNetwork(Section):
     -1 the last) or its key; null: found by running it."""
     candidates: Annotated[list[CandidateName], MinLen(1), _LADDER]
     """The sparse subnetworks, from sparsest to densest, all of one M, e.g. `['4:16', '8:16', '16:16']`: of every M
-    consecutive input channels at most N weights are kept. `M:M` is the dense one; it need not be listed."""
+    consecutive input channels at most N weights are kept. `M:M` is the dense one; it need not be listed. `N:M-int8`
+    multiplies 8-bit integers; it needs `weights: own`, and training starts from a checkpoint of `prune --int8`."""
     block: Count = 1
     """Consecutive output channels that share a mask; 1 is the paper's fine-grained pattern, more is faster and a
     little worse."""
@@ -56,6 +57,9 @@ class ClassPruningNetwork(Section):
     keeps two of four units."""
     skip: list[Regex] = Field(default_factory=list)
     """Regular expressions of layer names that stay dense, besides those that cannot be pruned."""
+    fp32: list[Regex] | None = None
+    """Regular expressions of layer names that candidates `N:M-int8` compute in float32, besides those that cannot
+    multiply 8-bit integers. null: as in the checkpoint that training starts from."""
     classifier: Classifier = Classifier()
     """The network that predicts the difficulty class."""
     weights: Literal['shared', 'own'] = 'shared'
@@ -73,4 +77,7 @@ class ClassPruningNetwork(Section):
             Ladder.parse(self.candidates, self.block, self.share_taps, self.unit, self.layers)
         except LadderError as error:
             raise refuse(error.place, error.text) from None
+        named = [name for name in self.candidates if name.endswith('-int8')]
+        if named and self.weights != 'own':
+            raise refuse('weights', f'{self.weights!r} is not allowed with {", ".join(named)}; own')
         return self

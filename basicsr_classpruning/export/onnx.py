@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 import os
@@ -18,11 +19,14 @@ from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.routing.network import Subnetwork
 from basicsr_classpruning.safe_files import write_atomically
 from basicsr_classpruning.sizes import SizeRequirements
+from basicsr_classpruning.sparsity.int8 import LARGEST_INPUT, Int8Conv2d, Int8Linear, int8_layers
 
 INPUT, OUTPUT = 'input', 'output'
 """Names of a graph's input ``(B, C, H, W)`` and output."""
 TOLERANCE = 1e-4
 """Greatest difference of a graph's output from the network's, where that is within [-1, 1]."""
+INT8_TOLERANCE = 0.02
+"""The same of networks that multiply 8-bit integers: rounding in another order moves single values by one step."""
 _OPSET = 17  # the first with LayerNormalization; ONNX Runtime since 1.12, OpenVINO since 2022.3
 _STEP = 7  # pixels between the sides tried, where any goes: odd, for networks that halve their input
 
@@ -74,21 +78,52 @@ def convert(net: nn.Module, channels: int, sizes: SizeRequirements) -> Graph:
     Raises UserError where the network cannot be converted, its graph does something else, or a package is missing.
     """
     require_onnx()
+    tolerance = INT8_TOLERANCE if int8_layers(net) else TOLERANCE
     step = -(-_STEP // sizes.multiple) * sizes.multiple
     low, middle, high = (sizes.padded(2 * _STEP) + i * step for i in range(3))
     plane, planes = (channels, middle, high), ((channels, low, middle), (channels, high, low))
     difference = math.inf
     for batch, tried in ((2, (1, 3)), (1, (1, 1))):
-        content = _trace(net, (batch, *plane), batch > 1)
+        content = _trace(_with_fake_quantisation(net), (batch, *plane), batch > 1)
         shapes = tuple((count, *size) for count, size in zip(tried, planes))
         difference = _difference(net, content, shapes)
-        if difference <= TOLERANCE:
+        if difference <= tolerance:
             return Graph(content, batch > 1, difference, shapes)
     what = f'its output is off by {difference:.1g}' if math.isfinite(difference) else 'its graph fails'
     raise UserError(
         f'{type(net).__name__} cannot be exported to ONNX with any height and width: '
         f'at other sizes than the traced one {what}'
     )
+
+
+class _FakeInt8Conv2d(Int8Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(_fake_inputs(self, input), _fake_weight(self), self.bias)
+
+
+class _FakeInt8Linear(Int8Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(_fake_inputs(self, input), _fake_weight(self), self.bias)
+
+
+def _fake_inputs(layer: Int8Conv2d | Int8Linear, x: Tensor) -> Tensor:
+    zero = int(layer.input_zero)
+    return torch.fake_quantize_per_tensor_affine(x, float(layer.input_scale), zero, 0, LARGEST_INPUT)
+
+
+def _fake_weight(layer: Int8Conv2d | Int8Linear) -> Tensor:
+    zeros = torch.zeros_like(layer.weight_scale, dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(layer.weight, layer.weight_scale, zeros, 0, -128, 127)
+
+
+def _with_fake_quantisation(net: nn.Module) -> nn.Module:
+    """The network with layers that the exporter writes as QuantizeLinear and DequantizeLinear."""
+    if not int8_layers(net):
+        return net
+    fake = copy.deepcopy(net)
+    for layer in int8_layers(fake).values():
+        layer.__class__ = _FakeInt8Conv2d if isinstance(layer, Int8Conv2d) else _FakeInt8Linear
+    return fake
 
 
 def _trace(net: nn.Module, shape: Sequence[int], any_batch: bool) -> bytes:

@@ -22,6 +22,8 @@ from basicsr_classpruning.inference.workers import Workers
 from basicsr_classpruning.routing.budget import check_budget
 from basicsr_classpruning.routing.network import RoutedNetwork
 
+PRECISIONS = ('auto', 'fp32', 'int8')
+
 
 class Restorer:
     """Restores images of any size.
@@ -35,6 +37,7 @@ class Restorer:
         budget: wanted average MACs of each image as a fraction of the dense ones; by default the network's own
             ``budget``, and if that is None, the classifier alone decides.
         candidate: the one candidate that restores everything, e.g. ``'2:4'``; the classifier is not asked.
+        precision: ``fp32`` or ``int8`` lets only such candidates be chosen, and the bypass; ``auto`` all.
         backend: ``auto``, ``dense`` or ``cpu``, see `engines.Engines`.
         batch: tiles that run together; by default 1 on a CPU, where each thread runs its own, and 16 on a GPU.
         threads: threads on the CPU, by default as many as torch uses. The result does not depend on it.
@@ -54,6 +57,7 @@ class Restorer:
         patch: int | None = None,
         budget: float | None = None,
         candidate: str | None = None,
+        precision: str = 'auto',
         backend: str = 'auto',
         batch: int | None = None,
         threads: int | None = None,
@@ -64,7 +68,9 @@ class Restorer:
         for name, value in (('batch', batch), ('threads', threads)):
             if value is not None and value < 1:
                 raise UsageError(f'{value}: allowed are 1 and more', key=name)
-        self.network = as_routed(net)
+        if precision not in PRECISIONS:
+            raise UsageError(f'{precision!r}: allowed are {", ".join(PRECISIONS)}', key='precision')
+        self.network = as_routed(net).of_precision(precision)
         self.network.module.to(pick_device(device))
         check_channels(self.network)
         self.info = self.network.info

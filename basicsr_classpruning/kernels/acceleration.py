@@ -139,7 +139,6 @@ class _Acceleration:
                 replaced.get_submodule(parent)._modules[child] = nn.Identity()
         return replaced
 
-
     def _replace_blocks(self, chosen: set[str], made: dict[int, object]) -> list[str]:
         """Makes the Swin blocks, by the ids of those that they replace. Returns the names of the layers in no block."""
         left = set(chosen)

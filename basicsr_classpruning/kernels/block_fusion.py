@@ -7,10 +7,22 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from basicsr_classpruning.kernels.blocks import Around, Depthwise, KernelPointwise, is_pointwise, norm_of_planes, norm_of_tokens
+from basicsr_classpruning.kernels.blocks import (
+    Around,
+    Depthwise,
+    KernelPointwise,
+    is_pointwise,
+    norm_of_planes,
+    norm_of_tokens,
+)
 from basicsr_classpruning.kernels.tracing import function_name, module_of
 
-_ONE_BY_ONE = (nn.Sigmoid, nn.ReLU, nn.LeakyReLU, nn.Hardsigmoid)  # what may stand between a mean and its use as factors
+_ONE_BY_ONE = (
+    nn.Sigmoid,
+    nn.ReLU,
+    nn.LeakyReLU,
+    nn.Hardsigmoid,
+)  # what may stand between a mean and its use as factors
 
 
 @dataclass(frozen=True)

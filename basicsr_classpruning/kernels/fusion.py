@@ -64,13 +64,14 @@ def _factor(net: fx.GraphModule, value: object, channels: int) -> Tensor | None:
 class _Chain:
     """A layer's node and the nodes after it that its epilogue takes over, grown one by one."""
 
-    def __init__(self, net: fx.GraphModule, node: fx.Node) -> None:
+    def __init__(self, net: fx.GraphModule, node: fx.Node, with_around: bool) -> None:
         self.net = net
         self.nodes = [node]
         self.channels = int(getattr(module_of(net, node), 'out_channels', 0))  # 0 (linear): scales by numbers only
         self.epilogue = Epilogue()
         self.residual: fx.Node | None = None
-        self.surroundings = surroundings(net, node) if is_pointwise(net.get_submodule(str(node.target))) else None
+        pointwise = with_around and is_pointwise(net.get_submodule(str(node.target)))
+        self.surroundings = surroundings(net, node) if pointwise else None
         if self.around.gate:
             assert self.surroundings is not None
             self.nodes += self.surroundings.gate
@@ -178,16 +179,22 @@ class _Chain:
         return True
 
 
-def fuse_graph(net: fx.GraphModule, names: set[str], make_layer: MakeLayer) -> None:
-    """Replaces the named layers of a graph, and what follows them, by ``make_layer(name, epilogue)``, in place.
+def fuse_graph(net: fx.GraphModule, names: set[str], make_layer: MakeLayer, with_around: bool = True) -> None:
+    """Replaces the named layers of a graph, and what follows them, by ``make_layer(name, epilogue, around)``, in place.
 
     A layer that is called in several places is made once for each, as what follows it differs.
+
+    Args:
+        net: the graph.
+        names: of the layers.
+        make_layer: makes what replaces one.
+        with_around: whether layers without taps also take over what stands before them, and gates.
     """
     calls: dict[str, int] = {}
     for node in [n for n in net.graph.nodes if n.op == 'call_module' and str(n.target) in names]:
         name = str(node.target)
         calls[name] = calls.get(name, 0) + 1
-        chain = _Chain(net, node)
+        chain = _Chain(net, node, with_around)
         while chain.grow():
             pass
         target = name if calls[name] == 1 else f'{name}_call{calls[name]}'

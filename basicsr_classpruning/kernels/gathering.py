@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from basicsr_classpruning.kernels.jobs import JobList
+from basicsr_classpruning.sparsity.int8 import Int8Conv2d
 
 
 class GatheredConv2d(nn.Module):
@@ -41,11 +42,12 @@ class GatheredConv2d(nn.Module):
             if y is None:
                 y = x.new_zeros((rows * columns, len(x), layer.out_channels, side, side))
             if len(cells):
-                batch = windows[cells].flatten(0, 1)
-                found = functional.conv2d(batch, layer.weight, layer.bias, dilation=layer.dilation, groups=layer.groups)
+                found = _without_padding(layer, windows[cells].flatten(0, 1))
                 y[cells] = found.unflatten(0, (len(cells), len(x)))
         assert y is not None
-        return y.unflatten(0, (rows, columns)).permute(2, 3, 0, 4, 1, 5).reshape(len(x), -1, rows * side, columns * side)
+        return (
+            y.unflatten(0, (rows, columns)).permute(2, 3, 0, 4, 1, 5).reshape(len(x), -1, rows * side, columns * side)
+        )
 
     def _members(self, jobs: JobList, device: torch.device) -> list[Tensor]:
         members = jobs.members(self._count, device)
@@ -55,7 +57,16 @@ class GatheredConv2d(nn.Module):
 
 def alike(layers: Sequence[nn.Conv2d]) -> bool:
     """Whether layers compute the same."""
-    return all(_equal(one.weight, layers[0].weight) and _equal(one.bias, layers[0].bias) for one in layers)
+    first = layers[0]
+    return all(
+        type(one) is type(first) and _equal(one.weight, first.weight) and _equal(one.bias, first.bias) for one in layers
+    )
+
+
+def _without_padding(layer: nn.Conv2d, windows: Tensor) -> Tensor:
+    if isinstance(layer, Int8Conv2d):
+        return layer.without_padding(windows)
+    return functional.conv2d(windows, layer.weight, layer.bias, dilation=layer.dilation, groups=layer.groups)
 
 
 def _equal(one: Tensor | None, other: Tensor | None) -> bool:

@@ -149,6 +149,7 @@ class Native:
         jobs = torch.empty((cells.numel(), len(JOB_FIELDS)), dtype=torch.int32)
         source, to = ctypes.c_void_p(cells.data_ptr()), ctypes.c_void_p(jobs.data_ptr())
         return jobs[: self.library.cp_join_cells(source, *cells.shape, to)].clone()
+
     def pack_pointwise(self, weight: torch.Tensor, geometry: Geometry, isa: str, gate: bool) -> torch.Tensor:
         """The non-zeros of a layer without taps ``(O, C, 1, 1)``, as int32 words; ``gate``: of ``nm_pointwise``."""
         weight = weight.detach().to('cpu', torch.float32).contiguous()

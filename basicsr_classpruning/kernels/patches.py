@@ -34,8 +34,8 @@ class PatchedNet(nn.Module):
     Args:
         graph: the dense network's, whose convolutions keep the size; it is changed.
         candidates: the same network with other weights, sparsest first.
-        use_kernels: whether convolutions run on the kernels, with what follows them fused in, where they can: float32 on
-            the CPU.
+        use_kernels: whether convolutions run on the kernels, with what follows them fused in, where they can: float32
+            on the CPU.
 
     All that is no convolution is taken from the graph, and runs on whole images.
     """
@@ -45,7 +45,7 @@ class PatchedNet(nn.Module):
         names = dict.fromkeys(str(n.target) for n in graph.graph.nodes if isinstance(module_of(graph, n), nn.Conv2d))
         layers = {name: [_conv(net, name) for net in candidates] for name in names}
         fused = {name for name in layers if use_kernels and not any(why_torch(layer, True) for layer in layers[name])}
-        fuse_graph(graph, fused, lambda name, epilogue: PatchedConv2d(layers[name], epilogue))
+        fuse_graph(graph, fused, lambda name, epilogue, _: PatchedConv2d(layers[name], epilogue), with_around=False)
         for name in layers.keys() - fused:
             graph.set_submodule(name, GatheredConv2d(layers[name]))
         _pass_jobs(graph)
@@ -115,8 +115,7 @@ class PatchedConv2d(nn.Module):
         # The sparsest candidate computes the rings around what runs.
         patch, ring = _patches(), _patches() if self._alike else _rings()
         found = [_faster(layer, cell, patch if k else ring) for k, layer in enumerate(self.weights)]
-        biases = [layer.bias for layer in self.weights]
-        return weight_array(found, biases)
+        return weight_array(found, [layer.get_buffer('bias') if layer.bias is not None else None for layer in self.weights])
 
 
 def _faster(layer: nn.Module, cell: int, jobs: Tensor) -> Tensor:

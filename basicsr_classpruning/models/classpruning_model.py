@@ -60,16 +60,30 @@ class TrainingPass(nn.Module):
             return restored, errors, self.net.probabilities(relative_errors(errors.mean((2, 3))))
 
 
+def _options_at_start(opt: Mapping[str, Any]) -> dict[str, Any]:
+    """``network_g`` of the checkpoint that a network starts from; empty without such a one."""
+    path = opt['path'].get('pretrain_network_g')
+    return (path and read_checkpoint(path).network_g) or {}
+
+
 def _layers_at_start(opt: Mapping[str, Any]) -> dict[str, Any]:
     """The per-layer patterns of the ClassPruning checkpoint that a network starts from; none without such a one."""
-    path = opt['path'].get('pretrain_network_g')
-    network = (path and read_checkpoint(path).network_g) or {}
+    path, network = opt['path'].get('pretrain_network_g'), _options_at_start(opt)
     if _sparse_names(network.get('candidates')) != _sparse_names(opt['network_g'].get('candidates')):
         return {}  # patterns of other candidates are none of this network's
     layers = network.get('layers') or {}
     if not isinstance(layers, dict) or not all(isinstance(ladder, list) for ladder in layers.values()):
         raise UserError(f'{path}: network_g.layers: damaged: wanted lists of patterns by the names of layers')
     return layers
+
+
+def _fp32_at_start(opt: Mapping[str, Any]) -> list[str]:
+    """The layers that candidates of 8-bit integers compute in float32 in that checkpoint."""
+    named = _options_at_start(opt).get('fp32') or []
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        path = opt['path'].get('pretrain_network_g')
+        raise UserError(f'{path}: network_g.fp32: damaged: wanted a list of regular expressions')
+    return named
 
 
 def _sparse_names(candidates: Any) -> list[str]:
@@ -100,6 +114,8 @@ class ClassPruningModel(GuardedSRModel):
             )
         if opt['network_g'].get('layers') is None:
             opt['network_g']['layers'] = _layers_at_start(opt)
+        if opt['network_g'].get('fp32') is None:
+            opt['network_g']['fp32'] = _fp32_at_start(opt)
         super().__init__(opt)
 
     # ---------------------------------------------------------------- set-up
@@ -141,6 +157,13 @@ class ClassPruningModel(GuardedSRModel):
 
     def load_params(self, net: nn.Module, params: dict[str, Tensor], strict: bool) -> None:
         net.start_from(params, strict)  # type: ignore[operator]
+
+    def state_to_save(self, net: nn.Module, current_iter: int) -> dict[str, Tensor]:
+        # What a run goes on from keeps the digits that rounding drops; what is left of a training is small.
+        state = super().state_to_save(net, current_iter)
+        if current_iter == -1 and isinstance(net, ClassPruning):
+            state |= net.rounded_weights()
+        return state
 
     def network_options(self, net_label: str = 'net_g') -> dict[str, Any]:
         return self.net_g.options

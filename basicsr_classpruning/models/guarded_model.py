@@ -295,7 +295,7 @@ class GuardedSRModel(SRModel):
     def save_network(self, net: Any, net_label: str, current_iter: int, param_key: Any = 'params') -> None:
         nets = net if isinstance(net, list) else [net]
         keys = param_key if isinstance(param_key, list) else [param_key]
-        states = {key: self.get_bare_model(each).state_dict() for key, each in zip(keys, nets)}
+        states = {key: self.state_to_save(self.get_bare_model(each), current_iter) for key, each in zip(keys, nets)}
         label = 'latest' if current_iter == -1 else current_iter
         for name, value in itertools.chain.from_iterable(state.items() for state in states.values()):
             if value.is_floating_point() and not torch.isfinite(value).all():
@@ -305,6 +305,10 @@ class GuardedSRModel(SRModel):
                 )
         path = osp.join(self.opt['path']['models'], f'{net_label}_{label}.pth')
         write_checkpoint(path, states, self.network_options(net_label))
+
+    def state_to_save(self, net: nn.Module, current_iter: int) -> dict[str, Tensor]:
+        """What is saved of a network in an iteration; −1 is the end of the training."""
+        return net.state_dict()
 
     def network_options(self, net_label: str = 'net_g') -> dict[str, Any]:
         """The options that rebuild a network, as plain values."""

@@ -28,11 +28,19 @@ from basicsr_classpruning.pruning.classifier import ErrorMaps, fit_classifier, m
 from basicsr_classpruning.pruning.crops import ATTEMPTS, Crops, cut_crops
 from basicsr_classpruning.routing.budget import solve_budget
 from basicsr_classpruning.routing.bypass import Bypass, LinearFilter
-from basicsr_classpruning.routing.errors import relative_errors
+from basicsr_classpruning.routing.errors import LEAST_ERROR, relative_errors
 from basicsr_classpruning.routing.ladder import Ladder
 from basicsr_classpruning.sizes import bytes_of_image
 from basicsr_classpruning.sparsity import sparse_layers
-from basicsr_classpruning.sparsity.second_order import prune_second_order, rank_second_order, unreached_layers
+from basicsr_classpruning.sparsity.int8 import InputRange
+from basicsr_classpruning.sparsity.second_order import (
+    errors_of_single_int8_layers,
+    input_ranges,
+    last_layer,
+    prune_second_order,
+    rank_second_order,
+    unreached_layers,
+)
 
 DEFAULT_TARGET = 0.6  # average MACs of the default routing, of which the paper speaks
 # Weights are fitted on crops that run through the network together, so their number is bounded by the memory that
@@ -49,6 +57,9 @@ _GPU_FACTOR = 100  # more of it on a GPU, in less time
 _ERROR_CROPS = (48, 600)
 _FIT_STEPS = 600
 _HELD_OUT = 24
+_INT8_LOSS = 0.01  # dB that the dense candidate of 8-bit integers may lose before layers are left in float32
+_OUTSTANDING = 3.0  # times the mean error of a layer, above which leaving it pays
+_ASSUMED_ERROR = 1e-4  # mean squared error of a network whose clean images are not known
 _BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 logger = logging.getLogger('basicsr_classpruning')
@@ -71,6 +82,8 @@ class PruneOptions:
     """Whether each layer gets its own N, at the candidates' MACs; needs data."""
     layers: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """``network_g.layers``; found from data with ``per_layer``."""
+    fp32: tuple[str, ...] = ()
+    """``network_g.fp32``; more of them are found from data where candidates multiply 8-bit integers."""
 
     @property
     def alternative(self) -> PruneOptions:
@@ -98,8 +111,9 @@ class Calibrated:
     net: ClassPruning
     """In eval mode."""
     candidates: list[CandidateReport]
-    alternative: ClassPruning
-    """The candidates with the other kind of weights, and the same classifier; only to be compared."""
+    alternative: ClassPruning | None
+    """The candidates with the other kind of weights, and the same classifier; only to be compared. None where
+    candidates multiply 8-bit integers, which need weights of their own."""
     alternative_candidates: list[CandidateReport]
 
 
@@ -120,10 +134,11 @@ def build(dense: DenseNetwork, options: PruneOptions, classifier: dict[str, Any]
             classifier=classifier,
             weights=options.weights,
             layers=options.layers,
+            fp32=options.fp32,
             base_net=dense.net,
             inputs=dense.inputs,
         )
-    if not any(map(net.patterns, net.candidates)):
+    if not any(map(net.own_layers, net.candidates)):
         raise UsageError(f'{", ".join(options.candidates)}: none of them is sparse', key='network_g.candidates')
     for _, layer in sparse_layers(net.base):
         layer.reset_candidates()
@@ -172,27 +187,76 @@ def prune_with_data(
         UsageError: the options do not fit the network, or no image is large enough.
         UserError: an image cannot be read, or the network cannot be calibrated.
     """
-    alternative = build(_copy(dense), options.alternative, {'type': 'BandClassifier'})
-    count = _weight_crops(alternative)
-    weight_crops = _cut(alternative, pictures, degradation, count, _WEIGHT_SIDE, options.seed, progress)
-    unreached = _unreached(alternative, weight_crops)
+    trial = build(_copy(dense), options, {'type': 'BandClassifier'})
+    count = _weight_crops(trial)
+    weight_crops = _cut(trial, pictures, degradation, count, _WEIGHT_SIDE, options.seed, progress)
+    unreached = _unreached(trial, weight_crops)
     if unreached:
         logger.warning('left dense, because no calibration picture reaches them: %s', ', '.join(unreached))
         options = replace(options, skip=(*options.skip, *(f'^{re.escape(name)}$' for name in unreached)))
-        alternative = build(_copy(dense), options.alternative, {'type': 'BandClassifier'})
+        trial = build(_copy(dense), options, {'type': 'BandClassifier'})
     if options.per_layer:
         some = next(weight_crops.batches(_LAYER_CROPS))
-        options = replace(options, layers=allocate_layers(alternative, some, progress))
-        alternative = build(_copy(dense), options.alternative, {'type': 'BandClassifier'})
+        options = replace(options, layers=allocate_layers(trial, some, progress))
+    ranges: dict[str, InputRange] = {}
+    if trial.int8:
+        range_crops = _cut(trial, pictures, degradation, count, _ERROR_SIDE, options.seed + 3, progress)
+        ranges = _input_ranges(trial, range_crops)
+        sensitive = sensitive_layers(trial, ranges, next(weight_crops.batches(_LAYER_CROPS)))
+        options = replace(options, fp32=(*options.fp32, *(f'^{re.escape(name)}$' for name in sensitive)))
+    alternative = None if trial.int8 else build(_copy(dense), options.alternative, {'type': 'BandClassifier'})
     net = build(dense, options, {'type': 'BandClassifier'})
-    for each in (net, alternative):
-        _set_weights(each, list(weight_crops.lq.split(8)), progress)
+    both = [net] if alternative is None else [net, alternative]
+    for each in both:
+        _set_weights(each, list(weight_crops.lq.split(8)), ranges, progress)
         _fit_bypass(each, weight_crops)
     if len(net.candidates) > 1:
         _fit(net, pictures, degradation, options.seed, progress)
-        alternative.classifier = net.classifier
+        if alternative is not None:
+            alternative.classifier = net.classifier
     held_out = _cut(net, pictures, degradation, _HELD_OUT, _TILE, options.seed + 2, progress)
-    return Calibrated(net, measure_candidates(net, held_out), alternative, measure_candidates(alternative, held_out))
+    reports = [measure_candidates(each, held_out) for each in both]
+    return Calibrated(net, reports[0], alternative, [] if alternative is None else reports[1])
+
+
+def _int8_layers(net: ClassPruning) -> list[str]:
+    """The layers that can multiply 8-bit integers."""
+    return [choice.name for choice in net.choices if choice.patterns and not choice.fp32]
+
+
+def _input_ranges(net: ClassPruning, crops: Crops) -> dict[str, InputRange]:
+    return input_ranges(net.dense.net, _int8_layers(net), list(crops.lq.split(8)))
+
+
+@torch.no_grad()
+def sensitive_layers(net: ClassPruning, ranges: Mapping[str, InputRange], crops: Crops) -> list[str]:
+    """The layers that candidates of 8-bit integers should compute in float32.
+
+    The last one of the network, which adds its rounding to every pixel; then, while the others together are expected to
+    lose more than ``_INT8_LOSS``, those of them that lose far more than their share.
+
+    Args:
+        net: a network whose candidates multiply 8-bit integers.
+        ranges: of what its layers receive.
+        crops: inputs; without clean images the dense network's error is taken to be that of 40 dB.
+    """
+    dense, batches = net.dense.net, list(crops.lq.split(8))
+    error = torch.full((len(crops),), _ASSUMED_ERROR, device=crops.lq.device)
+    if crops.gt is not None:
+        outputs = torch.cat([dense(batch) for batch in batches]).clamp(0, 1)
+        error = (outputs - crops.gt).square().mean((1, 2, 3)).clamp(min=LEAST_ERROR)
+    errors = errors_of_single_int8_layers(dense, ranges, batches, 1 / error)
+    left = [last_layer(dense, list(ranges), crops.lq[:1])]
+    errors.pop(left[0])
+    # Errors of single layers add up nearly, as they are hardly correlated.
+    for name in sorted(errors, key=errors.__getitem__, reverse=True):
+        if 10 * math.log10(1 + sum(errors.values())) <= _INT8_LOSS or errors[name] < _OUTSTANDING * np.mean(
+            [*errors.values()]
+        ):
+            break
+        left.append(name)
+        del errors[name]
+    return left
 
 
 def _weight_crops(net: ClassPruning) -> int:
@@ -341,18 +405,25 @@ def _error_crops(net: ClassPruning) -> int:
     return int(min(max(work / each, low), high))
 
 
-def _set_weights(net: ClassPruning, batches: Sequence[Tensor], progress: Progress) -> None:
-    """Chooses masks, weights and biases of the sparse candidates from data."""
-    sparse = [k for k, candidate in enumerate(net.ladder.sparse) if net.patterns(candidate)]
-    patterns = [net.patterns(net.ladder.sparse[k]) for k in sparse]
+def _set_weights(
+    net: ClassPruning, batches: Sequence[Tensor], ranges: Mapping[str, InputRange], progress: Progress
+) -> None:
+    """Chooses masks, weights and biases of the sparse candidates from data; ``ranges`` are those of layers' inputs."""
+    sparse = [k for k, candidate in enumerate(net.ladder.sparse) if net.own_layers(candidate)]
+    patterns = [net.own_layers(net.ladder.sparse[k]) for k in sparse]
+    names = _int8_layers(net)
+    int8 = [{name: ranges[name] for name in names} if net.ladder.sparse[k].int8 else {} for k in sparse]
     dense: nn.Module = net.dense.net
     layers = dict(sparse_layers(net.base))
 
     with torch.no_grad():
         if net.options['weights'] == 'own':
-            for k, pruned in zip(sparse, prune_second_order(dense, patterns, batches, progress=progress)):
+            solved = prune_second_order(dense, patterns, batches, progress=progress, int8=int8)
+            for k, pruned in zip(sparse, solved):
                 for name, layer in pruned.items():
                     layers[name].set_candidate(k, layer.weight, layer.bias)
+                    if layer.grid is not None:
+                        layers[name].set_grid(k, layer.grid)
         else:
             ranking = rank_second_order(dense, patterns, batches, progress=progress)
             for name, ranks in ranking.ranks.items():
@@ -377,7 +448,7 @@ def measure_candidates(net: ClassPruning, crops: Crops) -> list[CandidateReport]
     runs: list[tuple[str, float, Callable[[Tensor], Tensor]]] = [('dense', 1.0, net.dense.net)]
     macs = net.reference_macs
     for k, candidate in enumerate(net.candidates):
-        if net.patterns(candidate) or candidate in net.others:
+        if net.own_layers(candidate) or candidate in net.others:
             runs.append((candidate, macs.candidates[k] / macs.dense, partial(net.restore_with, candidate=k)))
     reports: list[CandidateReport] = []
     for name, cost, run in runs:

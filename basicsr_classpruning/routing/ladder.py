@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from basicsr_classpruning.routing.network import Subnetwork
 
 _PATTERN = f"N:M with 1 <= N <= M <= {MAX_M}, for example '8:16'"
+_INT8 = '-int8'
 
 
 class LadderError(ValueError):
@@ -75,13 +76,18 @@ def register_candidate(kind: _Kind) -> _Kind:
 @register_candidate
 @dataclass(frozen=True)
 class SparseCandidate(Candidate):
-    """A sparse subnetwork of the base network, or with ``M:M`` the dense one itself."""
+    """A sparse subnetwork of the base network, or with ``M:M`` the dense one itself.
+
+    With ``int8`` its layers multiply 8-bit integers, as far as they can (``network_g.fp32`` names those that do not);
+    then ``M:M`` has weights of its own too.
+    """
 
     pattern: Pattern
+    int8: bool = False
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        return str(self.pattern)
+        return f'{self.pattern}{_INT8 if self.int8 else ""}'
 
     @property
     def density(self) -> float:  # type: ignore[override]
@@ -89,8 +95,9 @@ class SparseCandidate(Candidate):
 
     @classmethod
     def parse(cls, text: str) -> SparseCandidate:
-        """Reads ``'N:M'``; being the first kind, it is asked last, and says what is allowed."""
-        return cls(Pattern.parse(text))
+        """Reads ``'N:M'`` and ``'N:M-int8'``; being the first kind, it is asked last, and says what is allowed."""
+        int8 = isinstance(text, str) and text.endswith(_INT8)
+        return cls(Pattern.parse(text.removesuffix(_INT8) if int8 else text), int8)
 
     @property
     def m(self) -> int:  # type: ignore[override]
@@ -137,8 +144,8 @@ class Ladder:
             raise LadderError('candidates', f'{list(texts)} is not allowed; at least one N:M with N above 0 is needed')
         if len({candidate.m for candidate in candidates} - {None}) > 1:
             raise LadderError('candidates', f'{list(texts)} is not allowed; all candidates have the same M')
-        in_order = sorted(dict.fromkeys(candidates), key=lambda candidate: candidate.density)
-        if candidates != in_order or any(a.density >= b.density for a, b in itertools.pairwise(candidates)):
+        in_order = sorted(dict.fromkeys(candidates), key=_rung)
+        if candidates != in_order or any(_rung(a) >= _rung(b) for a, b in itertools.pairwise(candidates)):
             names = [candidate.name for candidate in in_order]
             raise LadderError('candidates', f'{list(texts)} is not allowed; sparsest first and each once: {names}')
         return cls(
@@ -177,6 +184,11 @@ class Ladder:
         raise UsageError(f'candidate {candidate!r} is not one of this network: {", ".join(self.names)}')
 
 
+def _rung(candidate: Candidate) -> tuple[float, bool]:
+    """By what candidates are ordered: of two as dense, the one of 8-bit integers comes first."""
+    return candidate.density, not getattr(candidate, 'int8', False)
+
+
 def _parse_candidate(text: Any, like: Mapping[str, Any], place: str) -> Candidate:
     for kind in reversed(_KINDS):
         try:
@@ -184,7 +196,7 @@ def _parse_candidate(text: Any, like: Mapping[str, Any], place: str) -> Candidat
         except ValueError:
             raise LadderError(place, f'{text!r} is not allowed; {_PATTERN}') from None
         if isinstance(found, SparseCandidate):
-            return SparseCandidate(_changed(found.pattern, place, like))
+            return replace(found, pattern=_changed(found.pattern, place, like))
         if found is not None:
             return found
     raise AssertionError('SparseCandidate.parse reads a text or raises')

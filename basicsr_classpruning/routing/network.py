@@ -40,6 +40,8 @@ class Subnetwork:
     """Of the images that it takes."""
     runs_base: bool = True
     """Whether it is the base network with weights of its own: its layers have the names of the dense one's."""
+    int8: bool = False
+    """Whether layers of it multiply 8-bit integers."""
     _made: Once = field(default_factory=Once, repr=False, compare=False)
 
     @property
@@ -135,6 +137,31 @@ class RoutedNetwork:
     def subnetwork(self, candidate: str | None) -> Subnetwork:
         """The candidate named, by default the densest; of a dense network itself. Raises UsageError as ``index``."""
         return self.subnetworks[-1 if candidate is None else self.index(candidate)]
+
+    def of_precision(self, precision: str) -> RoutedNetwork:
+        """The network with the candidates of one precision, ``fp32`` or ``int8``, and those that run nothing of the
+        base network; ``auto`` leaves all. Raises UsageError where none is left."""
+        kept = [
+            k
+            for k, one in enumerate(self.subnetworks)
+            if precision == 'auto' or not one.runs_base or one.int8 == (precision == 'int8')
+        ]
+        if not any(self.subnetworks[k].runs_base for k in kept) and any(one.runs_base for one in self.subnetworks):
+            have = ', '.join(self.candidates) or 'only the dense network'
+            raise UsageError(f'{precision}: none of its candidates computes so: it has {have}', key='precision')
+        if len(kept) == len(self.subnetworks):
+            return self
+
+        def count_macs() -> NetworkMacs:
+            counted = self.count_macs()
+            return replace(counted, candidates=tuple(counted.candidates[k] for k in kept), layers=())
+
+        return replace(
+            self,
+            subnetworks=tuple(self.subnetworks[k] for k in kept),
+            router=None if self.router is None else replace(self.router, only=tuple(kept)),
+            count_macs=count_macs,
+        )
 
     @cached_property
     def info(self) -> ModelInfo:

@@ -45,6 +45,8 @@ class Router:
     """A ``Classifier``."""
     log_price: Tensor
     """A scalar; see ``routing.price``."""
+    only: tuple[int, ...] | None = None
+    """Places of the candidates that may be chosen, of all that the classifier knows; None: all of them."""
 
     @property
     def stride(self) -> int | None:
@@ -53,7 +55,10 @@ class Router:
 
     def predicted_errors(self, x: Tensor) -> Tensor:
         """Squared error ``(B, K)``, above 0, that each candidate is expected to leave in images ``(B, C, H, W)``."""
-        return -self.classifier(x)
+        return self._of_those(-self.classifier(x))
+
+    def _of_those(self, errors: Tensor) -> Tensor:
+        return errors if self.only is None else errors[:, list(self.only)]
 
     def error_map(self, x: Tensor) -> Tensor:
         """Predicted errors of the parts of images, ``(B, K, h, w)``, whose means are those of the images.
@@ -61,7 +66,7 @@ class Router:
         A classifier that knows no parts gives those of whole images, ``(B, K, 1, 1)``.
         """
         if isinstance(self.classifier, ClassifierOfParts):
-            return -self.classifier.score_map(x)
+            return self._of_those(-self.classifier.score_map(x))
         return self.predicted_errors(x)[:, :, None, None]
 
     def route(self, errors: Tensor, costs: Sequence[float], budget: float | None) -> Tensor:

@@ -41,6 +41,8 @@ class LayerChoice:
     """Why the layer stays dense; empty where it is pruned."""
     channels: int = 0
     """Input channels that one output channel sees; 0 where the layer stays dense."""
+    fp32: str = ''
+    """Why candidates of 8-bit integers compute a pruned layer in float32; empty where they do not."""
 
     def kept(self, candidate: int) -> Fraction:
         """Share of the layer's weights, and MACs, that a candidate keeps."""
@@ -63,6 +65,7 @@ def choose_layers(
     skip: Sequence[str] = (),
     layer_patterns: Mapping[str, Sequence[Pattern]] | None = None,
     use: LayerUse | None = None,
+    fp32: Sequence[str] = (),
 ) -> list[LayerChoice]:
     """Decides for every layer with a weight whether it is pruned, and how.
 
@@ -71,6 +74,7 @@ def choose_layers(
         patterns: pattern of each candidate, sparsest first.
         skip: regular expressions; a layer whose dotted name one of them matches (``re.search``) stays dense.
         layer_patterns: patterns that replace the general ones in layers whose name the expression matches.
+        fp32: regular expressions of layers that candidates of 8-bit integers compute in float32.
         use: what a run of the network showed. The first layer stays dense: the first that runs, or, where that is not
             known, the first one defined.
     """
@@ -91,13 +95,26 @@ def choose_layers(
         if reason:
             choices.append(LayerChoice(name, (), reason))
         else:
-            choices.append(LayerChoice(name, own_patterns, '', channels_of(module)))
+            named = any(re.search(expression, name) for expression in fp32)
+            why = 'named in fp32' if named else why_not_int8(module)
+            choices.append(LayerChoice(name, own_patterns, '', channels_of(module), why))
     return choices
 
 
 def is_layer(module: nn.Module) -> bool:
     """Whether a module is a convolution of any kind or a linear layer, with a weight."""
     return isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) and getattr(module, 'weight', None) is not None
+
+
+def why_not_int8(module: nn.Module) -> str:
+    """Why a layer that can be pruned cannot multiply 8-bit integers; empty where it can."""
+    if isinstance(module, nn.ConvTranspose2d):
+        return 'a transposed convolution'
+    if isinstance(module, nn.Conv2d) and module.groups > 1:
+        return f'a convolution in {module.groups} groups'
+    if isinstance(module, nn.Conv2d) and module.padding_mode != 'zeros':
+        return f'padding {module.padding_mode!r}'
+    return ''
 
 
 def can_be_first(module: nn.Module) -> bool:
@@ -114,17 +131,25 @@ def _why_dense(module: nn.Module, pattern: Pattern) -> str:
     return mismatch(by_output(module, module.weight), pattern, groups_of(module))
 
 
-def sparsify(net: nn.Module, choices: Sequence[LayerChoice], own_weights: bool) -> Selection:
+def sparsify(net: nn.Module, choices: Sequence[LayerChoice], own_weights: bool, int8: Sequence[bool] = ()) -> Selection:
     """Turns the chosen layers of a network into sparse ones in place; parameter names stay as they are.
+
+    Args:
+        net: the network.
+        choices: what ``choose_layers`` chose.
+        own_weights: whether each sparse candidate has weights of its own.
+        int8: which of the candidates multiply 8-bit integers, by default none.
 
     Returns:
         The selection that all new layers obey.
     """
     selection = Selection()
-    chosen = {choice.name: choice.patterns for choice in choices if choice.patterns}
+    chosen = {choice.name: choice for choice in choices if choice.patterns}
     for name, module in list(net.named_modules()):
         if name in chosen:
-            _SPARSE_CLASSES[type(module)].from_dense(module, chosen[name], own_weights, selection)
+            choice = chosen[name]
+            own_int8 = [] if choice.fp32 else [k for k, is_int8 in enumerate(int8) if is_int8]
+            _SPARSE_CLASSES[type(module)].from_dense(module, choice.patterns, own_weights, selection, own_int8)
     return selection
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from basicsr_classpruning.sparsity.int8 import Grid
 from basicsr_classpruning.sparsity.orientation import PrunableLayer, as_stored, by_output, groups_of
 
 _CHUNK_BYTES = 64 * 2**20  # of unfolded inputs at a time
@@ -23,6 +24,8 @@ class PrunedLayer:
     """In the shape of the layer's, zeros in place."""
     bias: Tensor | None
     """``(O,)``; None where the dense layer has none."""
+    grid: Grid | None = None
+    """Scales of weights that are multiples of them, and the range of the inputs; None of a layer in float32."""
 
 
 @dataclass(frozen=True)

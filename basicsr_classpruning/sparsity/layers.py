@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from basicsr_classpruning.errors import UserError
+from basicsr_classpruning.sparsity.int8 import (
+    Grid,
+    Int8Conv2d,
+    Int8Linear,
+    is_usable,
+    largest_scale,
+    multiply,
+    rounded_weight,
+)
 from basicsr_classpruning.sparsity.masks import magnitude_rank, mask_of, satisfies
 from basicsr_classpruning.sparsity.orientation import as_stored, by_output
 from basicsr_classpruning.sparsity.pattern import Pattern
@@ -67,7 +78,8 @@ class _SparseLayer(nn.Module):
 
     The dense ``weight`` and ``bias`` keep their names. ``biases`` holds a bias for each sparse candidate, in the order
     of the candidates. With shared weights, ``ranks`` gives nested masks on ``weight``; with own weights, ``weights``
-    holds one weight for each sparse candidate, whose zeros are its mask.
+    holds one weight for each sparse candidate, whose zeros are its mask. Candidates of 8-bit integers have own weights,
+    dense ones among them, and a row each of ``weight_scales``; the layer's input range is the same for all of them.
     """
 
     weight: Tensor
@@ -75,12 +87,24 @@ class _SparseLayer(nn.Module):
     biases: nn.ParameterList
     weights: nn.ParameterList
     ranks: Tensor
+    weight_scales: Tensor
+    """``(candidates of 8-bit integers, O)``."""
+    input_scale: Tensor
+    """A scalar; 0 until ``set_input_range``."""
+    input_zero: Tensor
     patterns: tuple[Pattern, ...]
+    int8: tuple[int, ...]
+    """The candidates that multiply 8-bit integers here."""
     selection: Selection
 
     @classmethod
     def from_dense(
-        cls, dense: nn.Module, patterns: tuple[Pattern, ...], own_weights: bool, selection: Selection
+        cls,
+        dense: nn.Module,
+        patterns: tuple[Pattern, ...],
+        own_weights: bool,
+        selection: Selection,
+        int8: Sequence[int] = (),
     ) -> Self:
         """Turns a dense layer into one of this class, in place, and returns it.
 
@@ -91,18 +115,22 @@ class _SparseLayer(nn.Module):
             patterns: one for each candidate, sparsest first, alike but for N.
             own_weights: whether each sparse candidate has its own weights, or all share one set with nested masks.
             selection: says which candidate runs; shared with the other layers of the network.
+            int8: the candidates that multiply 8-bit integers here; needs own weights.
         """
         dense.__class__ = cls
         layer = cast('Self', dense)
-        layer._init_sparse(patterns, own_weights, selection)
+        layer._init_sparse(patterns, own_weights, selection, tuple(int8))
         return layer
 
-    def _init_sparse(self, patterns: tuple[Pattern, ...], own_weights: bool, selection: Selection) -> None:
+    def _init_sparse(
+        self, patterns: tuple[Pattern, ...], own_weights: bool, selection: Selection, int8: tuple[int, ...]
+    ) -> None:
         self.patterns = patterns
         self.selection = selection
-        self._slots: dict[int, int] = {}  # candidate -> its place among the sparse ones
+        self.int8 = int8
+        self._slots: dict[int, int] = {}  # candidate -> its place among those with something of their own
         for candidate, pattern in enumerate(patterns):
-            if not pattern.is_dense:
+            if not pattern.is_dense or candidate in int8:
                 self._slots[candidate] = len(self._slots)
         count = len(self._slots)
         self.own_weights = own_weights
@@ -111,6 +139,11 @@ class _SparseLayer(nn.Module):
             self.weights = nn.ParameterList(self.weight.detach().clone() for _ in range(count))
         else:
             self.register_buffer('ranks', torch.zeros(self.weight.shape, dtype=torch.uint8))
+        if int8:
+            outputs = len(by_output(self, self.weight))
+            self.register_buffer('weight_scales', self.weight.new_zeros(len(int8), outputs))
+            self.register_buffer('input_scale', self.weight.new_zeros(()))
+            self.register_buffer('input_zero', self.weight.new_zeros(()))
         self.reset_candidates()
 
     @torch.no_grad()
@@ -123,6 +156,8 @@ class _SparseLayer(nn.Module):
             ranks = self._ranks_by_magnitude()
             for candidate, slot in self._slots.items():
                 self.weights[slot].copy_(self.weight * self._mask(ranks, candidate))
+        for row in range(len(self.int8)):
+            self.weight_scales[row].copy_(largest_scale(self.weight))
 
     @torch.no_grad()
     def rank_by_magnitude(self) -> None:
@@ -159,6 +194,39 @@ class _SparseLayer(nn.Module):
         """Gives a sparse candidate its own bias."""
         self.biases[self._slots[candidate]].copy_(bias)
 
+    @torch.no_grad()
+    def set_grid(self, candidate: int, grid: Grid) -> None:
+        """Gives a candidate of 8-bit integers the scales of its weights, and all of them the range of the inputs."""
+        self.weight_scales[self.int8.index(candidate)].copy_(grid.weight_scale)
+        self.input_scale.copy_(grid.input_scale)
+        self.input_zero.copy_(grid.input_zero)
+
+    def grid(self, candidate: int | None) -> Grid | None:
+        """How a candidate's weights and inputs become 8-bit integers; None where they do not.
+
+        Raises UserError where the range of the inputs is not known yet.
+        """
+        if candidate is None or candidate not in self.int8:
+            return None
+        if not self.input_scale > 0:
+            raise UserError(
+                'candidates of 8-bit integers need the ranges of what their layers receive: start from a checkpoint '
+                'that `prune --int8` made'
+            )
+        return Grid(self.weight_scales[self.int8.index(candidate)], self.input_scale, self.input_zero)
+
+    def has_usable_grids(self) -> bool:
+        """Whether all scales are finite and above 0, and 0 is an integer that inputs can become."""
+        rows = self.weight_scales if self.int8 else ()
+        return all(is_usable(Grid(row, self.input_scale, self.input_zero)) for row in rows)
+
+    @torch.no_grad()
+    def rounded_weights(self) -> dict[str, Tensor]:
+        """The weights of candidates of 8-bit integers, by their keys, as they are computed with."""
+        slots = [self._slots[candidate] for candidate in self.int8]
+        rows = self.weight_scales if self.int8 else ()
+        return {f'weights.{slot}': rounded_weight(self.weights[slot], scale) for slot, scale in zip(slots, rows)}
+
     def candidate_bias(self, candidate: int | None) -> Tensor | None:
         """The bias ``(O,)`` a candidate runs with."""
         if self.bias is None or candidate is None or candidate not in self._slots:
@@ -179,7 +247,10 @@ class SparseConv2d(_SparseLayer, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         candidate = self.selection.candidate
-        return self._conv_forward(input, self.candidate_weight(candidate), self.candidate_bias(candidate))
+        weight, bias, grid = self.candidate_weight(candidate), self.candidate_bias(candidate), self.grid(candidate)
+        if grid is None:
+            return self._conv_forward(input, weight, bias)
+        return multiply(input, weight, bias, grid, lambda q, integers: self._conv_forward(q, integers, None), 1)
 
     def frozen(self, candidate: int | None) -> nn.Conv2d:
         """A plain convolution with the candidate's weights, detached and copied."""
@@ -195,7 +266,8 @@ class SparseConv2d(_SparseLayer, nn.Conv2d):
             padding_mode=self.padding_mode,
             device='meta',
         )
-        return _fill(conv, self, candidate)
+        filled, grid = _fill(conv, self, candidate), self.grid(candidate)
+        return filled if grid is None else Int8Conv2d.from_float(filled, *grid.values)
 
 
 class SparseConvTranspose2d(_SparseLayer, nn.ConvTranspose2d):
@@ -258,12 +330,16 @@ class SparseLinear(_SparseLayer, nn.Linear):  # type: ignore[misc]  # nn.Linear'
 
     def forward(self, input: Tensor) -> Tensor:
         candidate = self.selection.candidate
-        return functional.linear(input, self.candidate_weight(candidate), self.candidate_bias(candidate))
+        weight, bias, grid = self.candidate_weight(candidate), self.candidate_bias(candidate), self.grid(candidate)
+        if grid is None:
+            return functional.linear(input, weight, bias)
+        return multiply(input, weight, bias, grid, functional.linear, -1)
 
     def frozen(self, candidate: int | None) -> nn.Linear:
         """A plain linear layer with the candidate's weights, detached and copied."""
         linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device='meta')
-        return _fill(linear, self, candidate)
+        filled, grid = _fill(linear, self, candidate), self.grid(candidate)
+        return filled if grid is None else Int8Linear.from_float(filled, *grid.values)
 
 
 SparseLayer = SparseConv2d | SparseConvTranspose2d | SparseLinear

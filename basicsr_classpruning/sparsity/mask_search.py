@@ -27,10 +27,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from basicsr_classpruning.sparsity.int8 import LARGEST_WEIGHT
 from basicsr_classpruning.sparsity.pattern import Pattern
 
 _CHUNK_BYTES = 48 * 2**20  # of the largest tensors of one chunk of blocks; what fits a cache is also fastest
 _GREATEST_TABLEAU = 96  # columns whose exchanges are tried together between two factorisations
+_SCALES = (1.0, 0.95, 0.9, 0.85, 0.8)  # of the largest weight, among which an output channel's scale is chosen
 _LEAST_GAIN = 1e-6  # share of a block's loss that an exchange must gain: above the noise of single precision
 
 
@@ -143,6 +145,24 @@ def solve(hessian: Tensor, cross: Tensor, channels: int, pattern: Pattern, round
         pattern: what may be kept; its block divides O.
         rounds: how often kept and dropped weights are exchanged; 0 keeps the greedy mask.
     """
+    layout, problem = _in_units(hessian, cross, channels, pattern)
+    mask = exchange(problem, greedy_mask(problem), rounds)
+    return layout.gather(least_squares(problem, mask))
+
+
+def solve_int8(hessian: Tensor, cross: Tensor, channels: int, pattern: Pattern, rounds: int) -> tuple[Tensor, Tensor]:
+    """As ``solve``, with weights that are integers from −127 to 127 times a scale for each output channel.
+
+    Returns:
+        The weights ``(O, K)`` and their scales ``(O,)``.
+    """
+    layout, problem = _in_units(hessian, cross, channels, pattern)
+    mask = exchange(problem, greedy_mask(problem), rounds)
+    weights, scales = rounded(problem, mask, least_squares(problem, mask))
+    return layout.gather(weights), scales
+
+
+def _in_units(hessian: Tensor, cross: Tensor, channels: int, pattern: Pattern) -> tuple[Layout, QuadraticProblem]:
     taps = hessian.shape[0] // channels
     layout = lay_out(channels, taps, pattern)
     padded = layout.spread_square(hessian)
@@ -156,8 +176,7 @@ def solve(hessian: Tensor, cross: Tensor, channels: int, pattern: Pattern, round
         pattern.block,
         layout.short,
     )
-    mask = exchange(problem, greedy_mask(problem), rounds)
-    return layout.gather(least_squares(problem, mask))
+    return layout, problem
 
 
 def loss(problem: QuadraticProblem, weights: Tensor) -> Tensor:
@@ -207,6 +226,59 @@ def least_squares(problem: QuadraticProblem, mask: Tensor) -> Tensor:
             2, kept[:, None].expand(-1, problem.block, -1), solution.transpose(1, 2)
         )
     return weights
+
+
+def rounded(problem: QuadraticProblem, mask: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Rounds weights to integers times a scale, the error of each pushed onto the columns to come that a mask keeps.
+
+    "GPTQ" (Frantar et al., ICLR 2023), with a Hessian for each output channel: that of the columns which it keeps.
+    The scale is that of several which leaves the least loss when all columns are rounded at once.
+
+    Args:
+        problem: the loss.
+        mask: ``(O / block, units)``.
+        weights: ``(O, K)``, of least loss under the mask.
+
+    Returns:
+        The weights ``(O, K)`` and their scales ``(O,)``, float64; a scale is exact in single precision.
+    """
+    result, scales = torch.zeros_like(weights), weights.new_empty(len(weights))
+    by_block = weights.view(len(mask), problem.block, -1)
+    # Where everything is kept, all output channels have one Hessian.
+    chunks = iter([torch.arange(len(mask))]) if bool(mask.all()) else _chunks(problem, mask)
+    for blocks in chunks:
+        kept = _columns(_positions(mask[blocks]), problem.width)
+        one = kept[:1] if bool(mask.all()) else kept
+        hessian = _submatrices(problem.hessian, one, one)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+        factor = torch.linalg.cholesky(inverse, upper=True)
+        now = by_block[blocks].gather(2, kept[:, None].expand(-1, problem.block, -1))  # (B, block, S)
+        scale = _best_scale(now, hessian)
+        integers = torch.empty_like(now)
+        for column in range(now.shape[2]):
+            integers[:, :, column] = (now[:, :, column] / scale).round().clamp(-LARGEST_WEIGHT, LARGEST_WEIGHT)
+            row = factor[:, column, column:]
+            error = (now[:, :, column] - integers[:, :, column] * scale) / row[:, :1]
+            now[:, :, column:] -= error[:, :, None] * row[:, None]
+        rows = (blocks[:, None] * problem.block + torch.arange(problem.block)).flatten()
+        scales[rows] = scale.flatten()
+        columns = kept[:, None].expand(-1, problem.block, -1).flatten(0, 1)
+        result[rows] = result[rows].scatter(1, columns, (integers * scale[:, :, None]).flatten(0, 1))
+    return result, scales
+
+
+def _best_scale(weights: Tensor, hessian: Tensor) -> Tensor:
+    """Of scales up to that of the largest weight the one of least loss, ``(B, block)``, for weights (B, block, S)."""
+    largest = weights.abs().amax(2) / LARGEST_WEIGHT
+    largest = largest.masked_fill(largest == 0, 1.0)
+    best, least = largest, torch.full_like(largest, torch.inf)
+    for share in _SCALES:
+        scale = (largest * share).float().double()
+        integers = (weights / scale[:, :, None]).round().clamp(-LARGEST_WEIGHT, LARGEST_WEIGHT)
+        error = integers * scale[:, :, None] - weights
+        lost = ((error @ hessian) * error).sum(2)
+        best, least = torch.where(lost < least, scale, best), torch.minimum(lost, least)
+    return best
 
 
 def exchange(problem: QuadraticProblem, mask: Tensor, rounds: int) -> Tensor:

@@ -31,6 +31,7 @@ from basicsr_classpruning.sparsity.calibration import (
     observe,
     weight_of,
 )
+from basicsr_classpruning.sparsity.int8 import Grid, InputRange, largest_scale, rounded_weight
 from basicsr_classpruning.sparsity.layers import run_transposed
 from basicsr_classpruning.sparsity.masks import mask_of
 from basicsr_classpruning.sparsity.nested_search import nested_ranks
@@ -48,6 +49,7 @@ def prune_second_order(
     batches: Sequence[Tensor],
     options: CalibrationOptions | None = None,
     progress: Progress = untold,
+    int8: Sequence[Mapping[str, InputRange]] = (),
 ) -> list[dict[str, PrunedLayer]]:
     """Prunes a network to several candidates, each with its own weights.
 
@@ -59,25 +61,30 @@ def prune_second_order(
             together: memory grows with their number times that of the candidates.
         options: how much work to spend.
         progress: is told how many layers are done.
+        int8: for each candidate the ranges of the inputs of those of its layers that multiply 8-bit integers; by
+            default there are none.
 
     Returns:
         For each candidate its pruned layers by name, in the order in which they run. Biases are corrected too; a layer
-        without a bias gets none. A layer with a dense pattern is as it was. A layer that the network never calls is
-        pruned by magnitude (see ``unreached_layers``).
+        without a bias gets none. A layer with a dense pattern is as it was, unless it multiplies 8-bit integers. A
+        layer that the network never calls is pruned by magnitude (see ``unreached_layers``).
 
     Raises:
         UserError: the network treats a batch as something else than independent pictures.
     """
     options = options or CalibrationOptions()
+    int8 = int8 or [{} for _ in layers]
 
     def solve(name: str, layer: PrunableLayer, moments: Sequence[Moments]) -> list[PrunedLayer]:
         return [
-            prune_layer(layer, seen, candidate[name], options) if name in candidate else _as_it_was(layer)
-            for candidate, seen in zip(layers, moments)
+            prune_layer(layer, seen, candidate[name], options, ranges.get(name))
+            if name in candidate
+            else _as_it_was(layer)
+            for candidate, seen, ranges in zip(layers, moments, int8)
         ]
 
     told = partial(progress, 'pruning, own weights')
-    solved = _sweep(net, _named_layers(net, layers), len(layers), batches, solve, options, told)
+    solved = _sweep(net, _named_layers(net, layers), len(layers), batches, solve, options, told, int8)
     return [
         {name: pruned[index] for name, pruned in solved.items() if name in candidate}
         for index, candidate in enumerate(layers)
@@ -179,8 +186,19 @@ def errors_of_single_layers(
     return errors
 
 
-def prune_layer(layer: PrunableLayer, moments: Moments, pattern: Pattern, options: CalibrationOptions) -> PrunedLayer:
-    """Prunes one layer so that it answers as wanted on the inputs observed; see ``mask_search.solve``."""
+def prune_layer(
+    layer: PrunableLayer,
+    moments: Moments,
+    pattern: Pattern,
+    options: CalibrationOptions,
+    inputs: InputRange | None = None,
+) -> PrunedLayer:
+    """Prunes one layer so that it answers as wanted on the inputs observed; see ``mask_search.solve``.
+
+    With the range of its ``inputs`` its weights become 8-bit integers, see ``mask_search.solve_int8``.
+    """
+    if inputs is not None:
+        return _prune_to_int8(layer, moments, pattern, options, inputs)
     if pattern.is_dense:
         return _as_it_was(layer)
     dense = columns_of(layer, layer.weight.detach()).double().cpu()
@@ -192,6 +210,68 @@ def prune_layer(layer: PrunableLayer, moments: Moments, pattern: Pattern, option
         ]
     )
     return PrunedLayer(weight_of(layer, weights).to(layer.weight), corrected_bias(layer, moments, weights))
+
+
+def _prune_to_int8(
+    layer: PrunableLayer, moments: Moments, pattern: Pattern, options: CalibrationOptions, inputs: InputRange
+) -> PrunedLayer:
+    dense = columns_of(layer, layer.weight.detach()).double().cpu()
+    hessians, crosses = damped(moments, dense, layer.bias is not None, options.damping)
+    (hessian,), (cross,) = hessians, crosses  # of the one group that there is
+    columns, scales = mask_search.solve_int8(hessian, cross, channels_of(layer), pattern, options.rounds)
+    scale = scales.to(layer.weight)
+    # The product is rounded as it is wherever the integers are multiplied by the scale.
+    weight = rounded_weight(weight_of(layer, columns[None]).to(layer.weight), scale)
+    return PrunedLayer(weight, corrected_bias(layer, moments, columns[None]), Grid(scale, inputs.scale, inputs.zero))
+
+
+@torch.no_grad()
+def input_ranges(net: nn.Module, names: Sequence[str], batches: Sequence[Tensor]) -> dict[str, InputRange]:
+    """The ranges of what layers receive: their least and greatest input, over all calls, and 0.
+
+    Args:
+        net: the dense network; it is not changed.
+        names: convolutions and linear layers. One that is never called gets a range that says nothing.
+        batches: calibration inputs ``(B, C, H, W)``.
+
+    Raises UserError where a layer receives something that is not finite.
+    """
+    bounds = {name: [0.0, 0.0] for name in names}
+
+    def forward(name: str, layer: PrunableLayer, inputs: Tensor, output_size: list[int] | None = None) -> Tensor:
+        low, high = inputs.aminmax()
+        if not (low.isfinite() and high.isfinite()):
+            raise UserError(f'{name}: what it receives of the calibration pictures is not finite')
+        bounds[name] = [min(bounds[name][0], float(low)), max(bounds[name][1], float(high))]
+        return _run(layer, inputs, layer.weight, layer.bias, output_size)
+
+    twin = _with_forwards(net, {name: partial(forward, name) for name in names})
+    for batch in batches:
+        twin(batch)
+    return {name: InputRange.covering(low, high) for name, (low, high) in bounds.items()}
+
+
+@torch.no_grad()
+def errors_of_single_int8_layers(
+    net: nn.Module, ranges: Mapping[str, InputRange], batches: Sequence[Tensor], importance: Tensor
+) -> dict[str, float]:
+    """How far the network's output moves when one dense layer alone multiplies 8-bit integers, rounded without data.
+
+    Arguments and what is returned are those of ``errors_of_single_layers``, with one range instead of patterns.
+    """
+    dense = torch.cat([net(batch) for batch in batches]).clamp(0, 1)
+    layers = dict(net.named_modules())
+    errors = {}
+    for name, inputs in ranges.items():
+        layer = layers[name]
+        assert isinstance(layer, (nn.Conv2d, nn.Linear))
+        scale = largest_scale(layer.weight)
+        grid = Grid(scale, inputs.scale, inputs.zero)
+        rounded = PrunedLayer(rounded_weight(layer.weight, scale), layer.bias, grid)
+        twin = _with_forwards(net, {name: partial(_run_pruned, rounded)})
+        moved = torch.cat([twin(batch) for batch in batches]).clamp(0, 1) - dense
+        errors[name] = float((importance * moved.square().mean((1, 2, 3))).mean())
+    return errors
 
 
 def damped(moments: Moments, dense: Tensor, centred: bool, damping: float) -> tuple[Tensor, Tensor]:
@@ -259,7 +339,14 @@ def _run(
 def _run_pruned(
     pruned: PrunedLayer, layer: PrunableLayer, inputs: Tensor, output_size: list[int] | None = None
 ) -> Tensor:
-    return _run(layer, inputs, pruned.weight, pruned.bias, output_size)
+    return _run(layer, _as_received(inputs, pruned.grid), pruned.weight, pruned.bias, output_size)
+
+
+def _as_received(inputs: Tensor, grid: Grid | InputRange | None) -> Tensor:
+    """Inputs as a layer computes with them, in float32: near enough to choose weights by."""
+    if isinstance(grid, Grid):
+        grid = InputRange(grid.input_scale, grid.input_zero)
+    return inputs if grid is None else grid.to(inputs.device).rounded(inputs)
 
 
 class _Sweep:
@@ -272,6 +359,7 @@ class _Sweep:
         options: CalibrationOptions,
         known: Mapping[str, Moments],
         done: Callable[[], None],
+        int8: Sequence[Mapping[str, InputRange]],
     ) -> None:
         self.solved: dict[str, Sequence[PrunedLayer]] = {}
         self._candidates = candidates
@@ -279,6 +367,7 @@ class _Sweep:
         self._options = options
         self._known = known
         self._done = done
+        self._int8 = int8
 
     def forward(self, name: str, layer: PrunableLayer, inputs: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Stands in for the forward of a layer; ``inputs`` are those of all networks, one after the other."""
@@ -286,6 +375,7 @@ class _Sweep:
             raise _NotByPicture
         dense, *pruned = inputs.chunk(self._candidates + 1)
         wanted = _run(layer, dense, layer.weight, layer.bias, output_size)
+        pruned = [_as_received(own, ranges.get(name)) for own, ranges in zip(pruned, self._int8)]
         if name not in self.solved:
             if name in self._known:
                 moments = [self._known[name]] * self._candidates
@@ -314,13 +404,15 @@ def _sweep(
     solve: LayerSolver,
     options: CalibrationOptions,
     done: Callable[[int, int], None],
+    int8: Sequence[Mapping[str, InputRange]] = (),
 ) -> dict[str, Sequence[PrunedLayer]]:
+    int8 = int8 or [{}] * candidates
     pictures = torch.cat(list(batches))
     calls, reference = _count_calls(net, named, pictures[:1])
     repeated = [name for name in named if calls[name] > 1]
     known = _dense_moments(net, repeated, pictures, options)
     total = sum(count > 0 for count in calls.values())
-    sweep = _Sweep(candidates, solve, options, known, lambda: done(len(sweep.solved), total))
+    sweep = _Sweep(candidates, solve, options, known, lambda: done(len(sweep.solved), total), int8)
     try:
         output = _with_forwards(net, {name: partial(sweep.forward, name) for name in named})(
             pictures.repeat(candidates + 1, *[1] * (pictures.dim() - 1))
@@ -391,6 +483,19 @@ def unreached_layers(net: nn.Module, names: Sequence[str], batches: Sequence[Ten
         for name, count in _count_calls(net, named, batch)[0].items():
             calls[name] += count
     return [name for name, count in calls.items() if not count]
+
+
+@torch.no_grad()
+def last_layer(net: nn.Module, names: Sequence[str], pictures: Tensor) -> str:
+    """Of the named layers the one that runs last for pictures ``(B, C, H, W)``."""
+    order: list[str] = []
+
+    def forward(name: str, layer: PrunableLayer, inputs: Tensor, output_size: list[int] | None = None) -> Tensor:
+        order.append(name)
+        return _run(layer, inputs, layer.weight, layer.bias, output_size)
+
+    _with_forwards(net, {name: partial(forward, name) for name in names})(pictures)
+    return order[-1]
 
 
 def _with_forwards(net: nn.Module, forwards: Mapping[str, Callable[..., Tensor]]) -> nn.Module:

@@ -11,6 +11,7 @@ from torch import Tensor
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.untrusted.bitmask import PackedTensor, check, unpack
 from basicsr_classpruning.untrusted.files import refuse_claim
+from basicsr_classpruning.untrusted.packed_integers import PackedIntegers, check_integers, unpack_integers
 
 
 def refuse_claims(path: str, weights: Iterable[Mapping[str, Tensor]]) -> None:
@@ -28,7 +29,7 @@ def refuse_claims(path: str, weights: Iterable[Mapping[str, Tensor]]) -> None:
 
 
 def unpack_containers(path: str, content: object, names: Iterable[str]) -> dict[str, dict[str, Tensor]]:
-    """Unpacks ``packed`` of a checkpoint file: container → key → ``values``, ``mask``, ``shape``.
+    """Unpacks ``packed`` of a checkpoint file: container → key → values, mask, shape, and scale of integers.
 
     Raises UserError with one line where a part is damaged or claims more than the file can hold.
     """
@@ -46,27 +47,33 @@ def unpack_containers(path: str, content: object, names: Iterable[str]) -> dict[
 
 
 def unpack_entry(path: str, key: str, entry: object) -> Tensor:
-    """Unpacks one weight stored as ``{'values': …, 'mask': …, 'shape': …}``; raises UserError where it is damaged."""
+    """Unpacks one weight stored as ``{'values': …, 'mask': …, 'shape': …}``, with ``scale`` where the values are
+    integers; raises UserError where it is damaged."""
     return _unpack(path, key, _packed_entry(path, key, entry))
 
 
-def _packed_entry(path: str, key: str, entry: object) -> PackedTensor:
+def _packed_entry(path: str, key: str, entry: object) -> PackedTensor | PackedIntegers:
     if (
         not isinstance(entry, Mapping)
-        or set(entry) != {'values', 'mask', 'shape'}
+        or set(entry) - {'scale'} != {'values', 'mask', 'shape'}
         or not isinstance(entry['shape'], (list, tuple))
     ):
         raise UserError(f'{path}: packed weight {key!r:.80}: damaged: wanted values, mask and shape')
-    packed = PackedTensor(entry['values'], entry['mask'], tuple(entry['shape']))
+    shape = tuple(entry['shape'])
     try:
+        if 'scale' in entry:
+            integers = PackedIntegers(entry['values'], entry['mask'], entry['scale'], shape)
+            check_integers(integers)
+            return integers
+        packed = PackedTensor(entry['values'], entry['mask'], shape)
         check(packed)
     except ValueError as error:
         raise UserError(f'{path}: packed weight {key!r:.80}: damaged: {error}') from None
     return packed
 
 
-def _unpack(path: str, key: str, packed: PackedTensor) -> Tensor:
+def _unpack(path: str, key: str, packed: PackedTensor | PackedIntegers) -> Tensor:
     try:
-        return unpack(packed)
+        return unpack_integers(packed) if isinstance(packed, PackedIntegers) else unpack(packed)
     except ValueError as error:
         raise UserError(f'{path}: packed weight {key!r:.80}: damaged: {error}') from None
