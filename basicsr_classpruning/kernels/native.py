@@ -19,7 +19,7 @@ import torch
 from basicsr_classpruning.errors import UsageError
 
 LIBRARY = 'libclasspruning_kernels.so'
-ABI_VERSION = 4
+ABI_VERSION = 5
 MAX_STRIDE = 4
 MAX_SHUFFLE = 4
 
@@ -75,6 +75,12 @@ _FAILURES = {
 }
 
 
+def check(status: int) -> None:
+    """Raises RuntimeError where a ``cp_status`` is a failure."""
+    if status:
+        raise RuntimeError(f'N:M kernel: {_FAILURES[status]}')
+
+
 def fits_winograd(geometry: Sequence[int], shuffle: int) -> bool:
     """Whether Winograd's algorithm computes a convolution: a 3 x 3 kernel, strides and dilations of 1.
 
@@ -117,9 +123,7 @@ class Native:
 
     def run(self, call: Call) -> None:
         """Runs a packed layer. Raises RuntimeError where the call does not fit it or memory is short."""
-        status = self.library.cp_run(ctypes.byref(call))
-        if status:
-            raise RuntimeError(f'N:M kernel: {_FAILURES[status]}')
+        check(self.library.cp_run(ctypes.byref(call)))
 
 
 def _openmp_parallel() -> ctypes.c_void_p | None:

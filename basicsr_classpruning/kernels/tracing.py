@@ -7,6 +7,8 @@ import operator
 
 from torch import fx, nn
 
+from basicsr_classpruning.sparsity.int8 import Int8Conv2d, Int8Linear
+
 _INPLACE_OPERATORS = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
@@ -45,6 +47,13 @@ _FRESH_FUNCTIONS = {
 }
 
 
+class _Tracer(fx.Tracer):
+    """Keeps this package's own layers whole, as it does torch's."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m) in (Int8Conv2d, Int8Linear) or super().is_leaf_module(m, module_qualified_name)
+
+
 class NotTraceable(Exception):
     """A network that cannot be turned into a graph; the message says why."""
 
@@ -57,7 +66,7 @@ def trace(net: nn.Module) -> fx.GraphModule:
     """
     # Some networks keep a value of the forward pass on themselves: the traced copy is thrown away.
     try:
-        graph = fx.Tracer().trace(copy.deepcopy(net))
+        graph = _Tracer().trace(copy.deepcopy(net))
         traced = fx.GraphModule(copy.deepcopy(net), graph)
     except Exception as error:  # tracing runs the network's own code, which may fail in any way
         raise NotTraceable(f'{type(net).__name__} cannot be traced ({str(error).splitlines()[0]})') from error

@@ -83,7 +83,7 @@ cp_call flattened(const cp_call& c, int width) {
 }  // namespace
 }  // namespace cp
 
-int32_t cp_abi_version() { return 4; }
+int32_t cp_abi_version() { return 5; }
 
 int32_t cp_supported(int32_t isa) {
 #if defined(__x86_64__)
