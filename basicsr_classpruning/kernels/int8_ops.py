@@ -1,10 +1,10 @@
 """The operators ``classpruning::int8_quantize``, ``int8_conv2d`` and ``int8_linear``, and what they compute in PyTorch.
 
 Activations are ``(B, ceil(C / 4), H, W, 4)`` uint8: four neighbouring channels of a pixel lie together, and channels
-that fill the last unit are 0. A range is ``[1 / scale, zero]``, the first as float32 computes it. ``packed`` is a
-packed weight (int32 words, ``int8_native``), or the integers, ``(O, C, kh, kw)`` int8, for the reference path. Both
-give the same bits, whatever the processor and the number of threads: those of ``sparsity/int8.py``. Inputs that are not
-numbers count as the smallest. Inference only: no gradient is registered.
+that fill the last unit hold the zero point. A range is ``[1 / scale, zero]``, the first as float32 computes it.
+``packed`` is a packed weight (int32 words, ``int8_native``), or the integers, ``(O, C, kh, kw)`` int8, for the
+reference path. Both give the same bits, whatever the processor and the number of threads: those of
+``sparsity/int8.py``. Inputs that are not numbers count as the smallest. Inference only: no gradient is registered.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def _levels(x: Tensor, value_range: Sequence[float]) -> Tensor:
     return q.nan_to_num(nan=0.0).clamp(0, LARGEST_INPUT).to(torch.uint8)
 
 
-def _interleaved(q: Tensor) -> Tensor:
+def _interleaved(q: Tensor, zero: float) -> Tensor:
     """(B, C, H, W) uint8 in units of four channels."""
-    padded = F.pad(q, (0, 0, 0, 0, 0, -q.shape[1] % UNIT))
+    padded = F.pad(q, (0, 0, 0, 0, 0, -q.shape[1] % UNIT), value=zero)
     return padded.unflatten(1, (-1, UNIT)).movedim(2, -1).contiguous()
 
 
@@ -72,7 +72,7 @@ def _int8_quantize(x: Tensor, range: Sequence[float]) -> Tensor:
     q = _empty_activations(x)
     isa = int8_native.available()
     if isa is None:
-        return q.copy_(_interleaved(_levels(x, range)))
+        return q.copy_(_interleaved(_levels(x, range), range[1]))
     if q.numel():
         call = int8_native.QuantizeCall(
             x.data_ptr(), q.data_ptr(), *x.shape, *x.stride(), range[0], int(range[1]), 0, torch.get_num_threads()
@@ -181,7 +181,7 @@ def _int8_conv2d(
         planes = _planes(x, geometry[1])
         found = _reference(planes, packed, layer, residual, activation, order, geometry, range[1], shuffle)
         if next_range is not None:
-            q.copy_(_interleaved(_levels(found, next_range)))
+            q.copy_(_interleaved(_levels(found, next_range), next_range[1]))
         return (y.copy_(found) if made & FLOATS else y), q
     x, residual = x.contiguous(), None if residual is None else residual.contiguous()
     inverse_scale, next_zero = (0.0, 0) if next_range is None else next_range

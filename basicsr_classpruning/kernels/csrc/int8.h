@@ -30,7 +30,7 @@ struct cp_int8_call {
   int32_t threads;
 };
 
-// Floats with any strides to activations; channels that fill the last unit become 0.
+// Floats with any strides to activations; channels that fill the last unit become the zero point.
 struct cp_int8_quantize_call {
   const float* x;
   uint8_t* q;
