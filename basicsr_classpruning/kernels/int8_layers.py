@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from basicsr_classpruning.kernels import int8_native, native
-from basicsr_classpruning.kernels.int8_ops import BOTH, FLOATS, INTEGERS, int8_conv2d, int8_linear, int8_quantize
+from basicsr_classpruning.kernels.int8_ops import (
+    BOTH,
+    FLOATS,
+    INTEGERS,
+    int8_conv2d,
+    int8_linear,
+    int8_quantize,
+    run_conv2d,
+)
 from basicsr_classpruning.kernels.layers import Epilogue, conv_geometry, linear_geometry
 from basicsr_classpruning.kernels.ops import activate, output_size
 from basicsr_classpruning.sparsity.int8 import Int8Conv2d, Int8Linear
@@ -121,7 +130,8 @@ class Int8KernelConv2d(Int8KernelLayer):
         layer = (self.packed, self.scale, self.bias, self.factor, self.slope)
         next_range = self.makes.numbers if self.makes is not None and made & INTEGERS else None
         geometry, numbers = self.geometry, self.range.numbers
-        return int8_conv2d(x, *layer, residual, activation, order, geometry, numbers, self.shuffle, made, next_range)
+        run = run_conv2d if type(x) is Tensor and not torch.compiler.is_compiling() else int8_conv2d
+        return run(x, *layer, residual, activation, order, geometry, numbers, self.shuffle, made, next_range)
 
 
 class Int8KernelLinear(Int8KernelLayer):

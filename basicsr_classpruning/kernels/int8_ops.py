@@ -103,15 +103,25 @@ def _empty_outputs(x: Tensor, geometry: Sequence[int], shuffle: int, made: int) 
         raise ValueError(f'int8_conv2d: {out_channels} channels cannot be shuffled by {shuffle}')
     y_shape = (x.shape[0], out_channels // shuffle**2, height * shuffle, width * shuffle) if made & FLOATS else (0,)
     q_shape = (x.shape[0], units(out_channels), height, width, UNIT) if made & INTEGERS else (0,)
-    return x.new_empty(y_shape, dtype=torch.float32), x.new_empty(q_shape, dtype=torch.uint8)
+    device = x.device
+    return torch.empty(y_shape, dtype=torch.float32, device=device), torch.empty(
+        q_shape, dtype=torch.uint8, device=device
+    )
 
 
-def _check(geometry: Sequence[int], values: dict[str, Tensor | None], activation: str) -> None:
-    for name, tensor in values.items():
+def _check(
+    geometry: Sequence[int],
+    scale: Tensor,
+    bias: Tensor | None,
+    factor: Tensor | None,
+    slope: Tensor | None,
+    activation: str,
+) -> None:
+    for name, tensor in (('scale', scale), ('bias', bias), ('factor', factor), ('slope', slope)):
         entries = 1 if name == 'slope' and activation == 'leaky_relu' else geometry[0]
-        if tensor is not None and (tensor.shape != (entries,) or tensor.dtype != torch.float32):
+        if tensor is not None and (tensor.numel() != entries or tensor.dtype != torch.float32):
             raise ValueError(f'{name} must be {entries} float32 values')
-    if values['slope'] is None and activation in ('leaky_relu', 'prelu'):
+    if slope is None and activation in ('leaky_relu', 'prelu'):
         raise ValueError(f'{activation} needs a slope')
     if activation not in native.ACTIVATIONS or activation == 'gelu':
         raise ValueError(f'int8_conv2d: no activation {activation!r}')
@@ -147,7 +157,7 @@ def _pointer(x: Tensor | None) -> int | None:
     return None if x is None or not x.numel() else x.data_ptr()
 
 
-def _int8_conv2d(
+def run_conv2d(
     x: Tensor,
     packed: Tensor,
     scale: Tensor,
@@ -163,8 +173,9 @@ def _int8_conv2d(
     made: int = FLOATS,
     next_range: Sequence[float] | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """What ``classpruning::int8_conv2d`` runs on a CPU. Called as it is, the dispatcher costs nothing."""
     y, q = _empty_outputs(x, geometry, shuffle, made)
-    _check(geometry, {'scale': scale, 'bias': bias, 'factor': factor, 'slope': slope}, activation)
+    _check(geometry, scale, bias, factor, slope, activation)
     if shuffle > 1 and order == 'before':
         raise ValueError('int8_conv2d: a residual is added after a pixel shuffle, not before the activation')
     if (next_range is None) == bool(made & INTEGERS):
@@ -173,7 +184,7 @@ def _int8_conv2d(
     wanted = (x.shape[0], geometry[0] // shuffle**2, *(shuffle * size for size in sizes))
     if residual is not None and (residual.shape != wanted or residual.dtype != torch.float32):
         raise ValueError(f'residual must be {wanted} float32, not {tuple(residual.shape)} {residual.dtype}')
-    if not all(wanted):
+    if not y.numel() and not q.numel():
         return y, q
     x = x if _is_activations(x) else _int8_quantize(x, range)
     if packed.dtype == torch.int8:
@@ -250,7 +261,7 @@ def _int8_linear(
     filled = F.pad(tokens, (0, 0, 0, -count % _TOKENS_ASIDE))
     picture = filled.reshape(1, -1, _TOKENS_ASIDE, x.shape[-1]).movedim(-1, 1)
     after = order == 'before'  # then the activation comes after what is added here
-    found, _ = _int8_conv2d(
+    found, _ = run_conv2d(
         picture, packed, scale, bias, factor, slope, None, 'none' if after else activation, 'none', geometry, range
     )
     y.copy_(found.flatten(2)[0, :, :count].t().reshape(y.shape))
@@ -267,7 +278,7 @@ def _fake_linear(x, packed, scale, bias, factor, slope, residual, activation, or
 
 for _name, _kernel, _fake in (
     ('int8_quantize', _int8_quantize, lambda x, range: _empty_activations(x)),
-    ('int8_conv2d', _int8_conv2d, _fake_conv2d),
+    ('int8_conv2d', run_conv2d, _fake_conv2d),
     ('int8_linear', _int8_linear, _fake_linear),
 ):
     _library.impl(_name, _kernel, 'CPU')
