@@ -9,11 +9,14 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+from setuptools.errors import CompileError
 
 CSRC = Path('basicsr_classpruning/kernels/csrc')
 LIBRARY = 'libclasspruning_kernels.so'
 FLAGS = ['-O3', '-fPIC', '-std=c++17', '-fvisibility=hidden', '-Wall', '-Wextra', '-Wno-psabi']
 AVX2 = ['-mavx2', '-mfma']
+AVX512 = ['-mavx512f', '-mavx512vl', '-mavx512dq', '-mfma']
+ROUNDED = ['-ffp-contract=off']  # every product and sum of floats, as PyTorch does it
 # One binary for all processors: each engine has its own instructions, and the program chooses at run time.
 SOURCES = {
     'dispatch.cpp': [],
@@ -23,7 +26,12 @@ SOURCES = {
     'threads.cpp': [],
     'engine_avx2.cpp': AVX2,
     'engine_wide.cpp': AVX2,
-    'engine_avx512.cpp': ['-mavx512f', '-mavx512vl', '-mavx512dq', '-mfma'],
+    'engine_avx512.cpp': AVX512,
+    'int8_dispatch.cpp': [],
+    'int8_pack.cpp': [],
+    'int8_avx2.cpp': [*AVX2, *ROUNDED],
+    'int8_avxvnni.cpp': [*AVX2, *ROUNDED],
+    'int8_avx512.cpp': [*AVX512, '-mavx512bw', '-mavx512vnni', *ROUNDED],
 }
 
 
@@ -51,12 +59,24 @@ class BuildKernels(build_ext):
             raise RuntimeError(f'they are written for Linux on x86-64, not {sys.platform} on {platform.machine()}')
         objects = []
         for name, flags in SOURCES.items():
-            objects += self.compiler.compile(
-                [str(CSRC / name)], output_dir=self.build_temp, extra_postargs=[*FLAGS, *flags], depends=ext.depends
-            )
+            objects += self._object(name, flags, ext)
         target = self.get_ext_fullpath(ext.name)
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         self.compiler.link_shared_object(objects, target, extra_postargs=['-pthread'], target_lang='c++')
+
+    def _object(self, name: str, flags: list[str], ext: Extension) -> list[str]:
+        source, tries = str(CSRC / name), [flags]
+        if name == 'int8_avxvnni.cpp':  # g++ 11 and newer know it
+            tries.insert(0, [*flags, '-mavxvnni'])
+        for i, used in enumerate(tries):
+            try:
+                return self.compiler.compile(
+                    [source], output_dir=self.build_temp, extra_postargs=[*FLAGS, *used], depends=ext.depends
+                )
+            except CompileError:
+                if i + 1 == len(tries):
+                    raise
+        return []
 
 
 class PackExamples(build_py):

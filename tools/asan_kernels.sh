@@ -7,16 +7,21 @@ csrc="$root/basicsr_classpruning/kernels/csrc"
 build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
 flags="-g -O1 -fPIC -std=c++17 -fvisibility=hidden -fno-omit-frame-pointer -Wno-psabi -fsanitize=address,undefined -fno-sanitize-recover=all"
-for source in dispatch jobs pack pointwise threads; do
+for source in dispatch jobs pack pointwise threads int8_dispatch int8_pack; do
     "${CXX:-g++}" $flags -c "$csrc/$source.cpp" -o "$build/$source.o"
 done
-for source in engine_avx2 engine_wide; do
-    "${CXX:-g++}" $flags -mavx2 -mfma -c "$csrc/$source.cpp" -o "$build/$source.o"
+for source in engine_avx2 engine_wide int8_avx2; do
+    "${CXX:-g++}" $flags -mavx2 -mfma -ffp-contract=off -c "$csrc/$source.cpp" -o "$build/$source.o"
 done
 "${CXX:-g++}" $flags -mavx512f -mavx512vl -mavx512dq -mfma -c "$csrc/engine_avx512.cpp" -o "$build/engine_avx512.o"
+# as setup.py does: compilers without -mavxvnni leave it out
+"${CXX:-g++}" $flags -mavx2 -mfma -mavxvnni -ffp-contract=off -c "$csrc/int8_avxvnni.cpp" -o "$build/int8_avxvnni.o" ||
+    "${CXX:-g++}" $flags -mavx2 -mfma -ffp-contract=off -c "$csrc/int8_avxvnni.cpp" -o "$build/int8_avxvnni.o"
+"${CXX:-g++}" $flags -mavx512f -mavx512vl -mavx512dq -mavx512bw -mavx512vnni -mfma -ffp-contract=off \
+    -c "$csrc/int8_avx512.cpp" -o "$build/int8_avx512.o"
 "${CXX:-g++}" $flags -shared "$build"/*.o -pthread -o "$build/libclasspruning_kernels.so"
 # Python itself is not instrumented: the sanitizer's runtime is loaded first, and torch's leaks are not ours.
 runtime="$("${CXX:-g++}" -print-file-name=libasan.so):$("${CXX:-g++}" -print-file-name=libstdc++.so.6)"
 cd "$root"
 LD_PRELOAD="$runtime" ASAN_OPTIONS=detect_leaks=0 CLASSPRUNING_KERNELS="$build/libclasspruning_kernels.so" \
-    "${PYTHON:-python}" -m pytest tests/test_kernels.py -q -p no:cacheprovider "$@"
+    "${PYTHON:-python}" -m pytest tests/test_kernels.py tests/test_int8_kernels.py -q -p no:cacheprovider "$@"

@@ -261,11 +261,11 @@ def network_rows(arguments: argparse.Namespace) -> Iterator[dict]:
             yield {'network': name, 'tile': arguments.tile, 'threads': threads, 'macs': fractions, 'seconds': seconds}
 
 
-def environment() -> dict:
-    """What the numbers were measured on."""
+def environment(script: str = 'tools/benchmark_kernels.py', limits_too: tuple[str, ...] = ()) -> dict:
+    """What the numbers of a script were measured on; it obeys some more variables."""
     cpuinfo = Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else ''
     fields = {k.strip(): v.strip() for k, _, v in (line.partition(':') for line in cpuinfo.splitlines())}
-    limits = [f'{name}={os.environ[name]}' for name in LIMITS if name in os.environ]
+    limits = [f'{name}={os.environ[name]}' for name in (*limits_too, *LIMITS) if name in os.environ]
     packages = ('torch', 'onnxruntime', 'openvino', 'nncf', 'ncnn', 'numpy')
     versions = {name: metadata.version(name) for name in packages if find_spec(name)}
     return {
@@ -274,7 +274,7 @@ def environment() -> dict:
         'load_before': os.getloadavg()[0],
         'kernels': kernels.describe(),
         'versions': versions,
-        'command': ' '.join([*limits, 'python', 'tools/benchmark_kernels.py', *sys.argv[1:]]),
+        'command': ' '.join([*limits, 'python', script, *sys.argv[1:]]),
         'date': datetime.date.today().isoformat(),
     }
 

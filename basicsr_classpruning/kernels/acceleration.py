@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from basicsr_classpruning.kernels import native
+from basicsr_classpruning.kernels import int8_native, native
 from basicsr_classpruning.kernels.block_fusion import fuse_depthwise
 from basicsr_classpruning.kernels.blocks import SWIN_LAYERS, Around, KernelPointwise, is_pointwise, swin_block
 from basicsr_classpruning.kernels.fusion import activation_of_module, fuse_graph
+from basicsr_classpruning.kernels.int8_graph import keep_integers
+from basicsr_classpruning.kernels.int8_layers import Int8KernelLayer, int8_layer, is_int8
 from basicsr_classpruning.kernels.layers import Epilogue, KernelConv2d, KernelLayer
 from basicsr_classpruning.kernels.tracing import NotTraceable, trace
 from basicsr_classpruning.sparsity.pattern import Pattern
@@ -30,7 +32,8 @@ class LayerPlan:
     name: str
     """Dotted name in the network."""
     engine: str
-    """``'avx512'``, ``'avx2'`` or ``'reference'`` (the N:M kernels), or ``'torch'``."""
+    """``'avx512'``, ``'avx2'`` or ``'reference'`` (the N:M kernels), or ``'torch'``; for layers of 8-bit integers
+    ``'int8-avx512vnni'``, ``'int8-avxvnni'``, ``'int8-avx2'`` or ``'int8-reference'``."""
     why: str
     """Why the layer stays with torch; empty otherwise."""
     fused: tuple[str, ...]
@@ -42,7 +45,9 @@ def accelerate(net: nn.Module, patterns: Mapping[str, Pattern]) -> nn.Module:
 
     Bias, scale, activation and residual are fused into the kernels where the network can be traced; elsewhere the
     activations inside an ``nn.Sequential`` are. Dense convolutions run on the same kernels, so that all activations
-    stay in one memory format. Whatever the kernels cannot run stays as it is.
+    stay in one memory format. Layers of 8-bit integers (``sparsity.int8``) run on kernels of their own, which compute
+    the same bits; in a network that can be traced, what only such layers read stays in integers between them. Whatever
+    the kernels cannot run stays as it is.
 
     Args:
         net: plain ``nn.Conv2d`` and ``nn.Linear`` layers with zeros in place, eval mode, float32, on the CPU. It is not
@@ -61,26 +66,28 @@ def plan(net: nn.Module, patterns: Mapping[str, Pattern]) -> list[LayerPlan]:
     acceleration = _Acceleration(net, patterns)
     acceleration.run()
     engine = native.available() or native.REFERENCE
+    int8_engine = f'int8-{int8_native.available() or native.REFERENCE}'
     plans = []
     for name, why in acceleration.why_torch.items():
         fused = acceleration.fused.get(name)
         if fused is None:
             plans.append(LayerPlan(name, 'torch', why or 'not called in the forward pass', ()))
         else:
-            plans.append(LayerPlan(name, engine, '', fused))
+            used = int8_engine if is_int8(acceleration.layers[name]) else engine
+            plans.append(LayerPlan(name, used, '', fused))
     return plans
 
 
 def why_torch(layer: nn.Module, pruned: bool) -> str:
     """Why the kernels do not run a layer; empty where they do."""
-    if type(layer) not in (nn.Conv2d, nn.Linear):
+    if not is_int8(layer) and type(layer) not in (nn.Conv2d, nn.Linear):
         return f'{type(layer).__name__}: not an nn.Conv2d or nn.Linear itself'
     weight = layer.weight
     assert isinstance(weight, torch.Tensor)
     if weight.dtype != torch.float32 or weight.device.type != 'cpu':
         return f'weights are {weight.dtype} on {weight.device.type}, not float32 on the CPU'
     if isinstance(layer, nn.Linear):
-        return '' if pruned else 'a dense linear layer'
+        return '' if pruned or is_int8(layer) else 'a dense linear layer'
     assert isinstance(layer, nn.Conv2d)
     if layer.groups != 1:
         return f'a convolution in {layer.groups} groups'
@@ -113,12 +120,15 @@ class _Acceleration:
                 self.why_torch[name] = ''
                 self.fused[name] = ()
         fuse_graph(traced, chosen, self._make)
+        keep_integers(traced)
         return traced.eval()
 
-    def _make(self, name: str, epilogue: Epilogue, around: Around = Around()) -> KernelLayer:
+    def _make(self, name: str, epilogue: Epilogue, around: Around = Around()) -> KernelLayer | Int8KernelLayer:
         self.fused[name] = (*around.fused, *epilogue.fused)
         layer = self.layers[name]
         assert isinstance(layer, (nn.Conv2d, nn.Linear))
+        if is_int8(layer):
+            return int8_layer(layer, epilogue)
         if is_pointwise(layer) and epilogue.shuffle == 1:
             return KernelPointwise(layer, epilogue, around)
         assert isinstance(layer, nn.Conv2d)
@@ -166,6 +176,7 @@ def _activations_in_sequence(net: nn.Module) -> Iterator[tuple[str, tuple[str, E
         for (child, layer), (after, activation) in itertools.pairwise(parent.named_children()):
             epilogue = activation_of_module(activation)
             fits = epilogue is not None and (epilogue.activation != 'prelu' or isinstance(layer, nn.Conv2d))
+            fits = fits and not (is_int8(layer) and epilogue is not None and epilogue.activation == 'gelu')
             if epilogue is not None and fits and places[id(layer)] == 1:
                 prefix = f'{name}.' if name else ''
                 yield prefix + child, (prefix + after, epilogue)

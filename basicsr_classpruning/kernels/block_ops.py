@@ -166,7 +166,7 @@ def _call(function: str, call: ctypes.Structure) -> None:
     library = native.load()
     if library is None:
         raise RuntimeError('N:M kernel: the layer was packed for compiled kernels, which are not installed here')
-    library.check(getattr(library.library, function)(ctypes.byref(call)))
+    native.check(getattr(library.library, function)(ctypes.byref(call)))
 
 
 # --- between the layers -----------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from basicsr_classpruning.kernels import native
 from basicsr_classpruning.kernels.block_ops import depthwise, nm_pointwise, window_attention
 from basicsr_classpruning.kernels.layers import Epilogue, KernelLayer, conv_geometry, linear_geometry
 from basicsr_classpruning.kernels.ops import activate
+from basicsr_classpruning.sparsity.int8 import Int8Conv2d, Int8Linear
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ class Around:
 
 
 def is_pointwise(layer: nn.Module) -> bool:
-    """Whether a layer has no taps: a linear layer or a 1 x 1 convolution with strides of 1 and no padding."""
+    """Whether a layer of floats has no taps: a linear layer or a 1 x 1 convolution with strides of 1 and no padding."""
+    if isinstance(layer, (Int8Conv2d, Int8Linear)):
+        return False
     if isinstance(layer, nn.Linear):
         return True
     return isinstance(layer, nn.Conv2d) and conv_geometry(layer)[2:] == [1, 1, 1, 1, 0, 0, 1, 1]

@@ -6,6 +6,7 @@ Works on the graph of a network (``tracing``); where there is none, on the neigh
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, fx, nn
 from basicsr_classpruning.kernels import native
 from basicsr_classpruning.kernels.block_fusion import surroundings
 from basicsr_classpruning.kernels.blocks import Around, is_pointwise
+from basicsr_classpruning.kernels.int8_layers import is_int8
 from basicsr_classpruning.kernels.layers import Epilogue
 from basicsr_classpruning.kernels.tracing import function_name, module_of
 
@@ -123,6 +125,8 @@ class _Chain:
             factor = _factor(self.net, right if left is self.last else left, self.channels)
         elif name in ('truediv', 'div') and left is self.last and isinstance(right, (int, float)):
             factor = torch.tensor([1 / right])
+            if is_int8(module_of(self.net, self.nodes[0])) and math.frexp(right)[0] != 0.5:
+                return False  # the product would be rounded otherwise, and int8 layers give PyTorch's bits
         elif name == 'neg':
             factor = torch.tensor([-1.0])
         else:
@@ -154,6 +158,8 @@ class _Chain:
             return False
         if self.epilogue.order == 'after':
             return False
+        if found.activation == 'gelu' and is_int8(module_of(self.net, self.nodes[0])):
+            return False  # int8 layers give PyTorch's bits, and the kernels' own GELU does not
         # Behind a shuffle, only an activation that treats all values alike may change places with it.
         allowed = (1,) if self.epilogue.shuffle > 1 else (1, self.channels)
         if found.slope is not None and found.slope.numel() not in allowed:

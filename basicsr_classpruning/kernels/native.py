@@ -19,7 +19,7 @@ import torch
 from basicsr_classpruning.errors import UsageError
 
 LIBRARY = 'libclasspruning_kernels.so'
-ABI_VERSION = 6
+ABI_VERSION = 7
 MAX_STRIDE = 4
 MAX_SHUFFLE = 4
 
@@ -99,6 +99,12 @@ _FAILURES = {
 }
 
 
+def check(status: int) -> None:
+    """Raises RuntimeError where a ``cp_status`` is a failure."""
+    if status:
+        raise RuntimeError(f'N:M kernel: {_FAILURES[status]}')
+
+
 def fits_winograd(geometry: Sequence[int], shuffle: int) -> bool:
     """Whether Winograd's algorithm computes a convolution: a 3 x 3 kernel, strides and dilations of 1.
 
@@ -165,12 +171,7 @@ class Native:
 
     def run(self, call: Call) -> None:
         """Runs a packed layer. Raises RuntimeError where the call does not fit it or memory is short."""
-        self.check(self.library.cp_run(ctypes.byref(call)))
-
-    def check(self, status: int) -> None:
-        """Raises RuntimeError for a ``cp_status`` that is a failure."""
-        if status:
-            raise RuntimeError(f'N:M kernel: {_FAILURES[status]}')
+        check(self.library.cp_run(ctypes.byref(call)))
 
 
 def _openmp_parallel() -> ctypes.c_void_p | None:

@@ -18,6 +18,7 @@ from basicsr_classpruning.kernels.acceleration import why_torch
 from basicsr_classpruning.kernels.choice import Choices
 from basicsr_classpruning.kernels.fusion import fuse_graph
 from basicsr_classpruning.kernels.gathering import GatheredConv2d, alike
+from basicsr_classpruning.kernels.int8_layers import is_int8
 from basicsr_classpruning.kernels.jobs import JobList
 from basicsr_classpruning.kernels.layers import Epilogue, KernelConv2d
 from basicsr_classpruning.kernels.ops import activate, conv2d_in_jobs
@@ -44,7 +45,7 @@ class PatchedNet(nn.Module):
         super().__init__()
         names = dict.fromkeys(str(n.target) for n in graph.graph.nodes if isinstance(module_of(graph, n), nn.Conv2d))
         layers = {name: [_conv(net, name) for net in candidates] for name in names}
-        fused = {name for name in layers if use_kernels and not any(why_torch(layer, True) for layer in layers[name])}
+        fused = {name for name in layers if use_kernels and not any(map(_why_gathered, layers[name]))}
         fuse_graph(graph, fused, lambda name, epilogue, _: PatchedConv2d(layers[name], epilogue), with_around=False)
         for name in layers.keys() - fused:
             graph.set_submodule(name, GatheredConv2d(layers[name]))
@@ -82,6 +83,7 @@ class PatchedConv2d(nn.Module):
         self._alike = alike(layers)
         made = [KernelConv2d(layer, epilogue) for layer in (layers[:1] if self._alike else layers)]
         self.weights = nn.ModuleList(made)
+        self._layers = tuple(made)
         self._epilogue = made[0].epilogue
         self._slope, self._shuffle, self._channels = made[0].slope, made[0].shuffle, made[0].geometry[0]
         self._chosen: dict[int, ctypes.Array[native.Weight]] = {}
@@ -114,13 +116,12 @@ class PatchedConv2d(nn.Module):
         """Of each candidate the faster packing for patches, measured on four of them."""
         # The sparsest candidate computes the rings around what runs.
         patch, ring = _patches(), _patches() if self._alike else _rings()
-        found = [_faster(layer, cell, patch if k else ring) for k, layer in enumerate(self.weights)]
-        return weight_array(found, [layer.get_buffer('bias') if layer.bias is not None else None for layer in self.weights])
+        found = [_faster(layer, cell, patch if k else ring) for k, layer in enumerate(self._layers)]
+        return weight_array(found, [layer.bias for layer in self._layers])
 
 
-def _faster(layer: nn.Module, cell: int, jobs: Tensor) -> Tensor:
+def _faster(layer: KernelConv2d, cell: int, jobs: Tensor) -> Tensor:
     """The packed weight of one candidate that computes typical jobs faster."""
-    assert isinstance(layer, KernelConv2d)
     if layer.winograd is None:
         return layer.packed
     ways = {'winograd': layer.winograd, 'direct': layer.packed}
@@ -163,6 +164,11 @@ def weight_array(packed: Sequence[Tensor], biases: Sequence[Tensor | None]) -> c
         native.Weight(one.data_ptr(), None if bias is None else bias.data_ptr()) for one, bias in zip(packed, biases)
     ]
     return (native.Weight * len(rows))(*rows)
+
+
+def _why_gathered(layer: nn.Conv2d) -> str:
+    """Why a layer does not run in jobs on the kernels; empty where it does."""
+    return '8-bit integers' if is_int8(layer) else why_torch(layer, True)
 
 
 def _reads(layer: nn.Conv2d) -> int:

@@ -8,6 +8,7 @@ import operator
 from torch import fx, nn
 
 from basicsr_classpruning.kernels.blocks import norm_of_planes
+from basicsr_classpruning.sparsity.int8 import Int8Conv2d, Int8Linear
 
 _INPLACE_OPERATORS = {
     operator.iadd: operator.add,
@@ -52,7 +53,8 @@ class NotTraceable(Exception):
 
 
 class _Tracer(fx.Tracer):
-    """Keeps normalisations of channels whole, which every code base writes in its own way."""
+    """Keeps whole, beside torch's layers, those of 8-bit integers, and normalisations of channels, which every code base
+    writes in its own way."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -61,7 +63,8 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is not traced into."""
-        return module_qualified_name in self.norms or super().is_leaf_module(m, module_qualified_name)
+        own = module_qualified_name in self.norms or type(m) in (Int8Conv2d, Int8Linear)
+        return own or super().is_leaf_module(m, module_qualified_name)
 
 
 def trace(net: nn.Module) -> fx.GraphModule:
