@@ -13,6 +13,7 @@ from mmengine.analysis import get_model_complexity_info
 from tiny import NETWORKS, classpruning, in_threads
 from torch import nn
 
+from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.sparsity import (
     Pattern,
     choose_layers,
@@ -208,3 +209,10 @@ def test_what_is_left_dense_is_told_by_kind():
     pruned = next(layer for layer in macs.layers if layer.pruned)
     assert sum(macs.left_dense.values()) + pruned.dense == macs.dense
     assert macs.candidates == (macs.dense - pruned.dense // 2,)
+
+
+def test_a_norm_over_many_dimensions_is_counted_and_a_network_without_layers_refused():
+    net = nn.Sequential(nn.Unflatten(1, (1, 1, 1, 3)), nn.LayerNorm(8), nn.Flatten(1, 4), nn.Conv2d(3, 3, 1))
+    assert count_by_module(net, (3, 8, 8)) == {'': 1536, '0': 0, '1': 960, '2': 0, '3': 576}
+    with pytest.raises(UserError, match='Identity computes nothing that could be saved'):
+        network_macs(nn.Identity(), nn.Conv2d(3, 1, 1), [], 1, (3, 8, 8))

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from basicsr_classpruning.devices import device_of, on_one_thread
+from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.sparsity.apply import LayerChoice
 
 _KINDS = {
@@ -104,9 +105,15 @@ def count_by_operator(net: nn.Module, size: tuple[int, int, int]) -> dict[str, d
     analyzer = FlopAnalyzer(net, (image,)).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     with _TRACING, torch.no_grad(), on_one_thread() if size[1] * size[2] <= _SMALL else contextlib.nullcontext():
         analyzer.set_op_handle('aten::scaled_dot_product_attention', _attention_macs)
+        analyzer.set_op_handle('aten::layer_norm', _layer_norm_macs)
         counts = analyzer.tracer_warnings('none').by_module_and_operator()
     random.setstate(state)
     return {name: {kind: int(macs) for kind, macs in operators.items()} for name, operators in counts.items()}
+
+
+def _layer_norm_macs(inputs: list[Any], outputs: list[Any]) -> int:
+    """As mmengine counts them, but of tensors of any number of dimensions."""
+    return math.prod(inputs[0].type().sizes()) * (5 if inputs[2].isCompleteTensor() else 4)
 
 
 def _attention_macs(inputs: list[Any], outputs: list[Any]) -> int:
@@ -141,6 +148,8 @@ def network_macs(
         pruned = tuple(int(dense * choice.kept(candidate)) for candidate in range(candidates))
         layers.append(LayerMacs(choice.name, dense, pruned, choice.reason))
     total = counts['']
+    if not total:
+        raise UserError(f'{type(net).__name__} computes nothing that could be saved: no layer runs')
     saved = [sum(layer.dense - layer.candidates[k] for layer in layers) for k in range(candidates)]
     return NetworkMacs(
         size=size,
