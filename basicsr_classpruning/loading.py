@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,6 +20,8 @@ from basicsr_classpruning.checkpoint import read_checkpoint
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.sizes import probe
 from basicsr_classpruning.untrusted.bounds import Bounded
+
+_log = logging.getLogger('basicsr_classpruning')
 
 
 def load(
@@ -74,8 +78,12 @@ def load_classpruning(options: Mapping[str, Any], params: Mapping[str, Tensor]) 
         for key, value in params.items()
         if key.startswith('base.') and not _belongs_to_candidates(key)
     }
-    base_net = adapter_of(base).build(base, dense or params)
-    net = ClassPruning(**options, base_net=base_net)
+    net = ClassPruning(**options, base_net=adapter_of(base).build(base, dense or params))
+    older = net.without_candidates(params)
+    if older:
+        _log.warning('left dense, as in the file, which has no candidates of them: %s', ', '.join(older))
+        options['skip'] = [*options.get('skip', ()), *(f'^{re.escape(name)}$' for name in older)]
+        net = ClassPruning(**options, base_net=adapter_of(base).build(base, dense or params))
     net.load_params(params)
     return net
 

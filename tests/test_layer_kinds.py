@@ -19,6 +19,7 @@ from basicsr_classpruning.archs.base_network import find_inputs, load_fitting
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.checkpoint import write_checkpoint
 from basicsr_classpruning.cli import main
+from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.sparsity import sparse_layers
 from basicsr_classpruning.sparsity.masks import satisfies
 from basicsr_classpruning.sparsity.orientation import by_output
@@ -200,3 +201,31 @@ def test_files_without_counters_of_batch_normalisation_are_loaded():
     pruned = ClassPruning(KINDS['BatchNormalised'], CANDIDATES).eval()
     pruned.load_params(params)
     assert torch.equal(pruned.restore_with(x, '16:16'), net(x))
+
+
+@pytest.mark.parametrize('weights', ['own', 'shared'])
+@pytest.mark.parametrize(('name', 'then_dense'), [('Ragged', 'mix'), ('Grouped', 'four'), ('Transposed', 'upper')])
+def test_files_from_before_a_layer_was_pruned_have_it_dense(tmp_path, caplog, name, weights, then_dense):
+    torch.manual_seed(0)
+    new = ClassPruning(KINDS[name], CANDIDATES, weights=weights)
+    old = ClassPruning(KINDS[name], CANDIDATES, weights=weights, skip=[f'^{then_dense}$'])
+    randomise(old)
+    for _, layer in sparse_layers(old.base):
+        layer.reset_candidates()
+    options = new.options  # which say nothing of the layer
+    missing = new.state_dict().keys() - old.state_dict().keys()
+    assert {key.split('.')[1] for key in missing} == {then_dense}
+    write_checkpoint(tmp_path / 'old.pth', {'params': old.state_dict()}, options)
+    loaded = load(tmp_path / 'old.pth')
+    assert f'left dense, as in the file, which has no candidates of them: {then_dense}' in caplog.text
+    x = torch.rand(2, 3, 16, 16)
+    for candidate in CANDIDATES:
+        assert torch.equal(loaded.restore_with(x, candidate), old.eval().restore_with(x, candidate))
+
+
+def test_files_that_lack_a_layer_that_was_always_pruned_are_damaged(tmp_path):
+    net = ClassPruning(KINDS['RunsInAnotherOrder'], CANDIDATES)
+    params = {key: value for key, value in net.state_dict().items() if not key.startswith('base.body.ranks')}
+    write_checkpoint(tmp_path / 'x.pth', {'params': params}, net.options)
+    with pytest.raises(UserError, match=r'body\.ranks is missing'):
+        load(tmp_path / 'x.pth')

@@ -13,6 +13,7 @@ from mmengine.analysis import get_model_complexity_info
 from tiny import NETWORKS, classpruning, in_threads
 from torch import nn
 
+from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.sparsity import (
     Pattern,
     choose_layers,
@@ -173,3 +174,45 @@ def test_counting_draws_no_random_numbers():
     count_by_module(net, (3, 16, 16))
     assert random.getstate() == before[0]
     assert torch.equal(torch.get_rng_state(), before[1])
+
+
+class Products(nn.Module):
+    """Attention in three ways, a depthwise layer, and weights that are no layer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.deep = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.body, self.norm = nn.Conv2d(8, 8, 1), nn.LayerNorm(8)
+        self.bare = nn.Parameter(torch.randn(8, 8, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = nn.functional.conv2d(self.body(self.deep(self.head(x))), self.bare)
+        tokens = self.norm(y.flatten(2).transpose(1, 2))  # (B, H · W, 8)
+        heads = tokens.unsqueeze(1)
+        y = nn.functional.scaled_dot_product_attention(heads, heads, heads)[:, 0]
+        y = (y @ tokens.transpose(1, 2)) @ tokens
+        return torch.einsum('bnc,bmc->bnm', y, tokens)
+
+
+def test_what_is_left_dense_is_told_by_kind():
+    net = Products()
+    choices = choose_layers(net, [Pattern(2, 4)])
+    pixels = 30
+    macs = network_macs(net, nn.Conv2d(3, 1, 1), choices, 1, (3, 6, 5))
+    assert macs.left_dense == {
+        'attention and other products': 5 * 8 * pixels**2,  # two, two and one
+        'the first layer': 3 * 8 * 9 * pixels,
+        'parameters outside of layers': 64 * pixels,
+        'a depthwise convolution': 8 * 9 * pixels,
+        'normalisation': dict(macs.others)['normalisation'],
+    }
+    pruned = next(layer for layer in macs.layers if layer.pruned)
+    assert sum(macs.left_dense.values()) + pruned.dense == macs.dense
+    assert macs.candidates == (macs.dense - pruned.dense // 2,)
+
+
+def test_a_norm_over_many_dimensions_is_counted_and_a_network_without_layers_refused():
+    net = nn.Sequential(nn.Unflatten(1, (1, 1, 1, 3)), nn.LayerNorm(8), nn.Flatten(1, 4), nn.Conv2d(3, 3, 1))
+    assert count_by_module(net, (3, 8, 8)) == {'': 1536, '0': 0, '1': 960, '2': 0, '3': 576}
+    with pytest.raises(UserError, match='Identity computes nothing that could be saved'):
+        network_macs(nn.Identity(), nn.Conv2d(3, 1, 1), [], 1, (3, 8, 8))

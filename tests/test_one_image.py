@@ -258,3 +258,18 @@ def test_squares_are_found(multiple):
 def test_one_size_only_is_refused_by_what_it_is():
     with pytest.raises(UserError, match=r'Square takes images of 40×40 pixels only'):
         probe(Square(8, only=40), [3])
+
+
+@ARCH_REGISTRY.register()
+class WideSquare(Square):
+    """Beside it a layer of many channels, which are tried at every size."""
+
+    def __init__(self) -> None:
+        super().__init__(128)
+        self.wide = nn.ModuleList(nn.Conv2d(channels, 1, 1) for channels in range(400, 512, 8))
+
+
+def test_the_images_that_are_tried_are_not_held_against_a_file(tmp_path):
+    write_checkpoint(tmp_path / 'dense.pth', {'params': plain('WideSquare').state_dict()}, None)
+    net = basicsr_classpruning.load(tmp_path / 'dense.pth', arch={'type': 'WideSquare'})
+    assert net(torch.rand(1, 3, 20, 30)).shape == (1, 3, 20, 30)

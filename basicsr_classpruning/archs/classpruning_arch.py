@@ -35,6 +35,8 @@ from basicsr_classpruning.sparsity import (
     sparse_layers,
     sparsify,
 )
+from basicsr_classpruning.sparsity.layers import SparseLayer
+from basicsr_classpruning.sparsity.orientation import channels_of, groups_of
 
 CANDIDATE_PARTS = ('ranks', 'biases.', 'weights.', 'weight_scales', 'input_scale', 'input_zero')
 """What the keys of a sparse layer's state dict begin with that are its candidates', not the dense layer's."""
@@ -413,6 +415,19 @@ class ClassPruning(nn.Module):
                 layer.grid(layer.int8[0])  # which raises where there is none
         self.forget_subnetworks()
 
+    def without_candidates(self, params: Mapping[str, Tensor]) -> list[str]:
+        """Names of the pruned layers of which a ClassPruning state dict has the dense weight alone, as it was written
+        when such layers were not pruned: transposed and grouped ones, and those whose input channels M does not divide.
+        """
+        dense, others = [], False
+        for name, layer in sparse_layers(self.base):
+            stem = f'base.{name}.'
+            if any(key.startswith((f'{stem}ranks', f'{stem}biases.', f'{stem}weights.')) for key in params):
+                others = True
+            elif f'{stem}weight' in params and _was_left_dense(layer):
+                dense.append(name)
+        return dense if others else []
+
     def start_from(self, params: Mapping[str, Tensor], strict: bool = True) -> None:
         """As ``load_params``, for a training. A classifier of another kind, or of a ladder with a bypass where this one
         has none or the other way round, is left out: it begins anew."""
@@ -422,6 +437,12 @@ class ClassPruning(nn.Module):
             own = {key: value for key, value in self.state_dict().items() if key in ours}
             params = {**{key: value for key, value in params.items() if key not in theirs}, **own}
         self.load_params(params, strict)
+
+
+def _was_left_dense(layer: SparseLayer) -> bool:
+    """Whether the first version of this package left such a layer dense."""
+    whole = channels_of(layer) % layer.patterns[0].m == 0
+    return not whole or groups_of(layer) > 1 or isinstance(layer, nn.ConvTranspose2d)
 
 
 def _router_shapes(params: Mapping[str, Tensor]) -> dict[str, torch.Size]:

@@ -50,7 +50,7 @@ def fold_norms(net: nn.Module) -> nn.Module:
                 remove_spectral_norm(module, hook.name)
                 _forget_loading_hook(module)
         if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[union-attr, arg-type]
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
     return net.train(training)
 

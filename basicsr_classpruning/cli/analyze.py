@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from basicsr_classpruning.cli.common import (
     add_model_arguments,
     check_outputs,
+    describe_left_dense,
+    left_dense,
     load_model,
     parse_size,
     write_json,
@@ -85,6 +87,8 @@ def _report(network: RoutedNetwork, macs: NetworkMacs) -> dict[str, Any]:
         'saved': [1 - (value + macs.classifier) / macs.dense for value in candidates],
         'params': count_parameters(network.dense.net),
         'params_classifier': count_parameters(network.router.classifier) if network.router else 0,
+        'others': dict(macs.others),
+        'left_dense': left_dense(macs),
         'layers': [{**asdict(layer), 'pruned': layer.pruned} for layer in macs.layers],
     }
 
@@ -108,7 +112,8 @@ def _text(report: dict[str, Any]) -> str:
     totals = [report['macs_dense'], *report['macs']]
     if counted and totals != counted:
         rest = [total - part for total, part in zip(totals, counted)]
-        rows.append(['not in layers', *(f'{value:,}' for value in rest), 'attention, normalisation, resizing'])
+        kinds = [f'{kind} {macs / rest[0]:.1%}' for kind, macs in report['others'].items() if rest[0] and macs]
+        rows.append(['not in layers', *(f'{value:,}' for value in rest), ', '.join(kinds)])
     classifier = [f'{report["macs_classifier"]:,}'] * len(report['candidates'])
     rows.append(['classifier', '0', *classifier, ''])
     whole = [report['macs_dense'], *(value + report['macs_classifier'] for value in report['macs'])]
@@ -116,6 +121,8 @@ def _text(report: dict[str, Any]) -> str:
     rows.append(['saved', '', *(f'{value:.1%}' for value in report['saved']), ''])
     size = '×'.join(map(str, report['size']))
     lines = [f'{report["network"]}, MACs of one {size} image, {report["params"]:,} parameters', '', format_table(rows)]
+    if report['left_dense'] and report['candidates']:
+        lines += ['', describe_left_dense(report['left_dense'])]
     for candidate, layers in report.get('kernels', {}).items():
         lines += ['', f'CPU kernels, candidate {candidate}']
         keys = list(layers[0]) if layers else []

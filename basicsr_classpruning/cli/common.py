@@ -7,9 +7,12 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from basicsr_classpruning.errors import UsageError
+
+if TYPE_CHECKING:
+    from basicsr_classpruning.sparsity import NetworkMacs
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,6 +101,18 @@ def parse_size(text: str) -> tuple[int, int, int]:
     if height * width > 2**24:
         raise UsageError(f'--size {text}: at most {2**24:,} pixels; MACs are in proportion to the pixels')
     return channels, height, width
+
+
+def left_dense(macs: NetworkMacs) -> dict[str, float]:
+    """Shares of the dense MACs that stay, by what they are or why, the largest first."""
+    return {kind: value / macs.dense for kind, value in macs.left_dense.items()}
+
+
+def describe_left_dense(shares: Mapping[str, float]) -> str:
+    """One line on what is left dense; what has less than a thousandth of the MACs is not named."""
+    named = [f'{kind} {share:.1%}' for kind, share in shares.items() if share >= 0.001]
+    total = f'left dense: {sum(shares.values()):.1%} of the MACs'
+    return f'{total} ({", ".join(named)})' if named else total
 
 
 def write_json(content: dict[str, Any], path: str | None) -> None:

@@ -11,7 +11,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from basicsr_classpruning.cli.calibration import add_calibration_arguments, check_call, read_calibration
-from basicsr_classpruning.cli.common import add_model_arguments, load_model, write_json
+from basicsr_classpruning.cli.common import (
+    add_model_arguments,
+    describe_left_dense,
+    left_dense,
+    load_model,
+    write_json,
+)
 from basicsr_classpruning.errors import UsageError
 from basicsr_classpruning.routing.ladder import LadderError
 from basicsr_classpruning.sparsity.pattern import UNITS
@@ -125,6 +131,7 @@ def run(args: argparse.Namespace) -> int:
         'layers': len(net.choices),
         'layers_pruned': sum(bool(choice.patterns) for choice in net.choices),
         'file_bytes_dense': os.path.getsize(args.checkpoint),
+        'left_dense': left_dense(net.reference_macs),
         'layers_patterns': net.options['layers'],
         'layers_fp32': {choice.name: choice.fp32 for choice in net.choices if net.int8 and choice.fp32},
         **figures,
@@ -139,6 +146,7 @@ def run(args: argparse.Namespace) -> int:
         f'{os.path.getsize(args.out) / 1e6:.2f} MB ({report["file_bytes_dense"] / 1e6:.2f} MB dense), '
         f'{report["seconds"]:.0f} s'
     )
+    print(describe_left_dense(report['left_dense']))
     if 'architecture' in base.get('net', base):
         print(
             f'{report["network"]} was detected by spandrel: export --to basicsr keeps the names that spandrel gives '

@@ -20,7 +20,7 @@ def receptive_field_radius(network: Subnetwork, limit: int) -> int | None:
 
     Returns:
         The radius, a multiple of the network's size multiple, or None if it is larger than ``limit`` or the network has
-        no gradient.
+        no gradient, or does not take images of this size.
     """
     scale, multiple = network.sizes.scale, network.sizes.multiple
     cells = -(-(limit + 1) // multiple)
@@ -31,7 +31,7 @@ def receptive_field_radius(network: Subnetwork, limit: int) -> int | None:
         with torch.enable_grad():
             centre = slice(start * scale, (start + multiple) * scale)
             (gradient,) = torch.autograd.grad(network.net(x)[..., centre, centre].sum(), x)
-    except RuntimeError:
+    except Exception:  # a network without gradient, or that stumbles over this size in any way
         return None
     seen = (gradient[0] != 0).any(dim=0).cpu().numpy()
     if not seen.any():
