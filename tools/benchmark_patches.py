@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Times images restored patch by patch against the dense network in the same engine, in turns in one process.
 
-    python tools/benchmark_patches.py MODEL --gt FOLDER --degrade bicubic2 --budget 0.25 --json FILE
+python tools/benchmark_patches.py MODEL --gt FOLDER --degrade bicubic2 --budget 0.25 --json FILE
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def main() -> None:
     print(f'{ratio:.2f} times as fast at {macs:.3f} of the MACs: {1 / ratio / macs:.2f} of the MACs’ fraction')
     if args.json:
         found = {'machine': describe_machine(), 'kernels': kernels.describe(), 'arguments': vars(args), 'ratio': ratio}
-        write_json(args.json, {**found, 'macs': macs, 'rows': [asdict(row) for row in rows]})
+        write_json({**found, 'macs': macs, 'rows': [asdict(row) for row in rows]}, args.json)
 
 
 if __name__ == '__main__':

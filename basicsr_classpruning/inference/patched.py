@@ -92,6 +92,7 @@ class PatchedNetwork:
         """
         return self._net(x, self._places[cells])
 
+
 def _check(graph: fx.GraphModule, node: fx.Node) -> None:
     """Raises NotPatchable for a step that sees more of the image than the pixels around its own."""
     if node.op in ('placeholder', 'get_attr', 'output'):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from basicsr_classpruning.inference.patched import CELL, NOTHING, PART, PatchedNetwork
+from basicsr_classpruning.inference.patched import CELL, PART, PatchedNetwork
 from basicsr_classpruning.inference.restoration import Means, Restoration, RestoreStats
 from basicsr_classpruning.inference.tiling import Axis, TileGrid
 from basicsr_classpruning.routing.budget import solve_budget

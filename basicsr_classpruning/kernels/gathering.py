@@ -45,7 +45,9 @@ class GatheredConv2d(nn.Module):
                 found = functional.conv2d(batch, layer.weight, layer.bias, dilation=layer.dilation, groups=layer.groups)
                 y[cells] = found.unflatten(0, (len(cells), len(x)))
         assert y is not None
-        return y.unflatten(0, (rows, columns)).permute(2, 3, 0, 4, 1, 5).reshape(len(x), -1, rows * side, columns * side)
+        return (
+            y.unflatten(0, (rows, columns)).permute(2, 3, 0, 4, 1, 5).reshape(len(x), -1, rows * side, columns * side)
+        )
 
     def _members(self, jobs: JobList, device: torch.device) -> list[Tensor]:
         members = jobs.members(self._count, device)

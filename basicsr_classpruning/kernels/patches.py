@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -34,8 +35,8 @@ class PatchedNet(nn.Module):
     Args:
         graph: the dense network's, whose convolutions keep the size; it is changed.
         candidates: the same network with other weights, sparsest first.
-        use_kernels: whether convolutions run on the kernels, with what follows them fused in, where they can: float32 on
-            the CPU.
+        use_kernels: whether convolutions run on the kernels, with what follows them fused in, where they can: float32
+            on the CPU.
 
     All that is no convolution is taken from the graph, and runs on whole images.
     """
@@ -115,7 +116,7 @@ class PatchedConv2d(nn.Module):
         # The sparsest candidate computes the rings around what runs.
         patch, ring = _patches(), _patches() if self._alike else _rings()
         found = [_faster(layer, cell, patch if k else ring) for k, layer in enumerate(self.weights)]
-        biases = [layer.bias for layer in self.weights]
+        biases = [cast('Tensor | None', layer.bias) for layer in self.weights]
         return weight_array(found, biases)
 
 
