@@ -84,8 +84,20 @@ def _report(network: RoutedNetwork, macs: NetworkMacs) -> dict[str, Any]:
         'saved': [1 - (value + macs.classifier) / macs.dense for value in candidates],
         'params': count_parameters(network.dense.net),
         'params_classifier': count_parameters(network.router.classifier) if network.router else 0,
+        'no_patches_because': _why_no_patches(network),
         'layers': [{**asdict(layer), 'pruned': layer.pruned} for layer in macs.layers],
     }
+
+
+def _why_no_patches(network: RoutedNetwork) -> str:
+    """Why patches of a tile cannot get a candidate each; empty where they can."""
+    from basicsr_classpruning.inference.patched import NotPatchable, PatchedNetwork
+
+    try:
+        PatchedNetwork(network)
+    except NotPatchable as error:
+        return str(error)
+    return ''
 
 
 def _kernels(network: RoutedNetwork) -> dict[str, list[dict[str, Any]]]:
@@ -115,6 +127,9 @@ def _text(report: dict[str, Any]) -> str:
     rows.append(['saved', '', *(f'{value:.1%}' for value in report['saved']), ''])
     size = '×'.join(map(str, report['size']))
     lines = [f'{report["network"]}, MACs of one {size} image, {report["params"]:,} parameters', '', format_table(rows)]
+    if report['candidates']:
+        why = report['no_patches_because']
+        lines += ['', f'routes whole tiles, as {why}' if why else 'runs in patches (restore --patch)']
     for candidate, layers in report.get('kernels', {}).items():
         lines += ['', f'CPU kernels, candidate {candidate}']
         keys = list(layers[0]) if layers else []
