@@ -9,6 +9,7 @@ from basicsr.utils.matlab_functions import imresize
 from tiny import classpruning, network_g
 from torch import nn
 
+from basicsr_classpruning import kernels
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.errors import UsageError
 from basicsr_classpruning.routing.bypass import LinearFilter
@@ -100,3 +101,10 @@ def test_a_network_of_other_channels_has_none():
     base = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 1, 3, padding=1))
     with pytest.raises(UsageError, match='0:4: this network has no bypass: 3 channels become 1'):
         ClassPruning({'type': 'ToGrey'}, LADDER, base_net=base)
+
+
+@pytest.mark.parametrize('scale', [1, 2, 3])
+def test_as_layers_it_is_the_same(scale):
+    filtered, x = LinearFilter(scale), torch.rand(2, 3, 9, 6)
+    torch.testing.assert_close(filtered.as_layers()(x), filtered(x))
+    torch.testing.assert_close(kernels.accelerate(filtered.as_layers(), {})(x), filtered(x), atol=1e-5, rtol=0)

@@ -172,6 +172,8 @@ def test_analyze_of_a_checkpoint(capsys, tmp_path, files):
     macs = net.macs(24, 16)
     assert report['network'] == 'EDSR'
     assert report['size'] == [3, 24, 16]
+    assert report['no_patches_because'] == ''
+    assert 'runs in patches' in out
     assert report['candidates'] == ['1:4', '2:4', '4:4']
     assert report['macs_dense'] == macs.dense
     assert report['macs'] == list(macs.candidates)
@@ -207,6 +209,7 @@ def test_analyze_of_every_network(capsys, tmp_path, name):
     out, report = analyzed(capsys, tmp_path, '-opt', path, '--size', '3x16x16')
     assert report['macs'] == sorted(report['macs'])
     assert report['macs'][-1] == report['macs_dense']
+    assert ('routes whole tiles, as ' in out) == bool(report['no_patches_because'])
     inside = sum(layer['dense'] for layer in report['layers'])
     assert ('not in layers' in out) == (inside != report['macs_dense'])
 

@@ -89,8 +89,20 @@ def _report(network: RoutedNetwork, macs: NetworkMacs) -> dict[str, Any]:
         'params_classifier': count_parameters(network.router.classifier) if network.router else 0,
         'others': dict(macs.others),
         'left_dense': left_dense(macs),
+        'no_patches_because': _why_no_patches(network),
         'layers': [{**asdict(layer), 'pruned': layer.pruned} for layer in macs.layers],
     }
+
+
+def _why_no_patches(network: RoutedNetwork) -> str:
+    """Why patches of a tile cannot get a candidate each; empty where they can."""
+    from basicsr_classpruning.inference.patched import NotPatchable, PatchedNetwork
+
+    try:
+        PatchedNetwork(network)
+    except NotPatchable as error:
+        return str(error)
+    return ''
 
 
 def _kernels(network: RoutedNetwork) -> dict[str, list[dict[str, Any]]]:
@@ -123,6 +135,9 @@ def _text(report: dict[str, Any]) -> str:
     lines = [f'{report["network"]}, MACs of one {size} image, {report["params"]:,} parameters', '', format_table(rows)]
     if report['left_dense'] and report['candidates']:
         lines += ['', describe_left_dense(report['left_dense'])]
+    if report['candidates']:
+        why = report['no_patches_because']
+        lines += ['', f'routes whole tiles, as {why}' if why else 'runs in patches (restore --patch)']
     for candidate, layers in report.get('kernels', {}).items():
         lines += ['', f'CPU kernels, candidate {candidate}']
         keys = list(layers[0]) if layers else []

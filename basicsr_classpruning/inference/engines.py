@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from basicsr_classpruning import kernels
 from basicsr_classpruning.devices import device_of
 from basicsr_classpruning.errors import UsageError
+from basicsr_classpruning.routing.bypass import LinearFilter
 from basicsr_classpruning.routing.network import RoutedNetwork, Subnetwork
 
 Engine = Callable[[Tensor], Tensor]
@@ -53,7 +54,8 @@ def kernel_engine(subnetwork: Subnetwork) -> Engine:
     """The N:M kernels of this package."""
     if device_of(subnetwork.net).type != 'cpu':
         raise UsageError('cpu: the network is not on the CPU (give `device` cpu)', key='backend')
-    return KernelEngine(kernels.accelerate(subnetwork.net, subnetwork.patterns))
+    net = subnetwork.net.as_layers() if isinstance(subnetwork.net, LinearFilter) else subnetwork.net
+    return KernelEngine(kernels.accelerate(net, subnetwork.patterns))
 
 
 class KernelEngine:

@@ -80,6 +80,14 @@ class PatchedNetwork:
         runs = self._places[cells] != NOTHING
         return np.where(runs, cells, np.where(dilated(runs, 1), self.running[0], NOTHING))
 
+    def prepare(self, x: Tensor) -> None:
+        """Lets the kernels choose how each layer runs in patches, so that nothing is measured while others compute.
+
+        Args:
+            x: an image ``(1, C, H, W)`` of at least a cell each way.
+        """
+        self._net(x[..., :CELL, :CELL], np.full((1, 1), NOTHING, np.int32))
+
     def __call__(self, x: Tensor, cells: np.ndarray) -> Tensor:
         """Restores images; what comes out where nothing runs means nothing, and may be no number.
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from basicsr_classpruning.inference.engines import Engines
 from basicsr_classpruning.inference.patched import CELL, PART, PatchedNetwork
 from basicsr_classpruning.inference.restoration import Means, Restoration, RestoreStats
 from basicsr_classpruning.inference.tiling import Axis, TileGrid
@@ -32,12 +33,23 @@ class PatchedRestoration(Restoration):
         means, image, grid: as of every restoration; tiles start and end at multiples of ``PART``.
         patched: the network.
         patch: side of a patch in input pixels, a multiple of ``PART``.
+        engines: of the candidates that run nothing of the base network.
     """
 
-    def __init__(self, means: Means, image: np.ndarray, grid: TileGrid, patched: PatchedNetwork, patch: int) -> None:
+    def __init__(
+        self,
+        means: Means,
+        image: np.ndarray,
+        grid: TileGrid,
+        patched: PatchedNetwork,
+        patch: int,
+        engines: Engines,
+    ) -> None:
         super().__init__(means, image, grid)
+        self._engines = engines
         self._patched, self._side = patched, patch // PART
         start = time.perf_counter()
+        means.workers.run(patched.prepare, self._tiles(np.array([0]))[:1])
         errors = self._error_map()
         self._part_grid = errors.shape[1:]
         self._shape = tuple(-(-parts // self._side) for parts in self._part_grid)
@@ -168,12 +180,11 @@ class PatchedRestoration(Restoration):
 
     def _restore_plane(self, x: Tensor, number: int) -> Tensor:
         """Restores one tile ``(1, C, h, w)``: what restores most of its patches, and patches of the others on it."""
-        subnetworks = self._means.network.subnetworks
         patches = list(self._patches_of_tile(number))
         answers: dict[int, Tensor] = {}
         for index in {index for index, _ in patches}:
             if index != _BASE:
-                answers[index] = subnetworks[index].restore(x)
+                answers[index] = self._engines[index](x)
             else:
                 answers[index] = self._patched(x, self._running[self._place_of_tile(number, CELL)])
         most, _ = Counter(index for index, _ in patches).most_common(1)[0]

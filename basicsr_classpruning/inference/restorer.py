@@ -123,7 +123,7 @@ class Restorer:
             sizes = self.info.sizes
             in_cells = replace(sizes, multiple=math.lcm(sizes.multiple, PART))
             grid = plan_tiles(height, width, self.tile, self.overlap, in_cells)
-            return PatchedRestoration(self._means, image, grid, self._patched, self.patch)
+            return PatchedRestoration(self._means, image, grid, self._patched, self.patch, self.engines)
         grid = plan_tiles(height, width, self.tile, self.overlap, self.info.sizes)
         return TiledRestoration(self._means, image, grid, self.engines, self.batch)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from basicsr_classpruning.errors import UsageError
@@ -72,6 +72,10 @@ class LinearFilter(nn.Module):
         enlarged = functional.pixel_shuffle(functional.conv2d(planes, self.weight.to(x.dtype)), self.scale)
         return enlarged.unflatten(0, x.shape[:2])[:, :, 0]
 
+    def as_layers(self) -> nn.Module:
+        """The same with a convolution and a pixel shuffle that are modules, for engines that replace such."""
+        return _FilterLayers(self).eval()
+
     @torch.no_grad()
     def fit(self, inputs: Tensor, outputs: Tensor) -> None:
         """Takes the filter of least squared error on pairs of images, where it is better than the present one.
@@ -93,6 +97,19 @@ class LinearFilter(nn.Module):
             self.weight.copy_(kept)
 
 
+class _FilterLayers(nn.Module):
+    def __init__(self, filtered: LinearFilter) -> None:
+        super().__init__()
+        self.filter = nn.Conv2d(1, filtered.scale**2, 2 * _REACH + 1, bias=False)
+        self.filter.weight = nn.Parameter(filtered.weight.clone(), requires_grad=False)
+        self.shuffle = nn.PixelShuffle(filtered.scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As of ``LinearFilter``."""
+        planes = _mirror(x.flatten(0, 1)[:, None])
+        return self.shuffle(self.filter(planes)).unflatten(0, x.shape[:2])[:, :, 0]
+
+
 def _bicubic_weights(position: float) -> Tensor:
     """Weights ``(5,)`` of the pixels around 0 at a position from −1/2 to 1/2: the cubic convolution kernel with
     a = −1/2 (Keys, IEEE Transactions on Acoustics, Speech, and Signal Processing, 1981)."""
@@ -103,6 +120,7 @@ def _bicubic_weights(position: float) -> Tensor:
     return torch.from_numpy(weights / weights.sum())
 
 
+@fx.wrap  # a step of its own where a network is traced: what it does depends on sizes
 def _mirror(planes: Tensor) -> Tensor:
     """Planes ``(N, 1, H, W)`` continued beyond their borders, the border pixels repeated once."""
     if min(planes.shape[-2:]) < _REACH:
