@@ -109,9 +109,7 @@ class _Acceleration:
             logger.info('%s: only neighbours in an nn.Sequential are fused', error)
             return self._replace(chosen).eval()
         if native.available() is not None:
-            for name in fuse_depthwise(traced):
-                self.why_torch[name] = ''
-                self.fused[name] = ()
+            self.fused.update(fuse_depthwise(traced))
         fuse_graph(traced, chosen, self._make)
         return traced.eval()
 
@@ -139,7 +137,6 @@ class _Acceleration:
                 replaced.get_submodule(parent)._modules[child] = nn.Identity()
         return replaced
 
-
     def _replace_blocks(self, chosen: set[str], made: dict[int, object]) -> list[str]:
         """Makes the Swin blocks, by the ids of those that they replace. Returns the names of the layers in no block."""
         left = set(chosen)
@@ -152,7 +149,6 @@ class _Acceleration:
             made[id(module)] = block
             for part in SWIN_LAYERS:
                 path = f'{name}.{part}'.lstrip('.')
-                self.why_torch[path] = ''
                 self.fused[path] = block.get_submodule(part.partition('.')[2]).fused
                 left.discard(path)
         return sorted(left)

@@ -7,10 +7,22 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from basicsr_classpruning.kernels.blocks import Around, Depthwise, KernelPointwise, is_pointwise, norm_of_planes, norm_of_tokens
+from basicsr_classpruning.kernels.blocks import (
+    Around,
+    Depthwise,
+    KernelPointwise,
+    is_pointwise,
+    norm_of_planes,
+    norm_of_tokens,
+)
 from basicsr_classpruning.kernels.tracing import function_name, module_of
 
-_ONE_BY_ONE = (nn.Sigmoid, nn.ReLU, nn.LeakyReLU, nn.Hardsigmoid)  # what may stand between a mean and its use as factors
+_ONE_BY_ONE = (
+    nn.Sigmoid,
+    nn.ReLU,
+    nn.LeakyReLU,
+    nn.Hardsigmoid,
+)  # what may stand between a mean and its use as factors
 
 
 @dataclass(frozen=True)
@@ -96,12 +108,12 @@ def surroundings(net: fx.GraphModule, node: fx.Node) -> Surroundings:
     return Surroundings(Around(norm, factors is not None, bool(gate)), x, factors, tuple(before), gate)
 
 
-def fuse_depthwise(net: fx.GraphModule) -> list[str]:
+def fuse_depthwise(net: fx.GraphModule) -> dict[str, tuple[str, ...]]:
     """Replaces depthwise 3 x 3 convolutions, gates after them and means of what they make, in place.
 
-    Returns the names of the layers.
+    Returns what is fused, by the names of the layers.
     """
-    names = []
+    fused: dict[str, tuple[str, ...]] = {}
     for number, node in enumerate([n for n in net.graph.nodes if n.op == 'call_module']):
         layer = module_of(net, node)
         if not Depthwise.fits(layer):
@@ -122,5 +134,5 @@ def fuse_depthwise(net: fx.GraphModule) -> list[str]:
             net.graph.erase_node(pool)
         for replaced in (*reversed(gate), node):
             net.graph.erase_node(replaced)
-        names.append(str(node.target))
-    return names
+        fused[str(node.target)] = ('gate',) if gate else ()
+    return fused

@@ -135,7 +135,9 @@ def _nm_pointwise(
             return y.copy_(_reference(x, packed, bias, slope, residual, scale, activation, order, gate, eps))
         rows, added = (None if t is None else t.reshape(-1, t.shape[-1], 1, 1) for t in (x, residual))
         assert rows is not None
-        return y.copy_(_reference(rows, packed, bias, slope, added, None, activation, order, gate, eps).reshape(y.shape))
+        return y.copy_(
+            _reference(rows, packed, bias, slope, added, None, activation, order, gate, eps).reshape(y.shape)
+        )
     if linear or _is_tokens(x):
         rows = x.reshape(-1, x.shape[-1]) if linear else x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
         rows = rows if rows.stride(1) == 1 else rows.contiguous()

@@ -201,7 +201,12 @@ def norm_of_planes(module: nn.Module | None) -> Norm | None:
     if type(module).__name__ != 'LayerNorm2d':
         return None
     weight, bias, eps = (getattr(module, name, None) for name in ('weight', 'bias', 'eps'))
-    if not isinstance(weight, Tensor) or not isinstance(bias, Tensor) or not isinstance(eps, float) or weight.dim() != 1:
+    if (
+        not isinstance(weight, Tensor)
+        or not isinstance(bias, Tensor)
+        or not isinstance(eps, float)
+        or weight.dim() != 1
+    ):
         return None
     norm = Norm(weight, bias, eps)
     x = 3 * torch.rand(1, len(weight), 2, 3, generator=torch.Generator().manual_seed(0)) + 1
