@@ -191,8 +191,8 @@ def test_wrong_sizes_are_refused(isa):
     made = KernelPointwise(layer_with_zeros(8, 6, 0.5, linear=False), Epilogue())
     with pytest.raises((ValueError, RuntimeError)):
         made(torch.randn(1, 9, 3, 3))
+    x = torch.randn(1, 8, 3, 3)
     with pytest.raises(ValueError, match='scale must be'):
-        x = torch.randn(1, 8, 3, 3)
         nm_pointwise(x, made.packed, None, None, None, torch.rand(1, 7), 'none', 'none', 6, False, -1.0, False)
     with pytest.raises(ValueError, match='do not fit'):
         window_attention(torch.randn(1, 30, 8, 12), torch.randn(2, 64, 64), 8, 0, 1.0)

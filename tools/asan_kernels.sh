@@ -19,4 +19,4 @@ done
 runtime="$("${CXX:-g++}" -print-file-name=libasan.so):$("${CXX:-g++}" -print-file-name=libstdc++.so.6)"
 cd "$root"
 LD_PRELOAD="$runtime" ASAN_OPTIONS=detect_leaks=0 CLASSPRUNING_KERNELS="$build/libclasspruning_kernels.so" \
-    "${PYTHON:-python}" -m pytest tests/test_kernels.py -q -p no:cacheprovider "$@"
+    "${PYTHON:-python}" -m pytest tests/test_kernels.py tests/test_block_kernels.py -q -p no:cacheprovider "$@"

@@ -14,7 +14,14 @@ from torch import nn
 
 from basicsr_classpruning.kernels import native
 from basicsr_classpruning.kernels.block_fusion import fuse_depthwise
-from basicsr_classpruning.kernels.blocks import SWIN_LAYERS, Around, KernelPointwise, is_pointwise, swin_block
+from basicsr_classpruning.kernels.blocks import (
+    NOTHING_AROUND,
+    SWIN_LAYERS,
+    Around,
+    KernelPointwise,
+    is_pointwise,
+    swin_block,
+)
 from basicsr_classpruning.kernels.fusion import activation_of_module, fuse_graph
 from basicsr_classpruning.kernels.layers import Epilogue, KernelConv2d, KernelLayer
 from basicsr_classpruning.kernels.tracing import NotTraceable, trace
@@ -113,7 +120,7 @@ class _Acceleration:
         fuse_graph(traced, chosen, self._make)
         return traced.eval()
 
-    def _make(self, name: str, epilogue: Epilogue, around: Around = Around()) -> KernelLayer:
+    def _make(self, name: str, epilogue: Epilogue, around: Around = NOTHING_AROUND) -> KernelLayer:
         self.fused[name] = (*around.fused, *epilogue.fused)
         layer = self.layers[name]
         assert isinstance(layer, (nn.Conv2d, nn.Linear))
@@ -149,7 +156,7 @@ class _Acceleration:
             made[id(module)] = block
             for part in SWIN_LAYERS:
                 path = f'{name}.{part}'.lstrip('.')
-                self.fused[path] = block.get_submodule(part.partition('.')[2]).fused
+                self.fused[path] = block.fused(part)
                 left.discard(path)
         return sorted(left)
 

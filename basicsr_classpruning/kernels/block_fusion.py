@@ -1,4 +1,4 @@
-"""Finds what can be computed together with a layer without taps, and depthwise convolutions, in the graph of a network."""
+"""Finds, in the graph of a network, what is computed together with a layer without taps, and depthwise convolutions."""
 
 from __future__ import annotations
 
@@ -89,7 +89,8 @@ def surroundings(net: fx.GraphModule, node: fx.Node) -> Surroundings:
     """What the call of a layer without taps takes over."""
     layer = module_of(net, node)
     x = node.args[0]
-    assert layer is not None and isinstance(x, fx.Node)
+    assert layer is not None
+    assert isinstance(x, fx.Node)
     linear = isinstance(layer, nn.Linear)
     norm, factors, before = None, None, []
     if len(x.users) == 1:
