@@ -14,7 +14,14 @@ from torch import nn
 
 from basicsr_classpruning.kernels import int8_native, native
 from basicsr_classpruning.kernels.block_fusion import fuse_depthwise
-from basicsr_classpruning.kernels.blocks import SWIN_LAYERS, Around, KernelPointwise, is_pointwise, swin_block
+from basicsr_classpruning.kernels.blocks import (
+    NOTHING_AROUND,
+    SWIN_LAYERS,
+    Around,
+    KernelPointwise,
+    is_pointwise,
+    swin_block,
+)
 from basicsr_classpruning.kernels.fusion import activation_of_module, fuse_graph
 from basicsr_classpruning.kernels.int8_graph import keep_integers
 from basicsr_classpruning.kernels.int8_layers import Int8KernelLayer, int8_layer, is_int8
@@ -116,14 +123,14 @@ class _Acceleration:
             logger.info('%s: only neighbours in an nn.Sequential are fused', error)
             return self._replace(chosen).eval()
         if native.available() is not None:
-            for name in fuse_depthwise(traced):
-                self.why_torch[name] = ''
-                self.fused[name] = ()
+            self.fused.update(fuse_depthwise(traced))
         fuse_graph(traced, chosen, self._make)
         keep_integers(traced)
         return traced.eval()
 
-    def _make(self, name: str, epilogue: Epilogue, around: Around = Around()) -> KernelLayer | Int8KernelLayer:
+    def _make(
+        self, name: str, epilogue: Epilogue, around: Around = NOTHING_AROUND
+    ) -> KernelLayer | Int8KernelLayer:
         self.fused[name] = (*around.fused, *epilogue.fused)
         layer = self.layers[name]
         assert isinstance(layer, (nn.Conv2d, nn.Linear))
@@ -161,8 +168,7 @@ class _Acceleration:
             made[id(module)] = block
             for part in SWIN_LAYERS:
                 path = f'{name}.{part}'.lstrip('.')
-                self.why_torch[path] = ''
-                self.fused[path] = block.get_submodule(part.partition('.')[2]).fused
+                self.fused[path] = block.fused(part)
                 left.discard(path)
         return sorted(left)
 

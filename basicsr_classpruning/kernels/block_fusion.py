@@ -1,4 +1,4 @@
-"""Finds what can be computed together with a layer without taps, and depthwise convolutions, in the graph of a network."""
+"""Finds, in the graph of a network, what is computed together with a layer without taps, and depthwise convolutions."""
 
 from __future__ import annotations
 
@@ -89,7 +89,8 @@ def surroundings(net: fx.GraphModule, node: fx.Node) -> Surroundings:
     """What the call of a layer without taps takes over."""
     layer = module_of(net, node)
     x = node.args[0]
-    assert layer is not None and isinstance(x, fx.Node)
+    assert layer is not None
+    assert isinstance(x, fx.Node)
     linear = isinstance(layer, nn.Linear)
     norm, factors, before = None, None, []
     if len(x.users) == 1:
@@ -108,12 +109,12 @@ def surroundings(net: fx.GraphModule, node: fx.Node) -> Surroundings:
     return Surroundings(Around(norm, factors is not None, bool(gate)), x, factors, tuple(before), gate)
 
 
-def fuse_depthwise(net: fx.GraphModule) -> list[str]:
+def fuse_depthwise(net: fx.GraphModule) -> dict[str, tuple[str, ...]]:
     """Replaces depthwise 3 x 3 convolutions, gates after them and means of what they make, in place.
 
-    Returns the names of the layers.
+    Returns what is fused, by the names of the layers.
     """
-    names = []
+    fused: dict[str, tuple[str, ...]] = {}
     for number, node in enumerate([n for n in net.graph.nodes if n.op == 'call_module']):
         layer = module_of(net, node)
         if not Depthwise.fits(layer):
@@ -134,5 +135,5 @@ def fuse_depthwise(net: fx.GraphModule) -> list[str]:
             net.graph.erase_node(pool)
         for replaced in (*reversed(gate), node):
             net.graph.erase_node(replaced)
-        names.append(str(node.target))
-    return names
+        fused[str(node.target)] = ('gate',) if gate else ()
+    return fused

@@ -1,7 +1,7 @@
-"""Operators of whole blocks: layers without taps with what stands around them, depthwise convolutions, window attention.
+"""Operators of whole blocks: layers without taps with what stands around them, depthwise layers, window attention.
 
-``classpruning::nm_pointwise``, ``classpruning::depthwise`` and ``classpruning::window_attention``, and what they compute,
-in PyTorch. Inference only: no gradient is registered.
+``classpruning::nm_pointwise``, ``classpruning::depthwise`` and ``classpruning::window_attention``, and what they
+compute, in PyTorch. Inference only: no gradient is registered.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def _nm_pointwise(
     else:
         source = x if x.is_contiguous() or _is_whole_planes(x) else x.contiguous()
         batch, channels, height, width = x.shape
-        layout, count, strides = native.PLANES, batch * height * width, source.stride()[:2]
+        layout, count, strides = native.PLANES, batch * height * width, (source.stride(0), source.stride(1))
     call = _PointwiseCall(
         packed.data_ptr(), source.data_ptr(), y.data_ptr(), _pointer(bias), _pointer(residual), _pointer(slope),
         _pointer(scale), batch, count // batch, channels, y.shape[-1 if linear else 1], *strides,
@@ -230,7 +230,7 @@ def _window_attention(qkv: Tensor, bias: Tensor, window: int, shift: int, scale:
 
 def attention_reference(qkv: Tensor, bias: Tensor, window: int, shift: int, scale: float) -> Tensor:
     """``window_attention`` in PyTorch: (B, 3C, H, W) to (B, C, H, W)."""
-    batch, channels, height, width = qkv.shape
+    batch, _, height, width = qkv.shape
     heads, rows, columns = bias.shape[0], height // window, width // window
     rolled = qkv.roll((-shift, -shift), (2, 3)).reshape(batch, 3, heads, -1, rows, window, columns, window)
     # q, k, v, each (B, rows, columns, heads, tokens, channels of a head)

@@ -44,6 +44,9 @@ class Around:
         return tuple(name for name, there in steps if there)
 
 
+NOTHING_AROUND = Around()
+
+
 def is_pointwise(layer: nn.Module) -> bool:
     """Whether a layer of floats has no taps: a linear layer or a 1 x 1 convolution with strides of 1 and no padding."""
     if isinstance(layer, (Int8Conv2d, Int8Linear)):
@@ -64,7 +67,7 @@ class KernelPointwise(KernelLayer):
         around: with a linear layer, no factors.
     """
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear, epilogue: Epilogue, around: Around = Around()) -> None:
+    def __init__(self, layer: nn.Conv2d | nn.Linear, epilogue: Epilogue, around: Around = NOTHING_AROUND) -> None:
         self.around = around
         self.linear = isinstance(layer, nn.Linear)
         geometry = linear_geometry(layer) if isinstance(layer, nn.Linear) else conv_geometry(layer)
@@ -112,7 +115,10 @@ class KernelPointwise(KernelLayer):
 
 
 class Depthwise(nn.Module):
-    """A depthwise 3 x 3 convolution, with a gate if wanted. (B, C, H, W) to y and the means of its planes (B, C, 1, 1)."""
+    """A depthwise 3 x 3 convolution, with a gate if wanted.
+
+    (B, C, H, W) to (B, O, H, W) and the means of its planes, (B, O, 1, 1).
+    """
 
     weight: Tensor
     bias: Tensor | None
@@ -160,6 +166,10 @@ class SwinBlock(nn.Module):
     """
 
     bias: Tensor
+    qkv: nn.Module
+    proj: nn.Module
+    fc1: nn.Module
+    fc2: nn.Module
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -179,6 +189,12 @@ class SwinBlock(nn.Module):
             layer = block.get_submodule(name)
             assert isinstance(layer, nn.Linear)
             self.add_module(name.partition('.')[2], KernelPointwise(_as_convolution(layer), epilogue, around))
+
+    def fused(self, name: str) -> tuple[str, ...]:
+        """What is fused with one of ``SWIN_LAYERS``."""
+        layer = getattr(self, name.partition('.')[2])
+        assert isinstance(layer, KernelPointwise)
+        return layer.fused
 
     def forward(self, x: Tensor, x_size: tuple[int, int]) -> Tensor:
         """The block, for a picture of height and width ``x_size``."""
@@ -201,7 +217,7 @@ def norm_of_planes(module: nn.Module | None) -> Norm | None:
 
     Every code base writes its own, under this name: what it computes is tried out.
     """
-    if type(module).__name__ != 'LayerNorm2d':
+    if module is None or type(module).__name__ != 'LayerNorm2d':
         return None
     weight, bias, eps = (getattr(module, name, None) for name in ('weight', 'bias', 'eps'))
     if (
@@ -241,7 +257,7 @@ def swin_block(block: nn.Module) -> SwinBlock | None:
         return None
     try:
         made = SwinBlock(block)
-        side, channels = 2 * made.window, block.get_submodule('attn.proj').out_features
+        side, channels = 2 * made.window, block.get_parameter('attn.proj.weight').shape[0]
         x = torch.randn(1, side**2, channels, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             wanted = block(x, (side, side))

@@ -39,20 +39,32 @@ struct lists {
     return taken * 10 <= used * 11;
   }
 
-  void job(int i, int count, int c0, int c1, int pitch) {
-    put(count);
+  void quad_job(int i, int c0, int c1, int pitch) {
+    put(4);
     const int64_t entries = size;
     put(0);
     int n = 0;
     for (int c = c0; c < c1; c++) {
-      bool any = false;
-      for (int j = 0; j < count; j++) any = any || row(i + j)[c] != 0.f;
-      if (!any) continue;
+      if (row(i)[c] == 0.f && row(i + 1)[c] == 0.f && row(i + 2)[c] == 0.f && row(i + 3)[c] == 0.f) continue;
       put((c - c0) * pitch);
-      for (int j = 0; j < count; j++) put(row(i + j)[c]);
+      for (int j = 0; j < 4; j++) put(row(i + j)[c]);
       n++;
     }
     out[entries].i = n;
+  }
+
+  void single_job(int i, int c0, int c1) {
+    const float* const w = row(i);
+    std::vector<uint8_t> channels;
+    put(1);
+    put(static_cast<int32_t>(c1 - c0 - std::count(w + c0, w + c1, 0.f)));
+    for (int c = c0; c < c1; c++)
+      if (w[c] != 0.f) {
+        put(w[c]);
+        channels.push_back(static_cast<uint8_t>(c - c0));
+      }
+    std::memcpy(out + size, channels.data(), channels.size());
+    size += index_words(static_cast<int64_t>(channels.size()));
   }
 
   void write(int pitch) {
@@ -61,7 +73,8 @@ struct lists {
     for (int c0 = 0; c0 < channels(); c0 += head.chunk) {
       int i = 0;
       for (int count : counts) {
-        job(i, count, c0, std::min(c0 + head.chunk, channels()), pitch);
+        const int c1 = std::min(c0 + head.chunk, channels());
+        count == 1 ? single_job(i, c0, c1) : quad_job(i, c0, c1, pitch);
         i += count;
       }
     }
@@ -71,17 +84,18 @@ struct lists {
 };
 
 // Vectors of a tile and channels of a chunk: a wide tile uses each weight often, a narrow one needs fewer chunks, after
-// each of which sums are stored and loaded again.
+// each of which sums are stored and loaded again. Chunks of whole groups of most patterns have lists of one length, whose
+// ends are foreseen; another end costs as much as 40 multiply-adds.
 void choose_sizes(pointwise_header& head, const machine& cpu, double kept) {
   const int channels = head.geometry.in_channels;
   double best = 0;
   for (int rows = pointwise_rows; rows >= 6; rows--) {
-    const int most = std::max(1, cpu.l1_bytes / (rows * cpu.width * 4));
-    const int chunks = (channels + most - 1) / most;
-    int chunk = (channels + chunks - 1) / chunks;
-    const int whole = (chunk + 15) / 16 * 16;  // groups of most patterns end with a chunk
-    if (whole <= most) chunk = whole;
-    const double cost = kept * (rows + 2) / rows + 2 * chunks;
+    const int most = std::clamp(cpu.l1_bytes / (rows * cpu.width * 4), 1, most_chunk);
+    const int groups = most / 16 * 16;
+    int chunk = channels <= most || !groups ? std::min(channels, most) : groups;
+    const int chunks = (channels + chunk - 1) / chunk;
+    if (groups) chunk = std::min(chunk, ((channels + chunks - 1) / chunks + 15) / 16 * 16);
+    const double cost = kept * (rows + 2) / rows + chunks * (4 + (chunk < channels && chunk % 16 ? 40. / rows : 0));
     if (rows == pointwise_rows || cost < best) {
       best = cost;
       head.rows = rows;

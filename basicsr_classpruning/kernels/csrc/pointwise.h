@@ -2,7 +2,7 @@
 // normalisation of each pixel's channels, a factor of each input channel, a gate, activation, residual.
 //
 // A tile is up to `rows` vectors of pixels that follow each other. Input channels are copied in chunks that fit the L1
-// cache into a buffer [channel][rows][CP_WIDTH]; each output channel then walks through its list of (offset, weight):
+// cache into a buffer [channel][rows][CP_WIDTH]; each output channel then walks through its list of weights and channels:
 // one broadcast, then a multiply-add with an aligned operand in memory for each vector. Every output channel keeps as
 // many weights, so the lists of a chunk are equally long and their ends are foreseen. Four channels with a common mask
 // (dense ones too) share what they load.
@@ -23,15 +23,15 @@ inline __attribute__((always_inline)) void add_product_at(vec& sum, vec weight, 
 
 // sum[r] += the list's weights times their channels, over R vectors.
 template <int R>
-void list_kernel(const char* tile, const word* e, long count, vec* sum) {
+void list_kernel(const char* tile, long pitch, const word* weight, long count, vec* sum) {
   vec s[R];
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++) s[r] = sum[r];
-  const word* const end = e + 2 * count;
+  const uint8_t* const channel = reinterpret_cast<const uint8_t*>(weight + count);
 #pragma GCC unroll 2
-  for (; e != end; e += 2) {
-    const vec* x = reinterpret_cast<const vec*>(tile + e[0].i);
-    const vec w = broadcast(e[1].f);
+  for (long e = 0; e < count; e++) {
+    const vec* x = reinterpret_cast<const vec*>(tile + channel[e] * pitch);
+    const vec w = broadcast(weight[e].f);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) add_product_at(s[r], w, x + r);
   }
@@ -78,7 +78,7 @@ void list_quad_kernel(const char* tile, const word* e, long count, vec* sum, lon
     for (int r = 0; r < R; r++) sum[o * pitch + r] = s[o][r];
 }
 
-typedef void (*list_function)(const char*, const word*, long, vec*);
+typedef void (*list_function)(const char*, long, const word*, long, vec*);
 typedef void (*list_quad_function)(const char*, const word*, long, vec*, long);
 constexpr list_function list_kernels[cp::pointwise_rows + 1] = {
     nullptr,        list_kernel<1>, list_kernel<2>, list_kernel<3>, list_kernel<4>,  list_kernel<5>,  list_kernel<6>,
@@ -262,6 +262,7 @@ struct pointwise {
       normalise(tile, at.vectors);
     }
     const int parts = (at.vectors + CP_QUAD_ROWS - 1) / CP_QUAD_ROWS;
+    const long pitch = head.rows * static_cast<long>(sizeof(vec));
     const word* job = call.packed + cp::pointwise_words;
     for (int c0 = 0; c0 < channels; c0 += head.chunk) {
       const int c1 = static_cast<int>(at_most(c0 + head.chunk, channels));
@@ -271,8 +272,8 @@ struct pointwise {
       for (long i = 0; i < outputs;) {
         const long count = job[1].i;
         if (job[0].i == 1) {
-          list_kernels[at.vectors](from, job + 2, count, sums + i * head.rows);
-          job += 2 + 2 * count;
+          list_kernels[at.vectors](from, pitch, job + 2, count, sums + i * head.rows);
+          job += 2 + count + cp::index_words(count);
           i++;
         } else {
           for (int part = 0, r = 0; part < parts; part++) {

@@ -44,8 +44,11 @@ struct pointwise_header {
 constexpr int32_t pointwise_magic = 0x4e4d5031;
 constexpr int pointwise_words = 16;
 static_assert(sizeof(pointwise_header) <= pointwise_words * sizeof(word), "the header has room for its fields");
-// After the header: for each chunk, for each job: how many output channels (1 or 4), how many entries, then the entries:
-// byte offset into the tile buffer, one weight for each channel. Output channels come in order; with a gate, those of the
+// After the header: for each chunk, for each job: how many output channels (1 or 4), how many entries, then the entries.
+// One channel: all weights, then the channels of the chunk that they belong to, a byte each, so that little memory is
+// read. Four: byte offset into the tile buffer, four weights. Output channels come in order; with a gate, those of the
 // two halves in turns.
+constexpr int most_chunk = 256;
+inline int64_t index_words(int64_t entries) { return (entries + 3) / 4; }
 
 }  // namespace cp
