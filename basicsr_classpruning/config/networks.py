@@ -42,7 +42,8 @@ class ClassPruningNetwork(Section):
     """What white is to the base network: 255 for one that was trained on values of 0 to 255."""
     candidates: Annotated[list[CandidateName], MinLen(1), _LADDER]
     """The sparse subnetworks, from sparsest to densest, all of one M, e.g. `['4:16', '8:16', '16:16']`: of every M
-    consecutive input channels at most N weights are kept. `M:M` is the dense one; it need not be listed."""
+    consecutive input channels at most N weights are kept. `M:M` is the dense one; it need not be listed. `0:M`, as the
+    first, is the bypass, which runs nothing of the base network and learns nothing."""
     block: Count = 1
     """Consecutive output channels that share a mask; 1 is the paper's fine-grained pattern, more is faster and a
     little worse."""
