@@ -46,7 +46,8 @@ class ClassPruningNetwork(Section):
     candidates: Annotated[list[CandidateName], MinLen(1), _LADDER]
     """The sparse subnetworks, from sparsest to densest, all of one M, e.g. `['4:16', '8:16', '16:16']`: of every M
     consecutive input channels at most N weights are kept. `M:M` is the dense one; it need not be listed. `N:M-int8`
-    multiplies 8-bit integers; it needs `weights: own`, and training starts from a checkpoint of `prune --int8`."""
+    multiplies 8-bit integers; it needs `weights: own`, and training starts from a checkpoint of `prune --int8`. `0:M`,
+    as the first, is the bypass, which runs nothing of the base network and learns nothing."""
     block: Count = 1
     """Consecutive output channels that share a mask; 1 is the paper's fine-grained pattern, more is faster and a
     little worse."""

@@ -181,7 +181,7 @@ class Table:
             (self.further,),
             start='start',
             calibrated=calibrated,
-            # Its masks change in training: weights averaged over them are worse than the last ones.
+            # As the kept results were trained: masks changed to the end, and averaged weights were worse than the last.
             train={} if calibrated else {'ema_decay': 0},
         )
 
