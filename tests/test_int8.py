@@ -7,12 +7,14 @@ from copy import deepcopy
 
 import pytest
 import torch
-from tiny import NETWORKS, classpruning, network_g, prune
+from tiny import NETWORKS, classpruning, int8_network, network_g, prune, same, training_options
 from torch import nn
 from torch.nn import functional
+from training import DISTILL, EXPERIMENT, batch, model_of, run, step
 
 from basicsr_classpruning import load
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
+from basicsr_classpruning.checkpoint import write_checkpoint
 from basicsr_classpruning.cli import main
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.inference.patched import PatchedNetwork
@@ -20,7 +22,6 @@ from basicsr_classpruning.inference.restorer import Restorer
 from basicsr_classpruning.routing.ladder import Ladder, LadderError
 from basicsr_classpruning.sparsity import mask_search, sparse_layers
 from basicsr_classpruning.sparsity.int8 import (
-    Grid,
     InputRange,
     Int8Conv2d,
     Int8Linear,
@@ -35,22 +36,6 @@ from basicsr_classpruning.sparsity.second_order import input_ranges, prune_secon
 
 LADDER = ['4:16-int8', '8:16-int8', '16:16-int8', '16:16']
 RANGE = InputRange.covering(-1.0, 2.0)
-
-
-def int8_network(name: str = 'DnCNN', **options) -> ClassPruning:
-    """A network of random weights whose candidates of 8-bit integers have grids."""
-    net = classpruning(name, **{'candidates': ['0:16', *LADDER], 'unit': 4, 'weights': 'own', **options})
-    with torch.no_grad():
-        for _, layer in sparse_layers(net.base):
-            layer.reset_candidates()
-            for place, candidate in enumerate(layer.int8):
-                weight = layer.weights[layer._slots[candidate]]
-                scale = largest_scale(weight) * (1 + place / 10)
-                layer.set_grid(candidate, Grid(scale, RANGE.scale, RANGE.zero))
-                weight.copy_(rounded_weight(weight, scale))
-    net.forget_subnetworks()
-    return net
-
 
 # ---------------------------------------------------------------------------------------------------------- arithmetic
 
@@ -248,7 +233,7 @@ def test_wrong_networks_are_refused_in_one_line():
     for key, value in (('input_scale', torch.inf), ('input_zero', 3.5), ('weight_scales', 0.0), ('input_zero', 256)):
         net = int8_network()
         damaged = {**good, f'base.model.2.{key}': torch.full_like(good[f'base.model.2.{key}'], value)}
-        with pytest.raises(UserError, match='model.2 has no finite ranges for 8-bit integers'):
+        with pytest.raises(UserError, match=r'model\.2 has no finite ranges for 8-bit integers'):
             net.load_params(damaged)
 
 
@@ -345,7 +330,7 @@ def test_ranges_that_are_not_finite_are_refused_in_one_line(prunable, tmp_path, 
     assert 'model.2: what it receives of the calibration pictures is not finite' in capsys.readouterr().err
 
 
-# ------------------------------------------------------------------------------------------------------------- restoring
+# ------------------------------------------------------------------------------------------------------------ restoring
 
 
 def test_restoring_with_one_precision():
@@ -441,3 +426,60 @@ def test_the_options_name_what_is_allowed():
     with pytest.raises(ValueError, match="'shared' is not allowed with 4:16-int8, 8:16-int8, 16:16-int8; own"):
         ClassPruningNetwork.model_validate({**options, 'weights': 'shared'})
     assert set(NETWORKS['DnCNN']) == set(options['base'])
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+def training_from(folder, pictures, **train):
+    """Options of a training that starts from a network with grids."""
+    net = int8_network(candidates=LADDER, classifier={'type': 'BandClassifier'})
+    write_checkpoint(folder / 'start.pth', {'params': net.state_dict()}, net.options)
+    options = training_options(pictures, 'DnCNN', split='none', stages={'supernet': 4}, **DISTILL, **train)
+    options['network_g'] |= {
+        'candidates': LADDER,
+        'weights': 'own',
+        'unit': 4,
+        'classifier': {'type': 'BandClassifier'},
+    }
+    options['path'] = {'pretrain_network_g': str(folder / 'start.pth')}
+    return net, options
+
+
+def test_two_steps_train_what_rounds_and_keep_masks_and_grids(tmp_path, pictures):
+    start, options = training_from(tmp_path, pictures)
+    model = model_of(tmp_path, options)
+    for iteration in (1, 2):
+        step(model, iteration, batch('DnCNN'))
+    for (name, before), (_, after) in zip(sparse_layers(start.base), sparse_layers(model.net_g.base)):
+        assert torch.equal(before.weight_scales, after.weight_scales), name
+        assert torch.equal(before.input_scale, after.input_scale)
+        for one, other in zip(before.weights, after.weights):
+            assert not torch.equal(one, other)
+            assert torch.equal(one == 0, other == 0)
+    x = torch.rand(1, 3, 16, 16)
+    for index, name in enumerate(LADDER):
+        net = model.net_g.eval()
+        with torch.no_grad():
+            torch.testing.assert_close(net.run_sparse(x, index), net.restore_with(x, name), rtol=0, atol=1e-6)
+
+
+def test_a_resumed_run_ends_as_the_uninterrupted_one_and_its_last_file_is_packed(tmp_path, monkeypatch, pictures):
+    _, options = training_from(tmp_path, pictures)
+    options['logger']['save_checkpoint_freq'] = 2
+    ends = []
+    for folder in ('whole', 'resumed'):
+        assert run(tmp_path / folder, monkeypatch, options) == 0
+        models = tmp_path / folder / EXPERIMENT / 'models'
+        if folder == 'resumed':
+            for path in (*models.glob('*_4.pth'), *models.glob('*latest*'), models.parent / 'training_states/4.state'):
+                path.unlink()
+            assert run(tmp_path / folder, monkeypatch, options, '--auto_resume') == 0
+        ends.append(torch.load(models / 'net_g_latest.pth', weights_only=True))
+    assert same(ends[0]['params'], ends[1]['params'])
+    assert same(ends[0]['packed'], ends[1]['packed'])
+    entries = ends[0]['packed']['params']
+    assert entries['base.model.2.weights.0']['values'].dtype == torch.int8
+    # On the way nothing is rounded.
+    between = torch.load(models / 'net_g_2.pth', weights_only=True)['packed']['params']
+    assert between['base.model.2.weights.0']['values'].dtype == torch.float32

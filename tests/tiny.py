@@ -21,6 +21,8 @@ from torch import nn
 
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.cli import main
+from basicsr_classpruning.sparsity import sparse_layers
+from basicsr_classpruning.sparsity.int8 import Grid, InputRange, largest_scale, rounded_weight
 
 Found = TypeVar('Found')
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -82,6 +84,23 @@ def classpruning(name: str, seed: int = 0, **options: Any) -> ClassPruning:
     net: ClassPruning = build_network(network_g(name, **options))
     randomise(net, seed)
     net.rank_by_magnitude()
+    return net
+
+
+def int8_network(name: str = 'DnCNN', **options: Any) -> ClassPruning:
+    """A network of random weights with a bypass and candidates of 8-bit integers, in units of 4."""
+    candidates = ['0:16', '4:16-int8', '8:16-int8', '16:16-int8', '16:16']
+    net = classpruning(name, **{'candidates': candidates, 'unit': 4, 'weights': 'own', **options})
+    seen = InputRange.covering(-1.0, 2.0)
+    with torch.no_grad():
+        for _, layer in sparse_layers(net.base):
+            layer.reset_candidates()
+            for place, candidate in enumerate(layer.int8):
+                weight = layer.weights[layer._slots[candidate]]
+                scale = largest_scale(weight) * (1 + place / 10)
+                layer.set_grid(candidate, Grid(scale, seen.scale, seen.zero))
+                weight.copy_(rounded_weight(weight, scale))
+    net.forget_subnetworks()
     return net
 
 

@@ -12,7 +12,7 @@ from basicsr_classpruning.config.fields import Allowed, Count, Regex, Registered
 from basicsr_classpruning.routing.ladder import Ladder, LadderError
 
 CandidateName = Annotated[str, Allowed("a candidate N:M, e.g. '8:16'")]
-_LADDER = Allowed("a list of candidates N:M or N:M-int8, sparsest first, e.g. ['4:16', '8:16', '16:16']")
+_LADDER = Allowed("a list of candidates N:M, sparsest first, e.g. ['4:16', '8:16', '16:16']")
 
 
 class PlainNetwork(Registered):

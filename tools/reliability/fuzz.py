@@ -35,8 +35,8 @@ from basicsr_classpruning.images.picture import Encoding, Picture
 from basicsr_classpruning.images.writing import write_picture
 from basicsr_classpruning.models.guarded_model import GuardedSRModel
 from basicsr_classpruning.safe_files import save_file
+from tests.tiny import NETWORKS, dense, int8_network
 from tests.tiny import classpruning as tiny_network
-from tests.tiny import dense
 from tools.reliability.changes import change_bytes, change_member, change_tensors, change_values
 from tools.reliability.common import GIB, Child, Outcome, Result, Row
 from tools.reliability.material import EXPERIMENT, training, write_options
@@ -262,6 +262,10 @@ def _checkpoints(
     safe = file(write_safetensors, path, state, network)
     compact = file(write_compact_safetensors, path, own.state_dict(), own.options)
     old = legacy(plain)
+    # Units, a bypass, and groups that are shorter than M: 18 channels are 16 and a unit that is not whole.
+    ragged = {**NETWORKS['DnCNN'], 'num_feat': 18}
+    int8 = int8_network(base=ragged)
+    integers = file(write_checkpoint, path, {'params': int8.state_dict()}, int8.options)
 
     def saved(content: Any) -> bytes:
         return file(save_file, content, path)
@@ -278,10 +282,10 @@ def _checkpoints(
             return saved(change_values({'params': dict(state), 'network_g': network}, rng))
         return saved({'params': state, 'network_g': change_values(network, rng)})
 
-    def changed_packed(rng: random.Random) -> bytes:
+    def changed_packed(data: bytes, rng: random.Random) -> bytes:
         if rng.random() < 0.5:
-            return change_member(packed, rng)
-        path.write_bytes(packed)
+            return change_member(data, rng)
+        path.write_bytes(data)
         return saved(change_values(torch.load(path, weights_only=True), rng))
 
     def changed_safetensors(data: bytes, options: dict, rng: random.Random) -> bytes:
@@ -300,7 +304,8 @@ def _checkpoints(
         return struct.pack('<Q', len(header)) + header + data[8 + length :]
 
     yield 'checkpoint', ('.pth', changed_file)
-    yield 'packed checkpoint', ('.pth', changed_packed)
+    yield 'packed checkpoint', ('.pth', lambda rng: changed_packed(packed, rng))
+    yield 'checkpoint of 8-bit integers', ('.pth', lambda rng: changed_packed(integers, rng))
     yield 'checkpoint of old torch', ('.pth', lambda rng: change_bytes(old, rng))
     yield 'safetensors', ('.safetensors', lambda rng: changed_safetensors(safe, network, rng))
     yield (

@@ -22,7 +22,7 @@ from basicsr_classpruning.models.classpruning_model import ClassPruningModel
 from basicsr_classpruning.untrusted.files import load_file
 from tests.tiny import same
 from tools.reliability.common import Child, Outcome, Result
-from tools.reliability.material import EXPERIMENT, checkpoints, damage_of, training, write_options
+from tools.reliability.material import EXPERIMENT, checkpoints, damage_of, training, with_int8, write_options
 
 STAGES = (30, 15, 15)
 SAVE_EVERY, VALIDATE_EVERY = 2, 3
@@ -30,13 +30,20 @@ LENGTH = sum(STAGES)
 
 
 def run(kills: int, seed: int, folder: Path) -> Result:
-    """Kills one run ``kills`` times."""
+    """Kills one run ``kills`` times, and a quarter as often one whose candidates multiply 8-bit integers."""
     options = training(folder, STAGES, SAVE_EVERY, VALIDATE_EVERY)
+    result = Result(figures={'iterations': LENGTH, 'first iterations after a kill': []})
+    _kill(folder, options, kills, seed, result)
+    _kill(folder / 'int8', with_int8(folder, options), max(1, kills // 4), seed, result)
+    return result
+
+
+def _kill(folder: Path, options: dict[str, Any], kills: int, seed: int, result: Result) -> None:
     reference = Training(folder / 'undisturbed', options)
     outcome = reference.start().finish()
     if outcome.complaint or outcome.status:
         raise RuntimeError(f'the undisturbed run failed: {outcome.output}')
-    return Killing(Training(folder / 'killed', options), reference, random.Random(seed)).run(kills)
+    Killing(Training(folder / 'killed', options), reference, random.Random(seed), result).run(kills)
 
 
 class Training:
@@ -120,12 +127,12 @@ def _digest(model: ClassPruningModel) -> str:
 class Killing:
     """Kills a training again and again, and looks at what is left."""
 
-    def __init__(self, training: Training, reference: Training, rng: random.Random) -> None:
-        self.training, self.reference, self.rng = training, reference, rng
-        self.result = Result(figures={'iterations': LENGTH, 'first iterations after a kill': []})
+    def __init__(self, training: Training, reference: Training, rng: random.Random, result: Result) -> None:
+        self.training, self.reference, self.rng, self.result = training, reference, rng, result
         self.damaged: dict[Path, bytes] = {}  # files that were damaged on purpose, as they then were
 
-    def run(self, kills: int) -> Result:
+    def run(self, kills: int) -> None:
+        """Adds what it finds to the result."""
         # The last iterations are left out, so that the run never ends before its last kill.
         moments = sorted(self.rng.uniform(1, 0.95 * LENGTH) for _ in range(kills))
         newest = 0
@@ -146,7 +153,6 @@ class Killing:
             newest = self._newest_pair()
         outcome = self.training.start().finish()
         self._compare(outcome)
-        return self.result
 
     def _gap(self, iteration: int) -> float:
         """Seconds that pass after an iteration's step until the next one's end, saving and validation included."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.checkpoint import write_checkpoint
-from tests.tiny import NETWORKS, randomise
+from tests.tiny import NETWORKS, int8_network, randomise
 from tools.reliability.common import Result, Row
 
 _FULL = 2000  # small pictures from which on the huge one is as huge as it is meant to be
@@ -47,6 +47,10 @@ def run(count: int, seed: int, folder: Path) -> Result:
         result.row('small picture, two processes in one folder: restored').tried += count
         result.row('small picture, two processes in one folder: restored').lost += restoring.missing(count)
     _compare(result.row('small picture, two processes in one folder: same bytes as alone'), both[0], one)
+    integers = _write_int8_model(folder / 'int8.pth')
+    some = _write_small(folder / 'some', max(count // 10, 2), rng)
+    one, two = (Restoring(some, integers, folder / f'int8-{threads}', threads, 'cpu').run() for threads in (1, 2))
+    _compare(result.row('small picture, 8-bit integers: same bytes with 1 and 2 threads'), one, two)
     height, width = _HUGE if full else (side // 10 for side in _HUGE)
     huge = _write_huge(folder / 'huge', height, width, rng)
     one, two = (Restoring(huge, model, folder / f'huge{threads}', threads, 'dense', 256).run() for threads in (1, 2))
@@ -63,6 +67,13 @@ def _write_model(path: Path) -> Path:
     net = ClassPruning({**NETWORKS['DnCNN'], 'num_feat': 8, 'num_conv': 3}, ['1:4', '2:4', '4:4'])
     randomise(net)
     net.rank_by_magnitude()
+    write_checkpoint(path, {'params': net.state_dict()}, net.options)
+    return path
+
+
+def _write_int8_model(path: Path) -> Path:
+    """One with a bypass, units and groups that are not whole."""
+    net = int8_network(base={**NETWORKS['DnCNN'], 'num_feat': 18, 'num_conv': 3})
     write_checkpoint(path, {'params': net.state_dict()}, net.options)
     return path
 

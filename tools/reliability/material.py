@@ -11,8 +11,8 @@ import torch
 from basicsr_classpruning.checkpoint import write_checkpoint
 from basicsr_classpruning.cli import main
 from basicsr_classpruning.untrusted.files import load_file
+from tests.tiny import NETWORKS, int8_network, training_options, write_pictures, write_yaml
 from tests.tiny import classpruning as tiny_network
-from tests.tiny import training_options, write_pictures, write_yaml
 from tools.reliability.common import Child
 
 NETWORK = 'DnCNN'
@@ -53,6 +53,17 @@ def training(folder: Path, stages: tuple[int, int, int], save_every: int, valida
             'degradation': {'type': 'noise', 'sigma': [0, 50]},
         }  # fmt: skip
     return options
+
+
+def with_int8(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """The same training of a network with a bypass and candidates of 8-bit integers, in units of 4 and groups that are
+    not whole, from a checkpoint that is written to ``folder``."""
+    base = {**NETWORKS[NETWORK], 'num_feat': 18}
+    net = int8_network(NETWORK, base=base, classifier={'type': 'BandClassifier'})
+    start = folder / 'int8.pth'
+    write_checkpoint(start, {'params': net.state_dict()}, net.options)
+    network = {key: net.options[key] for key in ('type', 'base', 'candidates', 'unit', 'weights', 'classifier')}
+    return {**options, 'network_g': network, 'path': {'pretrain_network_g': str(start)}}
 
 
 def write_options(folder: Path, options: dict[str, Any]) -> str:
