@@ -30,6 +30,14 @@ const machine& machine_of(int isa) {
   return isa == CP_AVX2 ? avx2 : avx512;
 }
 
+void ask_for_huge_pages(const void* memory, int64_t bytes) {
+  constexpr uintptr_t page = 2 << 20;
+  const uintptr_t first = reinterpret_cast<uintptr_t>(memory);
+  const uintptr_t begin = (first + page - 1) / page * page, end = (first + bytes) / page * page;
+  if (bytes >= static_cast<int64_t>(4 * page) && begin < end)
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+}
+
 namespace {
 
 const engine* engine_of(int isa) {
@@ -55,15 +63,6 @@ bool can_shuffle(const cp_call& c, const header& h) {
   if (h.magic == winograd_magic && r == 3) return false;
   return r == 1 || (r > 1 && r <= cp_most_shuffle && c.layout == CP_PLANES && c.out_channels % (r * r) == 0 &&
                     c.order != CP_BEFORE_ACTIVATION);
-}
-
-// A large output is new memory at every call; huge pages, where the system allows them, take far fewer page faults.
-void ask_for_huge_pages(const cp_call& c) {
-  constexpr uintptr_t page = 2 << 20;
-  const uintptr_t y = reinterpret_cast<uintptr_t>(c.y);
-  const uintptr_t bytes = c.batch * c.out_channels * c.out_height * c.out_width * sizeof(float);
-  const uintptr_t begin = (y + page - 1) / page * page, end = (y + bytes) / page * page;
-  if (bytes >= 4 * page && begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 
 bool is_pointwise(const cp_geometry& g) {
@@ -104,7 +103,8 @@ int32_t cp_run(const cp_call* call) {
   if (!cp::fits(*call, head) || !cp::can_shuffle(*call, head)) return CP_NOT_PACKED_FOR_THIS;
   const cp::engine* engine = cp::engine_of(head.isa);
   if (!engine) return CP_NOT_SUPPORTED;
-  cp::ask_for_huge_pages(*call);
+  const int64_t outputs = call->batch * call->out_channels * call->out_height * call->out_width;
+  cp::ask_for_huge_pages(call->y, outputs * static_cast<int64_t>(sizeof(float)));
   const bool pointwise = cp::is_pointwise(head.geometry);
   if (call->layout == CP_PLANES && call->x_stride_w == 1) {
     if (winograd) return engine->winograd(*call);
