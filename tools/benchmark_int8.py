@@ -2,7 +2,7 @@
 
     python tools/benchmark_int8.py layers --json docs/results/int8_layers_t1.json
     python tools/benchmark_int8.py networks --json docs/results/int8_networks_t1.json
-    python -m tools.pages int8                        # rewrites the tables in docs/kernels.md from the JSON files
+    python -m tools.pages kernels                     # rewrites the tables in docs/kernels.md from the JSON files
 
 A layer is measured in a stack of some, each with its ReLU, as it runs in a network: activations stay in integers
 between them, and what turns floats into integers and back is part of the time, in all engines. Weights are random,

@@ -1,4 +1,5 @@
-"""Writes the tables of docs/kernels.md from results of tools/benchmark_kernels.py and ``classpruning benchmark``."""
+"""Writes the tables of docs/kernels.md from results of tools/benchmark_kernels.py, tools/benchmark_int8.py and
+``classpruning benchmark``."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from tools.pages import int8
 from tools.pages.markdown import markdown_table, write_blocks
 from tools.pages.results import read_result, versions_of
 
@@ -124,6 +126,9 @@ TABLES: dict[str, Callable[[dict], str]] = {
     'kernels_networks_t1': network_table,
     'kernels_networks_t2': network_table,
     'kernels_routed': routed_table,
+    'int8_layers_t1': int8.layer_table,
+    'int8_layers_avx2_t1': int8.layer_table,
+    'int8_networks_t1': int8.network_table,
 }
 
 

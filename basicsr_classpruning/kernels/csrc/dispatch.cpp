@@ -30,6 +30,14 @@ const machine& machine_of(int isa) {
   return isa == CP_AVX2 ? avx2 : avx512;
 }
 
+void ask_for_huge_pages(const void* memory, int64_t bytes) {
+  constexpr uintptr_t page = 2 << 20;
+  const uintptr_t first = reinterpret_cast<uintptr_t>(memory);
+  const uintptr_t begin = (first + page - 1) / page * page, end = (first + bytes) / page * page;
+  if (bytes >= static_cast<int64_t>(4 * page) && begin < end)
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+}
+
 const engine* engine_of(int isa) {
   if (!cp_supported(isa)) return nullptr;
   return isa == CP_AVX2 ? &avx2_engine : isa == CP_AVX512 ? &avx512_engine : &wide_engine;
@@ -57,13 +65,8 @@ bool can_shuffle(const cp_call& c, const header& h) {
                     c.order != CP_BEFORE_ACTIVATION);
 }
 
-// A large output is new memory at every call; huge pages, where the system allows them, take far fewer page faults.
-void ask_for_huge_pages(const cp_call& c) {
-  constexpr uintptr_t page = 2 << 20;
-  const uintptr_t y = reinterpret_cast<uintptr_t>(c.y);
-  const uintptr_t bytes = c.batch * c.out_channels * c.out_height * c.out_width * sizeof(float);
-  const uintptr_t begin = (y + page - 1) / page * page, end = (y + bytes) / page * page;
-  if (bytes >= 4 * page && begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+int64_t output_bytes(const cp_call& c) {
+  return c.batch * c.out_channels * c.out_height * c.out_width * static_cast<int64_t>(sizeof(float));
 }
 
 bool is_pointwise(const cp_geometry& g) {
@@ -93,7 +96,7 @@ int run_jobs(const cp_call& c) {
   }
   const engine* engine = engine_of(first.isa);
   if (!engine) return CP_NOT_SUPPORTED;
-  ask_for_huge_pages(c);
+  ask_for_huge_pages(c.y, output_bytes(c));
   const plan made = make_plan(c, machine_of(first.isa));
   return engine->jobs(c, made.parts.data(), made.tickets.data(), static_cast<long>(made.tickets.size()));
 }
@@ -123,7 +126,7 @@ int32_t cp_run(const cp_call* call) {
   if (!cp::fits(*call, head) || !cp::can_shuffle(*call, head)) return CP_NOT_PACKED_FOR_THIS;
   const cp::engine* engine = cp::engine_of(head.isa);
   if (!engine) return CP_NOT_SUPPORTED;
-  cp::ask_for_huge_pages(*call);
+  cp::ask_for_huge_pages(call->y, cp::output_bytes(*call));
   const bool pointwise = cp::is_pointwise(head.geometry);
   if (call->layout == CP_PLANES && call->x_stride_w == 1) {
     if (winograd) return engine->winograd(*call);

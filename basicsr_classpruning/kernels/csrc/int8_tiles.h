@@ -15,6 +15,7 @@ constexpr int tile_rows = cp::int8_tile_rows;
 
 typedef float fvec __attribute__((vector_size(4 * CP_INT8_WIDTH)));
 typedef int32_t ivec __attribute__((vector_size(4 * CP_INT8_WIDTH)));
+typedef uint32_t uvec __attribute__((vector_size(4 * CP_INT8_WIDTH)));  // four bytes in each lane
 
 inline long at_most(long a, long b) { return a < b ? a : b; }
 inline long ceil_div(long a, long b) { return (a + b - 1) / b; }
@@ -148,6 +149,7 @@ const word* run_job(const word* stream, const uint8_t* tile, int rows, ivec* sum
 
 // --- floats ---------------------------------------------------------------------------------------------------------
 
+inline uvec four(int32_t byte) { return uvec{} + static_cast<uint32_t>(byte) * 0x01010101u; }
 inline fvec all(float f) { return fvec{} + f; }
 
 // The first n of a vector; the others are 0.
@@ -172,16 +174,18 @@ inline void store(void* p, V v, long n) {
 // after it. What is not a number becomes 0.
 struct quantizer {
   fvec inverse_scale, low, high;
-  ivec zeros;
+  uvec zeros;
 
   quantizer(float inverse, int32_t zero)
       : inverse_scale(all(inverse)),
         low(all(static_cast<float>(-zero))),
         high(all(static_cast<float>(255 - zero))),
-        zeros(broadcast(zero * 0x01010101)) {}
+        zeros(four(zero)) {}
 
   // The levels of channel j of a unit, less the zero point.
-  ivec part(fvec y, int j) const { return rounded(smaller(larger(y * inverse_scale, low), high)) << (8 * j); }
+  uvec part(fvec y, int j) const {
+    return reinterpret_cast<uvec>(rounded(smaller(larger(y * inverse_scale, low), high))) << (8 * j);
+  }
   // Sums of such parts are taken to levels by adding the zero points.
 };
 
@@ -263,7 +267,7 @@ struct layer {
 
   void copy_chunk(long u0, long u1, const place& at, uint8_t* tile) const {
     const cp_geometry& g = head.geometry;
-    const ivec padding = broadcast(call.x_zero * 0x01010101);
+    const ivec padding = reinterpret_cast<ivec>(four(call.x_zero));
     const int rows = at.rows + cp::shift_of(g, g.kernel_h - 1);
     const bool strided = g.stride_h > 1 || g.stride_w > 1;
     for (long u = u0; u < u1; u++) {
@@ -288,7 +292,7 @@ struct layer {
     const int channels = static_cast<int>(at_most(4, call.out_channels - o));
     const quantizer levels(call.q_inverse_scale, call.q_zero);
     const long plane = call.out_height * call.out_width, first = at.y0 * call.out_width + at.x0;
-    ivec parts[tile_rows] = {};
+    uvec parts[tile_rows] = {};
     for (int j = 0; j < channels; j++) {
       const long start = (at.image * call.out_channels + o + j) * plane + first;
       const fvec scale = all(call.scale[o + j]), bias = all(call.bias ? call.bias[o + j] : 0.f);
@@ -403,7 +407,7 @@ void quantize_row(void* context, long index) {
   const quantizer levels(c.inverse_scale, c.zero);
   for (long x = 0; x < c.width; x += width) {
     const long n_x = at_most(width, c.width - x);
-    ivec parts = {};
+    uvec parts = {};
     for (int j = 0; j < channels; j++) {
       const float* p = from + j * c.x_stride_c + x * c.x_stride_w;
       fvec v = {};

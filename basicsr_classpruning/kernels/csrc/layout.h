@@ -101,6 +101,9 @@ constexpr int max_stride = 4;
 // Scratch memory of the calling thread, aligned to 64 bytes; null if there is none.
 float* scratch(long floats);
 
+// A large output is new memory at every call; huge pages, where the system allows them, take far fewer page faults.
+void ask_for_huge_pages(const void* memory, int64_t bytes);
+
 // Calls body(context, index) for index in [0, count), on up to `threads` threads.
 void parallel_for(long count, int threads, void (*body)(void*, long), void* context);
 
