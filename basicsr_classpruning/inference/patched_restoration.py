@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from basicsr_classpruning.inference.patch_plan import PatchPlan, route_patches
 from basicsr_classpruning.inference.patched import CELL, NOTHING, PatchedNetwork
+from basicsr_classpruning.inference.prices import prices_in_macs
 from basicsr_classpruning.inference.restoration import Means, Restoration, RestoreStats
-from basicsr_classpruning.inference.tiling import Axis, TileGrid
-from basicsr_classpruning.routing.budget import solve_budget
+from basicsr_classpruning.inference.tiling import TileGrid
+from basicsr_classpruning.routing.budget import least_errors
 from basicsr_classpruning.routing.errors import errors_in_image
-
-_NARROWINGS = 12  # of what is left of a budget when rings are paid
-_NEAR = 0.002  # of the budget, where narrowing ends
 
 
 class PatchedRestoration(Restoration):
@@ -29,49 +28,55 @@ class PatchedRestoration(Restoration):
         means, image, grid: as of every restoration; tiles start and end at multiples of ``CELL``.
         patched: the network.
         patch: side of a patch in input pixels, a multiple of ``CELL``.
+        classes: what restores the patches ``(T,)``, where it is known; by default they are routed.
     """
 
-    def __init__(self, means: Means, image: np.ndarray, grid: TileGrid, patched: PatchedNetwork, patch: int) -> None:
+    def __init__(
+        self,
+        means: Means,
+        image: np.ndarray,
+        grid: TileGrid,
+        patched: PatchedNetwork,
+        patch: int,
+        classes: np.ndarray | None = None,
+    ) -> None:
         super().__init__(means, image, grid)
-        self._patched, self._side = patched, patch // CELL
+        self._patched = patched
         start = time.perf_counter()
-        errors = self._error_map()
-        self._cell_grid = errors.shape[1:]
-        self._shape = tuple(-(-cells // self._side) for cells in self._cell_grid)
-        cells_of_patches = self._sums(np.ones((1, *self._cell_grid)))[0]
-        self.classes = self._route(self._sums(errors).T, cells_of_patches)
-        self._running = self._running_cells(self.classes)
+        self.plan = PatchPlan(patched, means.prices, grid, patch)
+        self.enough = False
+        # Routing costs time also where somebody knows better: what is given stands in for what it finds.
+        found = self._route(self.plan.sums(self.error_map()))
+        self.classes = found if classes is None else classes
+        self._running = self.plan.running_cells(self.classes)
         self._seconds = time.perf_counter() - start
 
     @property
     def parts(self) -> TileGrid:
-        """The patches."""
-        rows, columns = (
-            Axis(length, self._side * CELL, tuple(range(0, count * self._side * CELL, self._side * CELL)))
-            for length, count in zip(self._image.shape, self._shape)
-        )
-        return TileGrid(rows, columns)
+        return self.plan.parts
 
     def stats(self) -> RestoreStats:
         info = self._means.network.info
         patches = len(self.classes)
-        pixels = self._image.shape[0] * self._image.shape[1]
         share = np.bincount(self.classes, minlength=len(info.macs)) / patches
-        dense = info.macs_dense * pixels * self._planes
+        dense = info.macs_dense * self.plan.pixels * self._planes
+        in_macs = PatchPlan(self._patched, prices_in_macs(self._means.network), self._grid, self.plan.patch)
         return RestoreStats(
-            average_macs=self._cost(self._running) * dense / patches,
+            average_macs=in_macs.cost(self.classes) * dense / patches,
             macs_dense=dense / patches,
+            spent=self.plan.cost(self.classes),
+            enough=self.enough,
             class_share=dict(zip(info.candidates, share.tolist())),
-            class_map=self.classes.reshape(self._shape),
+            class_map=self.classes.reshape(self.plan.shape),
             tiles=patches,
-            pixels=pixels,
+            pixels=self.plan.pixels,
             seconds=self._seconds,
         )
 
     # ------------------------------------------------------------------------------------------------------ routing
 
     @torch.inference_mode()
-    def _error_map(self) -> np.ndarray:
+    def error_map(self) -> np.ndarray:
         """Predicted errors of all cells, ``(K, rows, columns)``; where tiles overlap, their mean."""
         network, grid = self._means.network, self._grid
         assert network.router is not None
@@ -79,7 +84,7 @@ class PatchedRestoration(Restoration):
         total, count = np.zeros((len(network.subnetworks), rows, columns)), np.zeros((rows, columns))
         found = self._means.workers.map(self._predicted_errors, range(len(grid)))
         for number, errors in enumerate(found):
-            down, right = self._cells_of_tile(number)
+            down, right = self.plan.place_of_tile(number)
             total[:, down, right] += errors
             count[down, right] += 1
         return total / count
@@ -91,65 +96,16 @@ class PatchedRestoration(Restoration):
         with torch.inference_mode():
             return router.error_map(self._tiles(np.array([number]))).float().mean(dim=0).cpu().numpy()
 
-    def _cells_of_tile(self, number: int) -> tuple[slice, slice]:
-        top, left = (start // CELL for start in self._grid.corner(number))
-        height, width = (side // CELL for side in self._grid.tile_size)
-        return slice(top, top + height), slice(left, left + width)
-
-    def _route(self, errors: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        """Classes ``(T,)`` of patches, from the sums of their cells' errors ``(T, K)`` and their numbers of cells."""
-        relative = errors_in_image(errors)
+    def _route(self, errors: np.ndarray) -> np.ndarray:
+        """Classes ``(T,)`` of patches, from the sums of their cells' errors ``(T, K)``."""
         network, budget = self._means.network, self._means.budget
         assert network.router is not None
-        costs = network.info.costs
         if budget is None:
-            means = torch.from_numpy(errors_in_image(errors / sizes[:, None])).to(self._device)
-            return network.router.route(means, costs.tolist(), None).cpu().numpy()
-        # Rings are paid from the budget: as much of it is given to the patches as leaves enough for them.
-        low, high = float(costs[0]), float(min(budget, costs[-1]))
-        given, chosen = high, None
-        for _ in range(_NARROWINGS):
-            trial = solve_budget(relative, costs, sizes, given)
-            if self._cost(self._running_cells(trial)) <= budget:
-                low, chosen = given, trial
-            else:
-                high = given
-            if high - low <= _NEAR * budget:
-                break
-            given = (low + high) / 2
-        return solve_budget(relative, costs, sizes, float(costs[0])) if chosen is None else chosen
-
-    def _sums(self, values: np.ndarray) -> np.ndarray:
-        """Sums ``(N, T)`` over each patch's cells of values ``(N, rows, columns)``."""
-        (rows, columns), side = self._shape, self._side
-        missing = [(0, count * side - cells) for count, cells in zip(self._shape, self._cell_grid)]
-        padded = np.pad(values, [(0, 0), *missing])
-        return padded.reshape(-1, rows, side, columns, side).sum((2, 4)).reshape(len(values), -1)
-
-    def _in_cells(self, classes: np.ndarray) -> np.ndarray:
-        """The candidate of each cell, from those of the patches."""
-        cells = classes.reshape(self._shape).repeat(self._side, 0).repeat(self._side, 1)
-        return cells[: self._cell_grid[0], : self._cell_grid[1]]
-
-    def _running_cells(self, classes: np.ndarray) -> np.ndarray:
-        """What runs in each cell, rings included."""
-        return self._patched.with_ring(self._in_cells(classes))
-
-    def _cost(self, cells: np.ndarray) -> float:
-        """MACs of all that is computed, as a fraction of the dense network's for the image without halos."""
-        info = self._means.network.info
-        runs = np.array([*info.macs, 0.0])  # the last one for NOTHING
-        computed = 0.0
-        for number in range(len(self._grid)):
-            part = cells[self._cells_of_tile(number)]
-            computed += runs[part].sum() * CELL**2
-            computed += (info.macs_classifier + self._others()) * part.size * CELL**2
-        return computed / (info.macs_dense * self._image.shape[0] * self._image.shape[1])
-
-    def _others(self) -> float:
-        """MACs a pixel of the candidates that run nothing of the base network: over the whole image."""
-        network = self._means.network
-        return sum(macs for macs, one in zip(network.info.macs, network.subnetworks) if not one.runs_base)
+            means = torch.from_numpy(errors_in_image(errors / self.plan.sizes[:, None])).to(self._device)
+            return network.router.route(means, network.info.costs.tolist(), None).cpu().numpy()
+        (classes,) = route_patches([self.plan], [errors_in_image(errors)], budget)
+        self.enough = bool((classes == least_errors(errors, self.plan.prices.of_patches)).all())
+        return classes
 
     # ---------------------------------------------------------------------------------------------------- restoring
 
@@ -159,13 +115,13 @@ class PatchedRestoration(Restoration):
     @torch.inference_mode()
     def _restore(self, number: int) -> np.ndarray:
         x = self._tiles(np.array([number]))
-        place = self._cells_of_tile(int(number))
+        place = self.plan.place_of_tile(int(number))
         return self._untiled(torch.cat([self._restore_plane(plane, place) for plane in x.split(1)]), 1)[0]
 
     def _restore_plane(self, x: Tensor, place: tuple[slice, slice]) -> Tensor:
         """Restores one tile ``(1, C, h, w)``."""
         side = CELL * self._means.network.sizes.scale
-        wanted, cells = self._in_cells(self.classes)[place], self._running[place]
+        wanted, cells = self.plan.in_cells(self.classes)[place], self._running[place]
         restored = None if (cells == NOTHING).all() else self._patched(x, cells)
         for index in np.unique(wanted):
             subnetwork = self._means.network.subnetworks[index]

@@ -15,12 +15,13 @@ from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.inference.engines import Engines
 from basicsr_classpruning.inference.patched import CELL, NotPatchable, PatchedNetwork
 from basicsr_classpruning.inference.patched_restoration import PatchedRestoration
+from basicsr_classpruning.inference.prices import prices_in_macs
 from basicsr_classpruning.inference.receptive_field import tile_margin
 from basicsr_classpruning.inference.restoration import Means, Restoration, RestoreStats, TiledRestoration
-from basicsr_classpruning.inference.tiling import check_tile, plan_tiles
+from basicsr_classpruning.inference.tiling import TileGrid, check_tile, plan_tiles
 from basicsr_classpruning.inference.workers import Workers
-from basicsr_classpruning.routing.budget import check_budget
 from basicsr_classpruning.routing.network import RoutedNetwork
+from basicsr_classpruning.sizes import SizeRequirements
 
 
 class Restorer:
@@ -77,8 +78,9 @@ class Restorer:
         self.pinned = self._pinned_index(candidate)
         self._patched = self._patched_network()
         self.engines = Engines(self.network, backend, self.pinned)
+        self.prices = prices_in_macs(self.network)
         self.budget = self._budget(budget)
-        self._means = Means(self.network, self.margin, self.workers, self.pinned, self.budget)
+        self._means = Means(self.network, self.margin, self.workers, self.pinned, self.budget, self.prices)
 
     def _pinned_index(self, candidate: str | None) -> int | None:
         if candidate is None:
@@ -89,16 +91,7 @@ class Restorer:
         """What restores patches, where they are wanted and there is something to choose."""
         if self.patch is None or self.pinned is not None:
             return None
-        if self.patch < CELL or self.patch % CELL or self.patch > self.tile:
-            text = f'{self.patch}: allowed are multiples of {CELL} up to the tile ({self.tile})'
-            raise UsageError(text, key='patch')
-        assert self.network.router is not None
-        if self.network.router.stride != CELL:
-            raise UsageError(f'{self.patch}: its classifier does not tell parts of {CELL} pixels apart', key='patch')
-        try:
-            return PatchedNetwork(self.network)
-        except NotPatchable as error:
-            raise UsageError(f'{self.patch}: {error}; without patches, whole tiles are routed', key='patch') from None
+        return patched_network(self.network, self.patch, self.tile)
 
     def _budget(self, budget: float | None) -> float | None:
         if self.network.router is None and budget is not None:
@@ -107,19 +100,20 @@ class Restorer:
             return None
         budget = self.network.budget if budget is None else budget
         if budget is not None:
-            check_budget(budget, self.info.costs[0], self.info.costs[-1])
+            self.prices.check(budget, self._patched is not None)
         return budget
 
-    def start(self, image: np.ndarray) -> Restoration:
-        """Cuts an image ``(H, W, C)`` into tiles and routes them; nothing is restored yet."""
+    def start(self, image: np.ndarray, classes: np.ndarray | None = None) -> Restoration:
+        """Cuts an image ``(H, W, C)`` into tiles and routes them; nothing is restored yet.
+
+        ``classes`` ``(T,)`` of tiles or patches take the place of what routing finds.
+        """
         height, width = image.shape[:2]
         if self._patched is not None and self.patch is not None:
-            sizes = self.info.sizes
-            in_cells = replace(sizes, multiple=math.lcm(sizes.multiple, CELL))
-            grid = plan_tiles(height, width, self.tile, self.overlap, in_cells)
-            return PatchedRestoration(self._means, image, grid, self._patched, self.patch)
+            grid = plan_cells(height, width, self.tile, self.overlap, self.info.sizes)
+            return PatchedRestoration(self._means, image, grid, self._patched, self.patch, classes)
         grid = plan_tiles(height, width, self.tile, self.overlap, self.info.sizes)
-        return TiledRestoration(self._means, image, grid, self.engines, self.batch)
+        return TiledRestoration(self._means, image, grid, self.engines, self.batch, classes)
 
     def restore(self, image: np.ndarray) -> tuple[np.ndarray, RestoreStats]:
         """Restores an image.
@@ -140,3 +134,21 @@ def check_channels(network: RoutedNetwork) -> None:
     """Raises UserError for a network that takes neither grey nor RGB images."""
     if network.channels not in (1, 3):
         raise UserError(f'the network takes {network.channels} channels; allowed are 1 (grey) and 3 (RGB)')
+
+
+def patched_network(network: RoutedNetwork, patch: int, tile: int) -> PatchedNetwork:
+    """What restores patches of a size in tiles of a size. Raises UsageError where this network or size cannot."""
+    if patch < CELL or patch % CELL or patch > tile:
+        raise UsageError(f'{patch}: allowed are multiples of {CELL} up to the tile ({tile})', key='patch')
+    assert network.router is not None
+    if network.router.stride != CELL:
+        raise UsageError(f'{patch}: its classifier does not tell parts of {CELL} pixels apart', key='patch')
+    try:
+        return PatchedNetwork(network)
+    except NotPatchable as error:
+        raise UsageError(f'{patch}: {error}; without patches, whole tiles are routed', key='patch') from None
+
+
+def plan_cells(height: int, width: int, tile: int, overlap: int, sizes: SizeRequirements) -> TileGrid:
+    """A grid of tiles that start and end at multiples of ``CELL``, for images that are restored patch by patch."""
+    return plan_tiles(height, width, tile, overlap, replace(sizes, multiple=math.lcm(sizes.multiple, CELL)))

@@ -1,6 +1,6 @@
 """Which candidate restores what: the ladder of candidates, predicted errors, price, budget, and networks that route."""
 
-from basicsr_classpruning.routing.budget import check_budget, deal_by_chance, solve_budget
+from basicsr_classpruning.routing.budget import check_budget, deal_by_chance, least_errors, solve_budget
 from basicsr_classpruning.routing.bypass import Bypass
 from basicsr_classpruning.routing.errors import LEAST_ERROR, errors_in_image, reference_errors, relative_errors
 from basicsr_classpruning.routing.ladder import Candidate, Ladder, SparseCandidate
@@ -22,5 +22,6 @@ __all__ = [
     'errors_in_image',
     'reference_errors',
     'relative_errors',
+    'least_errors',
     'solve_budget',
 ]
