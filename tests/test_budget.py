@@ -6,12 +6,12 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from basicsr_classpruning.errors import UsageError
 from basicsr_classpruning.routing.budget import deal_by_chance, least_errors, solve_budget
-from basicsr_classpruning.routing.errors import errors_in_image
+from basicsr_classpruning.routing.errors import errors_in_image, expected_errors
 
 COSTS = {2: np.array([0.3, 1.01]), 3: np.array([0.26, 0.51, 1.01]), 4: np.array([0.26, 0.4, 0.7, 1.01])}
 
@@ -177,3 +177,15 @@ def test_relative_errors_raise_the_mean_psnr_where_absolute_ones_do_not():
     absolute = mean_psnr(np.concatenate(errors))
     relative = mean_psnr(np.concatenate([errors_in_image(error) for error in errors]))
     assert relative > absolute + 1
+
+
+def test_denser_subnetworks_are_expected_to_be_better_and_a_bypass_is_believed():
+    predicted = np.array([[0.5, -0.2, 0.1, 0.0], [-0.1, 0.4, 0.2, 0.0]])
+    costs, runs = np.array([0.01, 0.2, 0.6, 1.0]), np.array([False, True, True, True])
+    found = expected_errors(predicted, costs, runs)
+    np.testing.assert_allclose(found, [[0.5, 0.1, 0.1, 0.0], [-0.1, 0.4, 0.2, 0.0]], atol=1.1e-3)
+    assert (np.diff(found[:, 1:], axis=1) < 0).all()
+    assert (found[:, 0] == predicted[:, 0]).all()
+    # So a budget goes to the first tile, and is not spent on the second.
+    assert solve_budget(found, costs, np.ones(2), 0.9).tolist() == [3, 0]
+    assert solve_budget(predicted, costs, np.ones(2), 0.9).tolist() == [1, 0]

@@ -56,6 +56,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         '--repeats', type=int, metavar='N', default=3, help='measurements of each tile; the median counts (default: 3)'
     )
+    parser.add_argument(
+        '--patch', type=int, metavar='N',
+        help='route patches of this side (a multiple of 8) instead of whole tiles; rings and halos are counted',
+    )  # fmt: skip
     add_run_arguments(parser, device='cpu')
     parser.add_argument('--json', metavar='FILE', help='write rows, settings and what the machine is')
     parser.add_argument('--csv', metavar='FILE', help='write the rows as CSV')
@@ -76,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     from basicsr_classpruning.benchmark.models import missing_engines
     from basicsr_classpruning.benchmark.page import Gallery
     from basicsr_classpruning.benchmark.pairs import Pairs
-    from basicsr_classpruning.benchmark.report import to_cells
+    from basicsr_classpruning.benchmark.report import to_cells, unspent
     from basicsr_classpruning.benchmark.run import Benchmark, Settings, to_json
     from basicsr_classpruning.cli.progress import StageBar
     from basicsr_classpruning.config import import_modules
@@ -94,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
     settings = Settings(
         tile=args.tile,
         overlap=args.overlap,
+        patch=args.patch,
         budgets=tuple(args.budgets),
         candidates=tuple(args.candidates),
         backend=args.backend,
@@ -108,6 +113,8 @@ def run(args: argparse.Namespace) -> int:
     for name, reason in missing.items():
         print(f'missing: {name}: {with_flags(args.flags, reason)}', file=sys.stderr)
     print(format_table(to_cells(rows)))
+    for line in unspent(rows):
+        print(line)
     report = {
         'command': args.call,
         'missing_engines': missing,
@@ -120,6 +127,7 @@ def run(args: argparse.Namespace) -> int:
         'calibration': args.calibration,
         'tile': settings.tile,
         'overlap': settings.overlap,
+        'patch': settings.patch,
         'repeats': settings.repeats,
         'seed': settings.seed,
         'device': args.device,

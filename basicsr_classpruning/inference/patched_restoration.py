@@ -15,7 +15,7 @@ from basicsr_classpruning.inference.prices import prices_in_macs
 from basicsr_classpruning.inference.restoration import Means, Restoration, RestoreStats
 from basicsr_classpruning.inference.tiling import TileGrid
 from basicsr_classpruning.routing.budget import least_errors
-from basicsr_classpruning.routing.errors import errors_in_image
+from basicsr_classpruning.routing.errors import errors_in_image, expected_errors
 
 
 class PatchedRestoration(Restoration):
@@ -45,8 +45,10 @@ class PatchedRestoration(Restoration):
         start = time.perf_counter()
         self.plan = PatchPlan(patched, means.prices, grid, patch)
         self.enough = False
+        self.errors: np.ndarray = self.plan.sums(self._error_map())
+        """Predicted ones, summed over each patch's cells, ``(T, K)``."""
         # Routing costs time also where somebody knows better: what is given stands in for what it finds.
-        found = self._route(self.plan.sums(self.error_map()))
+        found = self._route(self.errors)
         self.classes = found if classes is None else classes
         self._running = self.plan.running_cells(self.classes)
         self._seconds = time.perf_counter() - start
@@ -76,7 +78,7 @@ class PatchedRestoration(Restoration):
     # ------------------------------------------------------------------------------------------------------ routing
 
     @torch.inference_mode()
-    def error_map(self) -> np.ndarray:
+    def _error_map(self) -> np.ndarray:
         """Predicted errors of all cells, ``(K, rows, columns)``; where tiles overlap, their mean."""
         network, grid = self._means.network, self._grid
         assert network.router is not None
@@ -103,8 +105,10 @@ class PatchedRestoration(Restoration):
         if budget is None:
             means = torch.from_numpy(errors_in_image(errors / self.plan.sizes[:, None])).to(self._device)
             return network.router.route(means, network.info.costs.tolist(), None).cpu().numpy()
-        (classes,) = route_patches([self.plan], [errors_in_image(errors)], budget)
-        self.enough = bool((classes == least_errors(errors, self.plan.prices.of_patches)).all())
+        prices = self.plan.prices
+        expected = expected_errors(errors_in_image(errors), prices.of_patches, prices.runs_base)
+        (classes,) = route_patches([self.plan], [expected], budget)
+        self.enough = bool((classes == least_errors(expected, prices.of_patches)).all())
         return classes
 
     # ---------------------------------------------------------------------------------------------------- restoring

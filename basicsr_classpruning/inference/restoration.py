@@ -18,7 +18,7 @@ from basicsr_classpruning.inference.prices import Prices
 from basicsr_classpruning.inference.tiling import Blender, TileGrid, batches
 from basicsr_classpruning.inference.workers import Workers
 from basicsr_classpruning.routing.budget import least_errors, solve_budget
-from basicsr_classpruning.routing.errors import errors_in_image
+from basicsr_classpruning.routing.errors import errors_in_image, expected_errors
 from basicsr_classpruning.routing.network import RoutedNetwork
 
 _SCORED = 16  # tiles that are classified together
@@ -188,8 +188,9 @@ class TiledRestoration(Restoration):
         network, budget = self._means.network, self._means.budget
         if budget is not None:
             costs = self._means.prices.of_tiles
-            classes = solve_budget(relative, costs, np.ones(len(relative)), budget)
-            self._enough = bool((classes == least_errors(relative, costs)).all())
+            expected = expected_errors(relative, costs, self._means.prices.runs_base)
+            classes = solve_budget(expected, costs, np.ones(len(relative)), budget)
+            self._enough = bool((classes == least_errors(expected, costs)).all())
             return classes
         assert network.router is not None
         macs = network.info.costs.tolist()

@@ -2,7 +2,13 @@
 
 from basicsr_classpruning.routing.budget import check_budget, deal_by_chance, least_errors, solve_budget
 from basicsr_classpruning.routing.bypass import Bypass
-from basicsr_classpruning.routing.errors import LEAST_ERROR, errors_in_image, reference_errors, relative_errors
+from basicsr_classpruning.routing.errors import (
+    LEAST_ERROR,
+    errors_in_image,
+    expected_errors,
+    reference_errors,
+    relative_errors,
+)
 from basicsr_classpruning.routing.ladder import Candidate, Ladder, SparseCandidate
 from basicsr_classpruning.routing.network import ModelInfo, RoutedNetwork, Subnetwork
 from basicsr_classpruning.routing.router import Router
@@ -20,8 +26,9 @@ __all__ = [
     'check_budget',
     'deal_by_chance',
     'errors_in_image',
+    'expected_errors',
+    'least_errors',
     'reference_errors',
     'relative_errors',
-    'least_errors',
     'solve_budget',
 ]

@@ -30,7 +30,7 @@ def solve_budget(errors: np.ndarray, costs: np.ndarray, sizes: np.ndarray, budge
         budget: largest average cost, in the unit of ``costs``.
 
     Returns:
-        ``(T,)`` classes. Their average cost is at most the budget (or the least cost, where that is up to 1 % more; from
+        ``(T,)`` classes. Their average cost is at most the budget (or the least cost, where that is 1 % more; from
         1 % below the largest cost on, all that helps). Where tiles are not very few, it is not more than 1 % below the
         budget either, unless every tile has its class of least error (`least_errors`).
 
