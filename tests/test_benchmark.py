@@ -32,7 +32,7 @@ BASE = {'type': 'MSRResNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'nu
 GREY = {'type': 'DnCNN', 'num_in_ch': 1, 'num_out_ch': 1, 'num_feat': 8, 'num_conv': 4}
 KEYS = {
     'model', 'kind', 'candidate', 'budget', 'psnr', 'psnr_y', 'ssim', 'macs', 'macs_dense', 'saved', 'seconds',
-    'pixels', 'params', 'class_share', 'backend', 'threads', 'pictures', 'patch', 'enough',
+    'pixels', 'params', 'class_share', 'backend', 'threads', 'pictures', 'patch', 'budget_in', 'enough',
 }  # fmt: skip
 
 

@@ -8,8 +8,6 @@ from statistics import median
 
 import numpy as np
 
-from basicsr_classpruning.benchmark.models import BenchmarkModel
-from basicsr_classpruning.devices import device_of
 from basicsr_classpruning.inference.patch_plan import PatchPlan
 from basicsr_classpruning.inference.patched import CELL
 from basicsr_classpruning.inference.patched_restoration import PatchedRestoration
@@ -32,19 +30,12 @@ class PatchedRun:
 class PatchedModel:
     """A network that restores patches.
 
-    Raises UsageError where it cannot, or the patch is of no size that it can have.
+    Args:
+        restorer: told the size of the patches, and no budget.
     """
 
-    def __init__(self, model: BenchmarkModel, tile: int, overlap: int, patch: int, backend: str, threads: int) -> None:
-        self._restorer = Restorer(
-            model.network,
-            tile=tile,
-            overlap=overlap,
-            patch=patch,
-            backend=backend,
-            threads=threads,
-            device=str(device_of(model.network.module)),
-        )
+    def __init__(self, restorer: Restorer) -> None:
+        self._restorer = restorer
 
     def start(self, image: np.ndarray, classes: np.ndarray | None = None) -> PatchedRestoration:
         """Routes an image ``(H, W, C)``, uint8 or floats, with the network's own price or budget, or as given."""

@@ -54,7 +54,8 @@ def unspent(rows: Sequence[Row]) -> list[str]:
     return [
         f'{row.model}, {what(row)}: {row.macs / row.macs_dense:.2f} of {row.budget:.2f} spent: more would not help'
         for row in rows
-        if row.budget is not None and row.enough and row.macs < row.budget * row.macs_dense * (1 - TOLERANCE)
+        if row.enough and row.budget_in == 'macs' and row.budget is not None
+        if row.macs < row.budget * row.macs_dense * (1 - TOLERANCE)
     ]
 
 

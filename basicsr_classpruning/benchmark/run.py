@@ -17,7 +17,7 @@ from basicsr_classpruning.benchmark.patches import PatchedModel, errors_of_patch
 from basicsr_classpruning.devices import device_of
 from basicsr_classpruning.errors import UsageError
 from basicsr_classpruning.inference.patch_plan import PatchPlan, route_patches
-from basicsr_classpruning.inference.prices import prices_in_macs
+from basicsr_classpruning.inference.restorer import Restorer
 from basicsr_classpruning.inference.tiling import TileGrid
 from basicsr_classpruning.routing.budget import deal_by_chance, least_errors, solve_budget
 from basicsr_classpruning.routing.errors import LEAST_ERROR, errors_in_image, expected_errors, reference_errors
@@ -35,6 +35,8 @@ class Settings:
     patch: int | None = None
     """Side of the patches that get a candidate each in the routed rows, in input pixels; None: whole tiles do."""
     budgets: tuple[float, ...] = ()
+    budget_in: str = 'macs'
+    """What budgets count: ``macs``, or ``time`` as it is measured on this machine."""
     candidates: tuple[str, ...] = ()
     """With neither budgets nor candidates: all candidates, and the classifier's own choice."""
     backend: str = 'auto'
@@ -78,6 +80,8 @@ class Row:
     patch: int | None
     """Side of what got a candidate of its own, in input pixels, where that is less than a tile. Rings and halos are
     then counted in ``macs``."""
+    budget_in: str | None
+    """What the budget counts, ``macs`` or ``time``; None where there is none."""
     enough: bool
     """Whether everything got the candidate that is expected to leave the least error: more would not help."""
 
@@ -170,8 +174,6 @@ class Benchmark:
                 raise UsageError('none of the networks has candidates', key=name)
         for model in models:
             pairs.pair(0, model.info.channels, model.info.scale)
-            for budget in settings.budgets if model.candidates > 1 else ():
-                prices_in_macs(model.network).check(budget, settings.patch is not None)
         known = {name for model in models for name in model.info.candidates}
         for candidate in settings.candidates:
             if candidate not in known:
@@ -180,11 +182,12 @@ class Benchmark:
         patch = settings.patch
         if patch is not None and not any(model.candidates > 1 for model in models):
             raise UsageError(f'{patch}: none of the networks has candidates', key='patch')
-        self._patched = {
-            model.name: PatchedModel(model, settings.tile, settings.overlap, patch, settings.backend, settings.threads)
-            for model in models
-            if patch is not None and model.candidates > 1
-        }
+        restorers = {model.name: _restorer(model, settings) for model in models if model.candidates > 1}
+        self._prices = {name: restorer.prices for name, restorer in restorers.items()}
+        for prices in self._prices.values():
+            for budget in settings.budgets:
+                prices.check(budget, patch is not None)
+        self._patched = {name: PatchedModel(restorer) for name, restorer in restorers.items() if patch is not None}
         self._warm: set[tuple[str, tuple[int, int]]] = set()
 
     def run(self) -> list[Row]:
@@ -276,7 +279,7 @@ class Benchmark:
 
     def _budget_lines(self, model: BenchmarkModel, surveys: list[_Survey], budget: float) -> list[_Line]:
         # A tile's share of its image; images count alike, whatever their size.
-        prices = prices_in_macs(model.network)
+        prices = self._prices[model.name]
         predicted = [
             expected_errors(survey.predicted, prices.of_tiles, prices.runs_base) / len(survey.errors)
             for survey in surveys
@@ -289,7 +292,7 @@ class Benchmark:
             for kind, chosen in (('budget', classes), ('oracle', best), ('random', dealt))
         ]
         for line, chosen, weighed in zip(lines, (classes, best), (predicted, errors)):
-            line.enough = bool((chosen == least_errors(np.concatenate(weighed), model.info.costs)).all())
+            line.enough = bool((chosen == least_errors(np.concatenate(weighed), prices.of_tiles)).all())
         return lines
 
     def _solve(
@@ -300,7 +303,7 @@ class Benchmark:
         if plans:
             return np.concatenate(route_patches(plans, errors, budget))
         sizes = np.concatenate([np.full(len(survey.errors), survey.pixels) for survey in surveys]).astype(float)
-        return solve_budget(np.concatenate(errors), model.info.costs, sizes, budget)
+        return solve_budget(np.concatenate(errors), self._prices[model.name].of_tiles, sizes, budget)
 
     def _routed_line(
         self, model: BenchmarkModel, kind: str, budget: float | None, classes: np.ndarray, surveys: list[_Survey]
@@ -394,8 +397,26 @@ class Benchmark:
             threads=self._settings.threads,
             pictures=len(line.qualities),
             patch=self._settings.patch if line.patched else None,
+            budget_in=None if line.budget is None else self._settings.budget_in,
             enough=line.enough,
         )
+
+
+def _restorer(model: BenchmarkModel, settings: Settings) -> Restorer:
+    """What restores patches as the settings say, and knows what candidates cost.
+
+    Raises UsageError where the network cannot be patched, or not like this.
+    """
+    return Restorer(
+        model.network,
+        tile=settings.tile,
+        overlap=settings.overlap,
+        patch=settings.patch,
+        budget_in=settings.budget_in,
+        backend=settings.backend,
+        threads=settings.threads,
+        device=str(device_of(model.network.module)),
+    )
 
 
 def _params(line: _Line) -> int:

@@ -42,6 +42,10 @@ def add_parser(subparsers: Any) -> None:
     source.add_argument('--lq', metavar='DIR', help='folder of degraded pictures of the same names')
     source.add_argument('--degrade', metavar='HOW', help=f'degrade the true ones: {text_forms()}')
     parser.add_argument('--budgets', type=float, nargs='+', metavar='SHARE', default=[], help='e.g. 0.4 0.6 0.8')
+    parser.add_argument(
+        '--budget-in', choices=('macs', 'time'), default='macs',
+        help='what budgets count: MACs (default), or time, which is measured once on this machine and kept',
+    )  # fmt: skip
     parser.add_argument('--candidates', nargs='+', metavar='N:M', default=[], help='e.g. 1:4 2:4')
     parser.add_argument(
         '--engines', action='store_true',
@@ -100,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
         overlap=args.overlap,
         patch=args.patch,
         budgets=tuple(args.budgets),
+        budget_in=args.budget_in,
         candidates=tuple(args.candidates),
         backend=args.backend,
         threads=torch.get_num_threads(),
