@@ -62,7 +62,7 @@ def test_a_picture_of_one_candidate_is_that_candidates(net):
     restoration = one.start(picture)
     for index in (0, 3):
         restoration.classes[:] = index
-        restoration._running = restoration._running_cells(restoration.classes)
+        restoration._running = restoration.plan.running_cells(restoration.classes)
         found = np.concatenate(list(restoration.bands()))
         with torch.no_grad():
             wanted = net.restore_with(torch.from_numpy(picture.transpose(2, 0, 1).copy())[None], index)[0]
@@ -77,7 +77,7 @@ def test_tiles_do_not_show(net):
     untiled = restorer(net, tile=160, budget=0.5).start(picture)
     assert len(tiled._grid) > 1
     tiled.classes = untiled.classes
-    tiled._running = tiled._running_cells(tiled.classes)
+    tiled._running = tiled.plan.running_cells(tiled.classes)
     np.testing.assert_allclose(np.concatenate(list(tiled.bands())), whole, atol=1e-4)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from basicsr_classpruning.benchmark.metrics import shown
 from basicsr_classpruning.benchmark.run import Row
+from basicsr_classpruning.routing.budget import TOLERANCE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +47,18 @@ def what(row: Row) -> str:
     """A row in few words, e.g. ``budget 0.6``."""
     if row.kind == 'candidate':
         return str(row.candidate)
-    return row.kind if row.budget is None else f'{row.kind} {row.budget:g}'
+    named = row.kind if row.budget is None else f'{row.kind} {row.budget:g}'
+    return named if row.patch is None else f'{named}, {row.patch} px'
+
+
+def unspent(rows: Sequence[Row]) -> list[str]:
+    """A line for each budget that was not spent, as more would not help."""
+    return [
+        f'{row.model}, {what(row)}: {row.macs / row.macs_dense:.2f} of {row.budget:.2f} spent: more would not help'
+        for row in rows
+        if row.enough and row.budget_in == 'macs' and row.budget is not None
+        if row.macs < row.budget * row.macs_dense * (1 - TOLERANCE)
+    ]
 
 
 def _cells(row: Row) -> list[str]:

@@ -13,11 +13,14 @@ import torch
 from basicsr_classpruning.benchmark.metrics import Quality, compare, mean_of_finite
 from basicsr_classpruning.benchmark.models import BenchmarkModel, TiledImage
 from basicsr_classpruning.benchmark.pairs import Pair, Pairs
+from basicsr_classpruning.benchmark.patches import PatchedModel, errors_of_patches
 from basicsr_classpruning.devices import device_of
 from basicsr_classpruning.errors import UsageError
+from basicsr_classpruning.inference.patch_plan import PatchPlan, route_patches
+from basicsr_classpruning.inference.restorer import Restorer
 from basicsr_classpruning.inference.tiling import TileGrid
-from basicsr_classpruning.routing.budget import check_budget, deal_by_chance, solve_budget
-from basicsr_classpruning.routing.errors import LEAST_ERROR, errors_in_image, reference_errors
+from basicsr_classpruning.routing.budget import deal_by_chance, least_errors, solve_budget
+from basicsr_classpruning.routing.errors import LEAST_ERROR, errors_in_image, expected_errors, reference_errors
 
 Progress = Callable[[str, int, int], None]
 """Is told a stage's name, what is done of it and its total."""
@@ -29,7 +32,11 @@ class Settings:
 
     tile: int = 96
     overlap: int = 8
+    patch: int | None = None
+    """Side of the patches that get a candidate each in the routed rows, in input pixels; None: whole tiles do."""
     budgets: tuple[float, ...] = ()
+    budget_in: str = 'macs'
+    """What budgets count: ``macs``, or ``time`` as it is measured on this machine."""
     candidates: tuple[str, ...] = ()
     """With neither budgets nor candidates: all candidates, and the classifier's own choice."""
     backend: str = 'auto'
@@ -70,6 +77,13 @@ class Row:
     backend: str
     threads: int
     pictures: int
+    patch: int | None
+    """Side of what got a candidate of its own, in input pixels, where that is less than a tile. Rings and halos are
+    then counted in ``macs``."""
+    budget_in: str | None
+    """What the budget counts, ``macs`` or ``time``; None where there is none."""
+    enough: bool
+    """Whether everything got the candidate that is expected to leave the least error: more would not help."""
     equal: dict[str, int] = field(default_factory=dict)
     """By ``psnr`` and ``psnr_y``, images left out of the mean, because they are restored exactly."""
 
@@ -83,7 +97,7 @@ class Sample:
     """``(H, W, C)`` uint8, of the true image's size."""
     quality: Quality
     grid: TileGrid
-    """Tiles of the degraded image."""
+    """Tiles, or patches, of the degraded image."""
     candidates: tuple[str, ...]
     """Of the network; none where the row is a dense network's."""
     classes: np.ndarray
@@ -108,6 +122,11 @@ class _Line:
     """Of the restored images' tiles, in the order of ``choices``."""
     seconds: float = 0.0
     shown: bool = False
+    patched: bool = False
+    """Whether ``choices`` speak of patches."""
+    enough: bool = False
+    spent: list[float] = field(default_factory=list)
+    """Of each image restored patch by patch: its MACs, as a fraction of the dense ones times its input pixels."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +139,10 @@ class _Survey:
     """Measured ones ``(T, K)``: a tile's part in the image's squared error, in units of the reference candidate's."""
     pixels: int
     """Of one tile."""
+    plan: PatchPlan | None = None
+    """Where patches are routed: the rows above speak of them."""
+    routed: np.ndarray | None = None
+    """Classes of the patches without a budget."""
 
 
 class Benchmark:
@@ -153,13 +176,20 @@ class Benchmark:
                 raise UsageError('none of the networks has candidates', key=name)
         for model in models:
             pairs.pair(0, model.info.channels, model.info.scale)
-            for budget in settings.budgets if model.candidates > 1 else ():
-                check_budget(budget, model.info.costs[0], model.info.costs[-1])
         known = {name for model in models for name in model.info.candidates}
         for candidate in settings.candidates:
             if candidate not in known:
                 have = '; '.join(f'{c.name} has {", ".join(c.info.candidates)}' for c in models if c.candidates)
                 raise UsageError(f'{candidate}: {have}', key='candidates')
+        patch = settings.patch
+        if patch is not None and not any(model.candidates > 1 for model in models):
+            raise UsageError(f'{patch}: none of the networks has candidates', key='patch')
+        restorers = {model.name: _restorer(model, settings) for model in models if model.candidates > 1}
+        self._prices = {name: restorer.prices for name, restorer in restorers.items()}
+        for prices in self._prices.values():
+            for budget in settings.budgets:
+                prices.check(budget, patch is not None)
+        self._patched = {name: PatchedModel(restorer) for name, restorer in restorers.items() if patch is not None}
         self._warm: set[tuple[str, tuple[int, int]]] = set()
 
     def run(self) -> list[Row]:
@@ -203,14 +233,28 @@ class Benchmark:
         surveys = []
         for index in range(len(self._pairs)):
             pair, tiled = self._open(model, index)
-            predicted, _ = tiled.predict(1)
             outputs, _ = tiled.measure(list(range(model.candidates)), 1)
+            if model.name in self._patched:
+                surveys.append(self._survey_patches(model, pair, tiled, outputs))
+                self._progress(f'surveying {model.name}', index + 1, len(self._pairs))
+                continue
+            predicted, _ = tiled.predict(1)
             errors = np.stack([tiled.squared_errors(outputs[k], pair.truth) for k in outputs], axis=1)
             # PSNR counts an image's error relative to itself; see `routing.errors`.
             errors /= max(reference_errors(errors).sum(), LEAST_ERROR)
             surveys.append(_Survey(errors_in_image(predicted), errors, tiled.pixels))
             self._progress(f'surveying {model.name}', index + 1, len(self._pairs))
         return surveys
+
+    def _survey_patches(
+        self, model: BenchmarkModel, pair: Pair, tiled: TiledImage, outputs: dict[int, np.ndarray]
+    ) -> _Survey:
+        restoration = self._patched[model.name].start(pair.degraded)
+        plan = restoration.plan
+        restored = [tiled.blend(outputs, np.full(len(tiled.grid), k)) for k in range(model.candidates)]
+        errors = errors_of_patches(plan, restored, pair.truth, model.info.scale)
+        errors /= max(reference_errors(errors).sum(), LEAST_ERROR)
+        return _Survey(errors_in_image(restoration.errors), errors, tiled.pixels, plan, restoration.classes)
 
     def _lines(self, model: BenchmarkModel, surveys: list[_Survey] | None) -> list[_Line]:
         pictures, lines = len(self._pairs), []
@@ -223,7 +267,10 @@ class Benchmark:
                 lines.append(_Line(model, 'candidate', variant.name, None, backend, everywhere, False))
         for budget in self._settings.budgets if surveys else ():
             lines += self._budget_lines(model, surveys or [], budget)
-        if surveys and self._all:
+        if surveys and self._all and model.name in self._patched:
+            found = [survey.routed for survey in surveys if survey.routed is not None]
+            lines.append(self._routed_line(model, 'routed', None, np.concatenate(found), surveys))
+        elif surveys and self._all:
             router, wanted = model.network.router, model.network.budget
             assert router is not None
             predicted = torch.from_numpy(np.concatenate([survey.predicted for survey in surveys]))
@@ -233,31 +280,50 @@ class Benchmark:
         return lines
 
     def _budget_lines(self, model: BenchmarkModel, surveys: list[_Survey], budget: float) -> list[_Line]:
-        sizes = np.concatenate([np.full(len(survey.errors), survey.pixels) for survey in surveys]).astype(float)
-        costs = model.info.costs
         # A tile's share of its image; images count alike, whatever their size.
-        predicted = np.concatenate([survey.predicted / len(survey.errors) for survey in surveys])
-        errors = np.concatenate([survey.errors for survey in surveys])
-        classes = solve_budget(predicted, costs, sizes, budget)
-        best = solve_budget(errors, costs, sizes, budget)
+        prices = self._prices[model.name]
+        predicted = [
+            expected_errors(survey.predicted, prices.of_tiles, prices.runs_base) / len(survey.errors)
+            for survey in surveys
+        ]
+        errors = [survey.errors for survey in surveys]
+        classes, best = (self._solve(model, surveys, each, budget) for each in (predicted, errors))
         dealt = deal_by_chance(classes, np.random.default_rng(self._settings.seed))
-        return [
+        lines = [
             self._routed_line(model, kind, budget, chosen, surveys)
             for kind, chosen in (('budget', classes), ('oracle', best), ('random', dealt))
         ]
+        for line, chosen, weighed in zip(lines, (classes, best), (predicted, errors)):
+            line.enough = bool((chosen == least_errors(np.concatenate(weighed), prices.of_tiles)).all())
+        return lines
+
+    def _solve(
+        self, model: BenchmarkModel, surveys: list[_Survey], errors: list[np.ndarray], budget: float
+    ) -> np.ndarray:
+        """Classes of all tiles, or patches, of all images, which share a budget."""
+        plans = [survey.plan for survey in surveys if survey.plan is not None]
+        if plans:
+            return np.concatenate(route_patches(plans, errors, budget))
+        sizes = np.concatenate([np.full(len(survey.errors), survey.pixels) for survey in surveys]).astype(float)
+        return solve_budget(np.concatenate(errors), self._prices[model.name].of_tiles, sizes, budget)
 
     def _routed_line(
         self, model: BenchmarkModel, kind: str, budget: float | None, classes: np.ndarray, surveys: list[_Survey]
     ) -> _Line:
         cuts = np.cumsum([len(survey.errors) for survey in surveys])[:-1]
         choices = np.split(classes, cuts)
-        return _Line(model, kind, None, budget, self._settings.backend, choices, True)
+        patched = model.name in self._patched
+        return _Line(model, kind, None, budget, self._settings.backend, choices, True, patched=patched)
 
     # ------------------------------------------------------------------------------------------- restoring, rows
 
     def _restore(self, model: BenchmarkModel, lines: list[_Line], index: int) -> int:
         """Restores one image in all ways that the lines need; returns its pixels."""
         pair, tiled = self._open(model, index)
+        for line in lines:
+            if line.patched:
+                self._restore_patches(line, pair, tiled, index)
+        lines = [line for line in lines if not line.patched]
         for line in lines:
             line.choices[index] = np.broadcast_to(line.choices[index], len(tiled.grid))
         needed = sorted({int(variant) for line in lines for variant in np.unique(line.choices[index])})
@@ -285,6 +351,19 @@ class Benchmark:
                 self._show(Sample(pair, restored, line.qualities[-1], tiled.grid, names, choice, float(saved)))
         return pair.truth.shape[0] * pair.truth.shape[1]
 
+    def _restore_patches(self, line: _Line, pair: Pair, tiled: TiledImage, index: int) -> None:
+        """Restores one image patch by patch, as the line says."""
+        model, classes = line.model, line.choices[index]
+        run = self._patched[model.name].restore(pair.degraded, classes, self._settings.repeats)
+        line.seconds += run.seconds
+        line.spent.append(run.spent * run.plan.pixels)
+        line.tile_pixels.append(np.full(len(tiled.grid), tiled.pixels))
+        line.qualities.append(compare(run.restored, pair.truth, model.info.scale))
+        if line.shown and self._show is not None:
+            names = tuple(model.info.candidates)
+            sample = Sample(pair, run.restored, line.qualities[-1], run.plan.parts, names, classes, 1 - run.spent)
+            self._show(sample)
+
     @staticmethod
     def _macs(line: _Line, choice: np.ndarray) -> np.ndarray:
         """MACs of each tile for each of its pixels, ``(T,)``."""
@@ -294,8 +373,11 @@ class Benchmark:
     def _row(self, line: _Line, pixels: int) -> Row:
         info = line.model.info
         choice, size = np.concatenate(line.choices), np.concatenate(line.tile_pixels)
-        macs = float((self._macs(line, choice) * size).mean())
         dense = float((info.macs_dense * size).mean())
+        if line.patched:
+            macs = dense * sum(line.spent) * info.scale**2 / pixels
+        else:
+            macs = float((self._macs(line, choice) * size).mean())
         shares = np.bincount(choice, minlength=len(line.model.variants)) / len(choice)
         routed = line.kind != 'dense'
         psnr = {key: [getattr(quality, key) for quality in line.qualities] for key in ('psnr', 'psnr_y')}
@@ -317,8 +399,28 @@ class Benchmark:
             backend=line.backend,
             threads=self._settings.threads,
             pictures=len(line.qualities),
+            patch=self._settings.patch if line.patched else None,
+            budget_in=None if line.budget is None else self._settings.budget_in,
+            enough=line.enough,
             equal={key: sum(map(math.isinf, values)) for key, values in psnr.items()},
         )
+
+
+def _restorer(model: BenchmarkModel, settings: Settings) -> Restorer:
+    """What restores patches as the settings say, and knows what candidates cost.
+
+    Raises UsageError where the network cannot be patched, or not like this.
+    """
+    return Restorer(
+        model.network,
+        tile=settings.tile,
+        overlap=settings.overlap,
+        patch=settings.patch,
+        budget_in=settings.budget_in,
+        backend=settings.backend,
+        threads=settings.threads,
+        device=str(device_of(model.network.module)),
+    )
 
 
 def _params(line: _Line) -> int:

@@ -42,6 +42,10 @@ def add_parser(subparsers: Any) -> None:
     source.add_argument('--lq', metavar='DIR', help='folder of degraded pictures of the same names')
     source.add_argument('--degrade', metavar='HOW', help=f'degrade the true ones: {text_forms()}')
     parser.add_argument('--budgets', type=float, nargs='+', metavar='SHARE', default=[], help='e.g. 0.4 0.6 0.8')
+    parser.add_argument(
+        '--budget-in', choices=('macs', 'time'), default='macs',
+        help='what budgets count: MACs (default), or time, which is measured once on this machine and kept',
+    )  # fmt: skip
     parser.add_argument('--candidates', nargs='+', metavar='N:M', default=[], help='e.g. 1:4 2:4')
     parser.add_argument(
         '--engines', action='store_true',
@@ -56,6 +60,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         '--repeats', type=int, metavar='N', default=3, help='measurements of each tile; the median counts (default: 3)'
     )
+    parser.add_argument(
+        '--patch', type=int, metavar='N',
+        help='route patches of this side (a multiple of 8) instead of whole tiles; rings and halos are counted',
+    )  # fmt: skip
     add_run_arguments(parser, device='cpu')
     parser.add_argument('--json', metavar='FILE', help='write rows, settings and what the machine is')
     parser.add_argument('--csv', metavar='FILE', help='write the rows as CSV')
@@ -76,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     from basicsr_classpruning.benchmark.models import missing_engines
     from basicsr_classpruning.benchmark.page import Gallery
     from basicsr_classpruning.benchmark.pairs import Pairs
-    from basicsr_classpruning.benchmark.report import to_cells
+    from basicsr_classpruning.benchmark.report import to_cells, unspent
     from basicsr_classpruning.benchmark.run import Benchmark, Settings, to_json
     from basicsr_classpruning.cli.progress import StageBar
     from basicsr_classpruning.config import import_modules
@@ -94,7 +102,9 @@ def run(args: argparse.Namespace) -> int:
     settings = Settings(
         tile=args.tile,
         overlap=args.overlap,
+        patch=args.patch,
         budgets=tuple(args.budgets),
+        budget_in=args.budget_in,
         candidates=tuple(args.candidates),
         backend=args.backend,
         threads=torch.get_num_threads(),
@@ -108,6 +118,8 @@ def run(args: argparse.Namespace) -> int:
     for name, reason in missing.items():
         print(f'missing: {name}: {with_flags(args.flags, reason)}', file=sys.stderr)
     print(format_table(to_cells(rows)))
+    for line in unspent(rows):
+        print(line)
     report = {
         'command': args.call,
         'missing_engines': missing,
@@ -120,6 +132,7 @@ def run(args: argparse.Namespace) -> int:
         'calibration': args.calibration,
         'tile': settings.tile,
         'overlap': settings.overlap,
+        'patch': settings.patch,
         'repeats': settings.repeats,
         'seed': settings.seed,
         'device': args.device,

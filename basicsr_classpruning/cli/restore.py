@@ -41,7 +41,12 @@ def add_parser(subparsers: Any) -> None:
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument(
         '--budget', type=float, metavar='SHARE',
-        help='average MACs of each picture as a share of the dense ones, e.g. 0.6 (default: the classifier decides)',
+        help='most that each picture may cost on average, as a share of the dense network, e.g. 0.6; no more is spent '
+        'than helps (default: the classifier decides)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--budget-in', choices=('macs', 'time'), default='macs',
+        help='what the budget counts: MACs (default), or time, which is measured once on this machine and kept',
     )  # fmt: skip
     choice.add_argument('--candidate', metavar='N:M', help='one candidate for everything, e.g. 2:4')
     parser.add_argument(
@@ -73,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
     from basicsr_classpruning.inference.restorer import Restorer
 
     check_outputs(args, 'json')
+    if args.budget_in == 'time' and args.budget is None:
+        raise UsageError('--budget-in time: needs --budget')
     max_pixels = picture_limit() if args.max_pixels is None else args.max_pixels
     if max_pixels < 1:
         raise UsageError(f'--max-pixels {max_pixels}: allowed are 1 and more')
@@ -85,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
         overlap=args.overlap,
         patch=args.patch,
         budget=args.budget,
+        budget_in=args.budget_in,
         candidate=args.candidate,
         precision=args.precision,
         backend=args.backend,
@@ -136,11 +144,16 @@ def _report(
     tiles = sum(stats.tiles for _, stats in done)
     average = sum(stats.average_macs * stats.tiles for _, stats in done) / tiles if tiles else None
     dense = sum(stats.macs_dense * stats.tiles for _, stats in done) / tiles if tiles else None
+    pixels = sum(stats.pixels for _, stats in done)
+    spent = sum(stats.spent * stats.pixels for _, stats in done) / pixels if done else None
     return {
         'model': args.model,
         'input': args.input,
         'output': args.output,
         'budget': restorer.budget,
+        'budget_in': args.budget_in,
+        'spent': spent,
+        'enough': bool(done) and all(stats.enough for _, stats in done),
         'candidate': args.candidate,
         'precision': args.precision,
         'backend': args.backend,
@@ -169,6 +182,12 @@ def _report(
                 'average_macs': stats.average_macs,
                 'macs_dense': stats.macs_dense,
                 'saved': stats.saved,
+                'spent': stats.spent,
+                'seconds_allowed': (
+                    restorer.budget * restorer.prices.dense * stats.pixels
+                    if restorer.budget is not None and args.budget_in == 'time'
+                    else None
+                ),
                 'class_share': stats.class_share,
                 'seconds': result.seconds,
                 'seconds_restoring': stats.seconds,
@@ -185,6 +204,11 @@ def _summary(report: dict[str, Any]) -> str:
     if report['average_macs'] is not None:
         average, dense = report['average_macs'] / 1e9, report['macs_dense'] / 1e9
         parts.append(f'average MACs {average:.3f} G of {dense:.3f} G a tile, saved {report["saved"]:.1%}')
+    budget = report['budget']
+    if budget is not None and report['spent'] is not None:
+        less = report['enough'] and report['spent'] < budget * 0.99
+        unit = ' of the time' if report['budget_in'] == 'time' else ''
+        parts.append(f'{report["spent"]:.2f} of {budget:.2f}{unit} spent' + (': more would not help' if less else ''))
     if report['class_share']:
         parts.append(', '.join(f'{name} {share:.0%}' for name, share in report['class_share'].items()))
     parts.append(f'{report["seconds"]:.1f} s')

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from basicsr_classpruning.inference.engines import Engines
+from basicsr_classpruning.inference.patch_plan import PatchPlan, route_patches
 from basicsr_classpruning.inference.patched import CELL, PART, PatchedNetwork
+from basicsr_classpruning.inference.prices import prices_in_macs
 from basicsr_classpruning.inference.restoration import Means, Restoration, RestoreStats
-from basicsr_classpruning.inference.tiling import Axis, TileGrid
-from basicsr_classpruning.routing.budget import solve_budget
-from basicsr_classpruning.routing.errors import errors_in_image
+from basicsr_classpruning.inference.tiling import TileGrid
+from basicsr_classpruning.routing.budget import least_errors
+from basicsr_classpruning.routing.errors import errors_in_image, expected_errors
 
-_NARROWINGS = 12  # of what is left of a budget when rings are paid
-_NEAR = 0.002  # of the budget, where narrowing ends
 _BASE = -1  # in place of a candidate: all that run the base network, together
 
 
@@ -34,6 +34,7 @@ class PatchedRestoration(Restoration):
         patched: the network.
         patch: side of a patch in input pixels, a multiple of ``PART``.
         engines: of the candidates that run nothing of the base network.
+        classes: what restores the patches ``(T,)``, where it is known; by default they are routed.
     """
 
     def __init__(
@@ -44,42 +45,42 @@ class PatchedRestoration(Restoration):
         patched: PatchedNetwork,
         patch: int,
         engines: Engines,
+        classes: np.ndarray | None = None,
     ) -> None:
         super().__init__(means, image, grid)
         self._engines = engines
-        self._patched, self._side = patched, patch // PART
+        self._patched, self._patch = patched, patch
         start = time.perf_counter()
         means.workers.run(patched.prepare, self._tiles(np.array([0]))[:1])
-        errors = self._error_map()
-        self._part_grid = errors.shape[1:]
-        self._shape = tuple(-(-parts // self._side) for parts in self._part_grid)
-        parts_of_patches = self._sums(np.ones((1, *self._part_grid)))[0]
-        self.classes = self._route(self._sums(errors).T, parts_of_patches)
-        self._running = self._running_cells(self.classes)
+        self.plan = PatchPlan(patched, means.prices, grid, patch)
+        self.enough = False
+        self.errors: np.ndarray = self.plan.sums(self._error_map())
+        """Predicted ones, summed over each patch's parts, ``(T, K)``."""
+        # Routing costs time also where somebody knows better: what is given stands in for what it finds.
+        found = self._route(self.errors)
+        self.classes = found if classes is None else classes
+        self._running = self.plan.running_cells(self.classes)
         self._seconds = time.perf_counter() - start
 
     @property
     def parts(self) -> TileGrid:
-        """The patches."""
-        rows, columns = (
-            Axis(length, self._side * PART, tuple(range(0, count * self._side * PART, self._side * PART)))
-            for length, count in zip(self._image.shape, self._shape)
-        )
-        return TileGrid(rows, columns)
+        return self.plan.parts
 
     def stats(self) -> RestoreStats:
         info = self._means.network.info
         patches = len(self.classes)
-        pixels = self._image.shape[0] * self._image.shape[1]
         share = np.bincount(self.classes, minlength=len(info.macs)) / patches
-        dense = info.macs_dense * pixels * self._planes
+        dense = info.macs_dense * self.plan.pixels * self._planes
+        in_macs = PatchPlan(self._patched, prices_in_macs(self._means.network), self._grid, self.plan.patch)
         return RestoreStats(
-            average_macs=self._cost(self._running) * dense / patches,
+            average_macs=in_macs.cost(self.classes) * dense / patches,
             macs_dense=dense / patches,
+            spent=self.plan.cost(self.classes),
+            enough=self.enough,
             class_share=dict(zip(info.candidates, share.tolist())),
-            class_map=self.classes.reshape(self._shape),
+            class_map=self.classes.reshape(self.plan.shape),
             tiles=patches,
-            pixels=pixels,
+            pixels=self.plan.pixels,
             seconds=self._seconds,
         )
 
@@ -94,7 +95,7 @@ class PatchedRestoration(Restoration):
         total, count = np.zeros((len(network.subnetworks), rows, columns)), np.zeros((rows, columns))
         found = self._means.workers.map(self._predicted_errors, range(len(grid)))
         for number, errors in enumerate(found):
-            down, right = self._place_of_tile(number, PART)
+            down, right = self.plan.place_of_tile(number, PART)
             total[:, down, right] += errors
             count[down, right] += 1
         return total / count
@@ -106,67 +107,18 @@ class PatchedRestoration(Restoration):
         with torch.inference_mode():
             return router.error_map(self._tiles(np.array([number]))).float().mean(dim=0).cpu().numpy()
 
-    def _place_of_tile(self, number: int, unit: int) -> tuple[slice, slice]:
-        """Where a tile lies in a map whose entries have ``unit`` input pixels a side."""
-        top, left = (start // unit for start in self._grid.corner(number))
-        height, width = (side // unit for side in self._grid.tile_size)
-        return slice(top, top + height), slice(left, left + width)
-
-    def _route(self, errors: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        """Classes ``(T,)`` of patches, from the sums of their parts' errors ``(T, K)`` and their numbers of parts."""
-        relative = errors_in_image(errors)
+    def _route(self, errors: np.ndarray) -> np.ndarray:
+        """Classes ``(T,)`` of patches, from the sums of their parts' errors ``(T, K)``."""
         network, budget = self._means.network, self._means.budget
         assert network.router is not None
-        costs = network.info.costs
         if budget is None:
-            means = torch.from_numpy(errors_in_image(errors / sizes[:, None])).to(self._device)
-            return network.router.route(means, costs.tolist(), None).cpu().numpy()
-        # Rings are paid from the budget: as much of it is given to the patches as leaves enough for them.
-        low, high = float(costs[0]), float(min(budget, costs[-1]))
-        given, chosen = high, None
-        for _ in range(_NARROWINGS):
-            trial = solve_budget(relative, costs, sizes, given)
-            if self._cost(self._running_cells(trial)) <= budget:
-                low, chosen = given, trial
-            else:
-                high = given
-            if high - low <= _NEAR * budget:
-                break
-            given = (low + high) / 2
-        return solve_budget(relative, costs, sizes, float(costs[0])) if chosen is None else chosen
-
-    def _sums(self, values: np.ndarray) -> np.ndarray:
-        """Sums ``(N, T)`` over each patch's parts of values ``(N, rows, columns)``."""
-        (rows, columns), side = self._shape, self._side
-        missing = [(0, count * side - parts) for count, parts in zip(self._shape, self._part_grid)]
-        padded = np.pad(values, [(0, 0), *missing])
-        return padded.reshape(-1, rows, side, columns, side).sum((2, 4)).reshape(len(values), -1)
-
-    def _in_cells(self, classes: np.ndarray) -> np.ndarray:
-        """The candidate of each cell, from those of the patches."""
-        cells = self._side * PART // CELL
-        rows, columns = (parts * PART // CELL for parts in self._part_grid)
-        return classes.reshape(self._shape).repeat(cells, 0).repeat(cells, 1)[:rows, :columns]
-
-    def _running_cells(self, classes: np.ndarray) -> np.ndarray:
-        """What runs in each cell, rings included."""
-        return self._patched.with_ring(self._in_cells(classes))
-
-    def _cost(self, cells: np.ndarray) -> float:
-        """MACs of all that is computed, as a fraction of the dense network's for the image without halos."""
-        info = self._means.network.info
-        runs = np.array([*info.macs, 0.0])  # the last one for NOTHING
-        computed = 0.0
-        for number in range(len(self._grid)):
-            part = cells[self._place_of_tile(number, CELL)]
-            computed += runs[part].sum() * CELL**2
-            computed += (info.macs_classifier + self._others()) * part.size * CELL**2
-        return computed / (info.macs_dense * self._image.shape[0] * self._image.shape[1])
-
-    def _others(self) -> float:
-        """MACs a pixel of the candidates that run nothing of the base network: over the whole image."""
-        network = self._means.network
-        return sum(macs for macs, one in zip(network.info.macs, network.subnetworks) if not one.runs_base)
+            means = torch.from_numpy(errors_in_image(errors / self.plan.sizes[:, None])).to(self._device)
+            return network.router.route(means, network.info.costs.tolist(), None).cpu().numpy()
+        prices = self.plan.prices
+        expected = expected_errors(errors_in_image(errors), prices.of_patches, prices.runs_base)
+        (classes,) = route_patches([self.plan], [expected], budget)
+        self.enough = bool((classes == least_errors(expected, prices.of_patches)).all())
+        return classes
 
     # ---------------------------------------------------------------------------------------------------- restoring
 
@@ -186,7 +138,7 @@ class PatchedRestoration(Restoration):
             if index != _BASE:
                 answers[index] = self._engines[index](x)
             else:
-                answers[index] = self._patched(x, self._running[self._place_of_tile(number, CELL)])
+                answers[index] = self._patched(x, self._running[self.plan.place_of_tile(number, CELL)])
         most, _ = Counter(index for index, _ in patches).most_common(1)[0]
         restored = answers[most]
         if len(answers) > 1 and restored.data_ptr() == x.data_ptr():
@@ -205,9 +157,9 @@ class PatchedRestoration(Restoration):
                 (first // side, slice(max(first - start, 0) * scale, min(first + side - start, length) * scale))
                 for first in range(start // side * side, start + length, side)
             ]
-            for start, length, side in zip(self._grid.corner(number), self._grid.tile_size, [self._side * PART] * 2)
+            for start, length, side in zip(self._grid.corner(number), self._grid.tile_size, [self._patch] * 2)
         )
-        classes = self.classes.reshape(self._shape)
+        classes = self.classes.reshape(self.plan.shape)
         for row, down in rows:
             for column, right in columns:
                 index = int(classes[row, column])

@@ -14,10 +14,11 @@ from torch import Tensor
 from basicsr_classpruning.devices import device_of
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.inference.engines import Engines
+from basicsr_classpruning.inference.prices import Prices
 from basicsr_classpruning.inference.tiling import Blender, TileGrid, batches
 from basicsr_classpruning.inference.workers import Workers
-from basicsr_classpruning.routing.budget import solve_budget
-from basicsr_classpruning.routing.errors import errors_in_image
+from basicsr_classpruning.routing.budget import least_errors, solve_budget
+from basicsr_classpruning.routing.errors import errors_in_image, expected_errors
 from basicsr_classpruning.routing.network import RoutedNetwork
 
 _SCORED = 16  # tiles that are classified together
@@ -31,6 +32,10 @@ class RestoreStats:
     """Mean MACs of a tile, the classifier's included if it was asked."""
     macs_dense: float
     """MACs of a tile with the dense network."""
+    spent: float
+    """Cost as budgets count it: as a fraction of the dense network's MACs, or of its time."""
+    enough: bool
+    """Whether everything got the candidate that is expected to leave the least error: more would not help."""
     class_share: dict[str, float]
     """Share of the tiles that each candidate restored; empty for a dense network."""
     class_map: np.ndarray
@@ -58,7 +63,9 @@ class Means:
     pinned: int | None
     """Place of the one candidate that restores everything; None where the router decides."""
     budget: float | None
-    """Wanted average MACs of an image, as a fraction of the dense ones; None: the router's price decides."""
+    """Largest average cost of an image, as a fraction of the dense network's; None: the router's price decides."""
+    prices: Prices
+    """What budgets count."""
 
 
 class Restoration(ABC):
@@ -147,17 +154,28 @@ class TiledRestoration(Restoration):
         means, image, grid: as of every restoration.
         engines: of the candidates that may be chosen.
         batch: tiles that run together.
+        classes: what restores the tiles ``(T,)``, where it is known; by default they are routed.
     """
 
-    def __init__(self, means: Means, image: np.ndarray, grid: TileGrid, engines: Engines, batch: int) -> None:
+    def __init__(
+        self,
+        means: Means,
+        image: np.ndarray,
+        grid: TileGrid,
+        engines: Engines,
+        batch: int,
+        classes: np.ndarray | None = None,
+    ) -> None:
         super().__init__(means, image, grid)
         self._engines, self._batch = engines, batch
+        self._enough = False
         start = time.perf_counter()
         if means.pinned is not None:
             self.classes = np.full(len(grid), means.pinned)
         else:
             groups = batches(np.arange(len(grid)), _SCORED)
-            self.classes = self._route(np.concatenate(list(means.workers.map(self._predicted_errors, groups))))
+            found = self._route(np.concatenate(list(means.workers.map(self._predicted_errors, groups))))
+            self.classes = found if classes is None else classes
         self._seconds = time.perf_counter() - start
 
     @property
@@ -169,10 +187,14 @@ class TiledRestoration(Restoration):
         relative = errors_in_image(errors)
         network, budget = self._means.network, self._means.budget
         if budget is not None:
-            return solve_budget(relative, network.info.costs, np.ones(len(relative)), budget)
+            costs = self._means.prices.of_tiles
+            expected = expected_errors(relative, costs, self._means.prices.runs_base)
+            classes = solve_budget(expected, costs, np.ones(len(relative)), budget)
+            self._enough = bool((classes == least_errors(expected, costs)).all())
+            return classes
         assert network.router is not None
-        costs = network.info.costs.tolist()
-        return network.router.route(torch.from_numpy(relative).to(self._device), costs, None).cpu().numpy()
+        macs = network.info.costs.tolist()
+        return network.router.route(torch.from_numpy(relative).to(self._device), macs, None).cpu().numpy()
 
     def bands(self) -> Iterator[np.ndarray]:
         start = time.perf_counter()
@@ -198,12 +220,19 @@ class TiledRestoration(Restoration):
         return RestoreStats(
             average_macs=(float(share @ np.array(info.macs)) + classifier) * pixels,
             macs_dense=info.macs_dense * pixels,
+            spent=self._spent(share),
+            enough=self._enough,
             class_share=dict(zip(info.candidates, share.tolist())),
             class_map=self.classes.reshape(len(self._grid.rows.starts), -1),
             tiles=len(self._grid),
             pixels=self._image.shape[0] * self._image.shape[1],
             seconds=self._seconds,
         )
+
+    def _spent(self, share: np.ndarray) -> float:
+        prices = self._means.prices
+        classifier = prices.classifier if self._means.pinned is None else 0.0
+        return (float(share @ prices.candidates) + classifier) / prices.dense
 
     @torch.inference_mode()
     def _predicted_errors(self, numbers: np.ndarray) -> np.ndarray:

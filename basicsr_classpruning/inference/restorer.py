@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,12 +16,16 @@ from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.inference.engines import Engines
 from basicsr_classpruning.inference.patched import PART, NotPatchable, PatchedNetwork
 from basicsr_classpruning.inference.patched_restoration import PatchedRestoration
+from basicsr_classpruning.inference.prices import Prices, prices_in_macs
 from basicsr_classpruning.inference.receptive_field import tile_margin
 from basicsr_classpruning.inference.restoration import Means, Restoration, RestoreStats, TiledRestoration
-from basicsr_classpruning.inference.tiling import check_tile, plan_tiles
+from basicsr_classpruning.inference.tiling import TileGrid, check_tile, plan_tiles
+from basicsr_classpruning.inference.timing import conditions_of, in_turn, kept_or_measured, prices_of
 from basicsr_classpruning.inference.workers import Workers
-from basicsr_classpruning.routing.budget import check_budget
 from basicsr_classpruning.routing.network import RoutedNetwork
+from basicsr_classpruning.sizes import SizeRequirements
+
+_MEASURED_TILE = 256  # largest side of the tiles that are timed, where budgets are in time
 
 PRECISIONS = ('auto', 'fp32', 'int8')
 
@@ -34,8 +39,9 @@ class Restorer:
         overlap: smallest overlap of neighbouring tiles.
         patch: side of the patches that get a candidate of their own, in pixels of the image to be restored, a
             multiple of 8; by default whole tiles do.
-        budget: wanted average MACs of each image as a fraction of the dense ones; by default the network's own
-            ``budget``, and if that is None, the classifier alone decides.
+        budget: largest average cost of each image, as a fraction of the dense network's; by default the network's own
+            ``budget``, and if that is None, the classifier alone decides. No more is spent than helps.
+        budget_in: what costs are: ``macs``, or ``time`` as it is measured on this machine once, and kept in a file.
         candidate: the one candidate that restores everything, e.g. ``'2:4'``; the classifier is not asked.
         precision: ``fp32`` or ``int8`` lets only such candidates be chosen, and the bypass; ``auto`` all.
         backend: ``auto``, ``dense`` or ``cpu``, see `engines.Engines`.
@@ -56,6 +62,7 @@ class Restorer:
         overlap: int = 8,
         patch: int | None = None,
         budget: float | None = None,
+        budget_in: str = 'macs',
         candidate: str | None = None,
         precision: str = 'auto',
         backend: str = 'auto',
@@ -65,6 +72,8 @@ class Restorer:
     ) -> None:
         if budget is not None and candidate is not None:
             raise UsageError('budget and candidate: only one of them can be given')
+        if budget_in not in ('macs', 'time'):
+            raise UsageError(f'{budget_in}: allowed are macs and time', key='budget_in')
         for name, value in (('batch', batch), ('threads', threads)):
             if value is not None and value < 1:
                 raise UsageError(f'{value}: allowed are 1 and more', key=name)
@@ -83,8 +92,21 @@ class Restorer:
         self.pinned = self._pinned_index(candidate)
         self._patched = self._patched_network(backend)
         self.engines = Engines(self.network, backend, self.pinned)
+        self.prices = prices_in_macs(self.network)
+        self._means = Means(self.network, self.margin, self.workers, self.pinned, None, self.prices)
+        if budget_in == 'time' and self.network.router is not None and self.pinned is None:
+            settings = {
+                'tile': tile,
+                'overlap': overlap,
+                'patch': patch,
+                'batch': self.batch,
+                'backend': backend,
+                'threads': self.workers.count,
+                'device': str(device_of(self.network.module)),
+            }
+            self.prices = kept_or_measured(conditions_of(self.network, settings), self._measured_prices)
         self.budget = self._budget(budget)
-        self._means = Means(self.network, self.margin, self.workers, self.pinned, self.budget)
+        self._means = replace(self._means, budget=self.budget, prices=self.prices)
 
     def _pinned_index(self, candidate: str | None) -> int | None:
         if candidate is None:
@@ -95,16 +117,7 @@ class Restorer:
         """What restores patches, where they are wanted and there is something to choose."""
         if self.patch is None or self.pinned is not None:
             return None
-        if self.patch < PART or self.patch % PART or self.patch > self.tile:
-            text = f'{self.patch}: allowed are multiples of {PART} up to the tile ({self.tile})'
-            raise UsageError(text, key='patch')
-        assert self.network.router is not None
-        if self.network.router.stride != PART:
-            raise UsageError(f'{self.patch}: its classifier does not tell parts of {PART} pixels apart', key='patch')
-        try:
-            return PatchedNetwork(self.network, backend)
-        except NotPatchable as error:
-            raise UsageError(f'{self.patch}: {error}; without patches, whole tiles are routed', key='patch') from None
+        return patched_network(self.network, self.patch, self.tile, backend)
 
     def _budget(self, budget: float | None) -> float | None:
         if self.network.router is None and budget is not None:
@@ -113,19 +126,53 @@ class Restorer:
             return None
         budget = self.network.budget if budget is None else budget
         if budget is not None:
-            check_budget(budget, self.info.costs[0], self.info.costs[-1])
+            self.prices.check(budget, self._patched is not None)
         return budget
 
-    def start(self, image: np.ndarray) -> Restoration:
-        """Cuts an image ``(H, W, C)`` into tiles and routes them; nothing is restored yet."""
+    def _measured_prices(self) -> Prices:
+        """Seconds of an input pixel, of images of a few tiles that one candidate restores."""
+        side = min(self.tile, _MEASURED_TILE)
+        shape = (2 * side, self.workers.count * side, 3 if self.info.channels == 3 else 1)
+        image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        pixels = shape[0] * shape[1]
+        last = len(self.network.subnetworks) - 1
+        grid = plan_tiles(*shape[:2], self.tile, self.overlap, self.info.sizes)
+        parts = len(self.start(image).classes)
+
+        def seconds(restoration: Restoration) -> float:
+            for _ in restoration.bands():
+                pass
+            return restoration.stats().seconds
+
+        def candidate(index: int) -> float:
+            return seconds(self.start(image, np.full(parts, index)))
+
+        def dense() -> float:
+            pinned = replace(self._means, pinned=last)
+            return seconds(TiledRestoration(pinned, image, grid, self.engines, self.batch))
+
+        ways = {str(index): partial(candidate, index) for index in range(last + 1)}
+        found = in_turn({**ways, 'routing': lambda: self.start(image).stats().seconds, 'dense': dense})
+        each = {name: elapsed / pixels for name, elapsed in found.items()}
+        routed = np.array([each[name] for name in ways])
+        halo = None
+        if self._patched is not None:
+            cells = plan_cells(*shape[:2], self.tile, self.overlap, self.info.sizes)
+            halo = len(cells) * cells.tile_size[0] * cells.tile_size[1] / pixels
+        reference = each['dense'] * self.info.macs_dense / self.info.macs[last]  # a ladder may end below the dense one
+        return prices_of(routed, each['routing'], reference, self.prices.runs_base, halo)
+
+    def start(self, image: np.ndarray, classes: np.ndarray | None = None) -> Restoration:
+        """Cuts an image ``(H, W, C)`` into tiles and routes them; nothing is restored yet.
+
+        ``classes`` ``(T,)`` of tiles or patches take the place of what routing finds.
+        """
         height, width = image.shape[:2]
         if self._patched is not None and self.patch is not None:
-            sizes = self.info.sizes
-            in_cells = replace(sizes, multiple=math.lcm(sizes.multiple, PART))
-            grid = plan_tiles(height, width, self.tile, self.overlap, in_cells)
-            return PatchedRestoration(self._means, image, grid, self._patched, self.patch, self.engines)
+            grid = plan_cells(height, width, self.tile, self.overlap, self.info.sizes)
+            return PatchedRestoration(self._means, image, grid, self._patched, self.patch, self.engines, classes)
         grid = plan_tiles(height, width, self.tile, self.overlap, self.info.sizes)
-        return TiledRestoration(self._means, image, grid, self.engines, self.batch)
+        return TiledRestoration(self._means, image, grid, self.engines, self.batch, classes)
 
     def restore(self, image: np.ndarray) -> tuple[np.ndarray, RestoreStats]:
         """Restores an image.
@@ -146,3 +193,21 @@ def check_channels(network: RoutedNetwork) -> None:
     """Raises UserError for a network that takes neither grey nor RGB images."""
     if network.channels not in (1, 3):
         raise UserError(f'the network takes {network.channels} channels; allowed are 1 (grey) and 3 (RGB)')
+
+
+def patched_network(network: RoutedNetwork, patch: int, tile: int, backend: str = 'dense') -> PatchedNetwork:
+    """What restores patches of a size in tiles of a size. Raises UsageError where this network or size cannot."""
+    if patch < PART or patch % PART or patch > tile:
+        raise UsageError(f'{patch}: allowed are multiples of {PART} up to the tile ({tile})', key='patch')
+    assert network.router is not None
+    if network.router.stride != PART:
+        raise UsageError(f'{patch}: its classifier does not tell parts of {PART} pixels apart', key='patch')
+    try:
+        return PatchedNetwork(network, backend)
+    except NotPatchable as error:
+        raise UsageError(f'{patch}: {error}; without patches, whole tiles are routed', key='patch') from None
+
+
+def plan_cells(height: int, width: int, tile: int, overlap: int, sizes: SizeRequirements) -> TileGrid:
+    """A grid of tiles that start and end at multiples of ``PART``, for images that are restored patch by patch."""
+    return plan_tiles(height, width, tile, overlap, replace(sizes, multiple=math.lcm(sizes.multiple, PART)))

@@ -128,9 +128,7 @@ class _Acceleration:
         keep_integers(traced)
         return traced.eval()
 
-    def _make(
-        self, name: str, epilogue: Epilogue, around: Around = NOTHING_AROUND
-    ) -> KernelLayer | Int8KernelLayer:
+    def _make(self, name: str, epilogue: Epilogue, around: Around = NOTHING_AROUND) -> KernelLayer | Int8KernelLayer:
         self.fused[name] = (*around.fused, *epilogue.fused)
         layer = self.layers[name]
         assert isinstance(layer, (nn.Conv2d, nn.Linear))

@@ -1,8 +1,14 @@
 """Which candidate restores what: the ladder of candidates, predicted errors, price, budget, and networks that route."""
 
-from basicsr_classpruning.routing.budget import check_budget, deal_by_chance, solve_budget
+from basicsr_classpruning.routing.budget import check_budget, deal_by_chance, least_errors, solve_budget
 from basicsr_classpruning.routing.bypass import Bypass
-from basicsr_classpruning.routing.errors import LEAST_ERROR, errors_in_image, reference_errors, relative_errors
+from basicsr_classpruning.routing.errors import (
+    LEAST_ERROR,
+    errors_in_image,
+    expected_errors,
+    reference_errors,
+    relative_errors,
+)
 from basicsr_classpruning.routing.ladder import Candidate, Ladder, SparseCandidate
 from basicsr_classpruning.routing.network import ModelInfo, RoutedNetwork, Subnetwork
 from basicsr_classpruning.routing.router import Router
@@ -20,6 +26,8 @@ __all__ = [
     'check_budget',
     'deal_by_chance',
     'errors_in_image',
+    'expected_errors',
+    'least_errors',
     'reference_errors',
     'relative_errors',
     'solve_budget',

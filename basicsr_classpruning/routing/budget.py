@@ -7,50 +7,57 @@ import numpy as np
 from basicsr_classpruning.errors import UsageError
 
 TOLERANCE = 0.01
-"""How far from the budget the average may end, relative to it, where the granularity of the tiles allows."""
+"""How far outside the range of the costs a budget may lie, relative to it; within it, a budget is a limit."""
 
 _EXCHANGED = 100  # tiles up to which exchanges are looked for
+_LEAST_GAIN = 1e-12  # of an exchange, relative to the largest error: less is rounding, and would never end
 
 
 def solve_budget(errors: np.ndarray, costs: np.ndarray, sizes: np.ndarray, budget: float) -> np.ndarray:
-    """Classes of the least total error whose average cost meets the budget.
+    """Classes of the least total error whose average cost is within the budget.
 
     With a price lambda on cost, each tile takes the class of least ``error + lambda * cost``: a point of the lower
     convex hull of its (cost, error) points. Walking all tiles' hulls by falling slope visits the solutions of every
     lambda in turn, so the walk stops at the last one within the budget, exactly. What is left of the budget is filled
     greedily, by single steps that fit and by exchanges between two tiles.
 
-    A budget is spent even where the errors say that a sparser class would do (lambda is then negative): they are
-    predictions, and somebody who asks for more MACs expects them to be used.
+    A budget is a limit: a hull ends at its tile's class of least error, and no more is spent on worse.
 
     Args:
         errors: ``(T, K)``, additive over tiles: predicted or measured errors, relative ones (`relative_errors`).
-        costs: ``(K,)``, rising: average cost of each class, in any unit, everything included (unpruned layers,
-            classifier).
+        costs: ``(K,)``: average cost of each class, in any unit, everything included (unpruned layers, classifier).
         sizes: ``(T,)``, positive: weight of each tile in the average (its pixels).
-        budget: wanted average cost, in the unit of ``costs``.
+        budget: largest average cost, in the unit of ``costs``.
 
     Returns:
-        ``(T,)`` classes. Their average cost is at most 1 % above the budget, and where tiles are not very few, not
-        more than 1 % below it.
+        ``(T,)`` classes. Their average cost is at most the budget (or the least cost, where that is 1 % more; from
+        1 % below the largest cost on, all that helps). Where tiles are not very few, it is not more than 1 % below the
+        budget either, unless every tile has its class of least error (`least_errors`).
 
     Raises:
         UsageError: the budget is outside the range of ``costs`` by more than 1 %.
     """
-    check_budget(budget, float(costs[0]), float(costs[-1]))
-    merits = -errors
-    tiles, total = len(merits), float(sizes.sum())
+    check_budget(budget, float(costs.min()), float(costs.max()))
+    order = np.argsort(costs, kind='stable')
+    merits, costs = -np.asarray(errors, np.float64)[:, order], np.asarray(costs, np.float64)[order]
+    total = float(sizes.sum())
     allowed = budget * total
     if costs[-1] * total <= allowed * (1 + TOLERANCE):
-        return np.full(tiles, len(costs) - 1)
-    tile, before, after, slope = _hull_steps(np.asarray(merits, np.float64), costs, sizes)
-    order = np.lexsort((after, tile, -slope))
-    tile, before, after = tile[order], before[order], after[order]
+        return order[merits.argmax(axis=1)]
+    tile, before, after, slope = _hull_steps(merits, costs, sizes)
+    walk = np.lexsort((after, tile, -slope))
+    tile, before, after = tile[walk], before[walk], after[walk]
     spent = costs[0] * total + np.cumsum(sizes[tile] * (costs[after] - costs[before]))
     taken = int(np.searchsorted(spent, allowed * (1 + 1e-9), side='right'))
-    classes = np.zeros(tiles, np.int64)
+    classes = np.zeros(len(merits), np.int64)
     np.maximum.at(classes, tile[:taken], after[:taken])
-    return _fill(classes, merits, costs, sizes, allowed)
+    return order[_fill(classes, merits, costs, sizes, allowed)]
+
+
+def least_errors(errors: np.ndarray, costs: np.ndarray) -> np.ndarray:
+    """The class of least error of each tile ``(T,)``, of equals the cheapest: what no budget goes beyond."""
+    order = np.argsort(costs, kind='stable')
+    return order[np.asarray(errors)[:, order].argmin(axis=1)]
 
 
 def check_budget(budget: float, least: float, most: float) -> None:
@@ -68,35 +75,34 @@ def deal_by_chance(classes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _hull_steps(
     merits: np.ndarray, costs: np.ndarray, sizes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Steps along each tile's upper convex hull, from the sparsest class to the densest.
+    """Steps along each tile's upper convex hull, from the cheapest class to the one of most merit.
 
     Returns tile, class before, class after and slope (merit per cost) of every step, all ``(S,)``. Slopes fall along
     a tile's steps.
     """
     tiles, classes = merits.shape
-    rows = np.arange(tiles)
     current = np.zeros(tiles, np.int64)
     steps = []
-    while (alive := rows[current < classes - 1]).size:
+    alive = np.arange(tiles)
+    while alive.size:
         now = current[alive]
         rise = merits[alive] - merits[alive, now][:, None]
         run = costs[None] - costs[now][:, None]
-        slopes = np.full(rise.shape, -np.inf)
+        slopes = np.where((rise > 0) & (run >= 0), np.inf, -np.inf)  # as good as it gets where it costs nothing
         np.divide(rise, run, out=slopes, where=run > 0)
         # The steepest next point; of equals the farthest, so that slopes fall strictly.
         following = classes - 1 - np.argmax(slopes[:, ::-1], axis=1)
         slope = slopes[np.arange(len(alive)), following] / sizes[alive]
+        rises = slope > 0
+        alive, now, following, slope = (column[rises] for column in (alive, now, following, slope))
         steps.append((alive, now, following, slope))
         current[alive] = following
-    if not steps:
-        empty = np.zeros(0, np.int64)
-        return empty, empty, empty, np.zeros(0)
     tile, before, after, slope = (np.concatenate(column) for column in zip(*steps))
     return tile, before, after, slope
 
 
 def _fill(classes: np.ndarray, merits: np.ndarray, costs: np.ndarray, sizes: np.ndarray, allowed: float) -> np.ndarray:
-    """Spends what is left: by single steps that fit, then by exchanges, which may pass the budget by 1 %."""
+    """Spends what is left, as far as it helps: by single steps that fit, then by exchanges."""
     state = _Allocation(classes.copy(), merits, costs, sizes, allowed)
     while state.step_up() or state.exchange():
         pass
@@ -110,8 +116,7 @@ class _Allocation:
         self, classes: np.ndarray, merits: np.ndarray, costs: np.ndarray, sizes: np.ndarray, allowed: float
     ) -> None:
         self.classes, self._merits, self._costs, self._sizes = classes, merits, costs, sizes
-        self._left = allowed - float((sizes * costs[classes]).sum())
-        self._near = TOLERANCE * allowed
+        self._left = allowed * (1 + 1e-9) - float((sizes * costs[classes]).sum())
 
     def _moves(self) -> tuple[np.ndarray, np.ndarray]:
         """Cost and gain, both ``(T, K)``, of giving a tile another class."""
@@ -128,9 +133,9 @@ class _Allocation:
             self.classes[tile] = chosen
 
     def step_up(self) -> bool:
-        """Takes the most worthwhile step that fits into what is left; False if there is none."""
+        """Takes the most worthwhile step that helps and fits into what is left; False if there is none."""
         cost, gain = self._moves()
-        fits = (cost > 0) & (cost <= self._left * (1 + 1e-9))
+        fits = (cost > 0) & (cost <= self._left) & (gain > 0)
         if not fits.any():
             return False
         worth = np.where(fits, gain / np.where(fits, cost, 1), -np.inf)
@@ -138,22 +143,21 @@ class _Allocation:
         return True
 
     def exchange(self) -> bool:
-        """Moves one or two tiles so that the budget is met to within 1 %, or more nearly than before.
+        """Moves one or two tiles to what helps most and fits; False if nothing does.
 
         Only where few tiles share a budget: with many, a single step is a small part of it.
         """
-        if abs(self._left) <= self._near or len(self.classes) > _EXCHANGED:
+        if len(self.classes) > _EXCHANGED:
             return False
         cost, gain = self._moves()
         # One more move, which changes nothing, makes single moves of pairs.
         tile = np.append(np.arange(cost.size) // len(self._costs), -1)
         costs, gains = np.append(cost, 0.0), np.append(gain, 0.0)
-        left = self._left - (costs[:, None] + costs[None])
         total = gains[:, None] + gains[None]
-        possible = (tile[:, None] != tile[None]) & (left >= -self._near) & (np.abs(left) < abs(self._left) * (1 - 1e-9))
+        helps = total > _LEAST_GAIN * np.abs(self._merits).max()
+        possible = (tile[:, None] != tile[None]) & (costs[:, None] + costs[None] <= self._left) & helps
         if not possible.any():
             return False
-        met = possible & (np.abs(left) <= self._near)
-        merit = np.where(met, total, -np.inf) if met.any() else np.where(possible, -np.abs(left), -np.inf)
+        merit = np.where(possible, total, -np.inf)
         self._take(cost, *map(int, np.unravel_index(int(np.argmax(merit)), merit.shape)))
         return True

@@ -1,0 +1,106 @@
+"""What candidates take on this machine: measured once, and kept in a file."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from basicsr_classpruning.errors import UserError
+from basicsr_classpruning.inference.prices import Prices
+from basicsr_classpruning.machine import describe_machine
+from basicsr_classpruning.routing.network import RoutedNetwork
+from basicsr_classpruning.safe_files import write_atomically
+
+_ROUNDS = 5  # of which the median counts; all that is measured takes turns
+
+Seconds = Callable[[], float]
+
+
+def cache_folder() -> Path:
+    """Where measured times are kept: in the user's cache folder."""
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'basicsr-classpruning' / 'times'
+
+
+def conditions_of(network: RoutedNetwork, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All that measured times depend on: weights, candidates, machine and libraries, and how tiles are run."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.module.state_dict().items()):
+        digest.update(f'{name} {value.dtype} {tuple(value.shape)}'.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    machine = describe_machine()
+    return {'weights': digest.hexdigest(), 'candidates': network.candidates, 'machine': machine, **settings}
+
+
+def kept_or_measured(conditions: Mapping[str, Any], measure: Callable[[], Prices]) -> Prices:
+    """Prices in seconds as they were measured under these conditions before, or measured now, and kept.
+
+    A file that cannot be read or written is as good as none.
+    """
+    text = json.dumps(conditions, sort_keys=True)
+    path = cache_folder() / f'{hashlib.sha256(text.encode()).hexdigest()}.json'
+    kept = _read(path, len(conditions['candidates']))
+    if kept is not None:
+        return kept
+    prices = measure()
+    content = {
+        'candidates': prices.candidates.tolist(),
+        'runs_base': prices.runs_base.tolist(),
+        'classifier': prices.classifier,
+        'dense': prices.dense,
+        'conditions': conditions,
+    }
+    with contextlib.suppress(OSError, UserError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda file: file.write(json.dumps(content, indent=2).encode()))
+    return prices
+
+
+def _read(path: Path, candidates: int) -> Prices | None:
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+        runs = np.array([bool(value) for value in content['runs_base']])
+        seconds = np.array([float(value) for value in content['candidates']])
+        classifier, dense = float(content['classifier']), float(content['dense'])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    sound = np.isfinite(seconds).all() and (seconds >= 0).all() and len(seconds) == len(runs) == candidates
+    if not sound or not 0 <= classifier < math.inf or not 0 < dense < math.inf:
+        return None
+    return Prices(seconds, runs, classifier, dense, 'time')
+
+
+def in_turn(ways: Mapping[str, Seconds]) -> dict[str, float]:
+    """Median seconds of each of several ways, which take turns, so that another program's load meets all of them."""
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(_ROUNDS + 1):
+        for name, seconds in ways.items():
+            elapsed = seconds()
+            if number > 0:  # the first one warms up
+                found[name].append(elapsed)
+    return {name: float(np.median(values)) for name, values in found.items()}
+
+
+def prices_of(routed: np.ndarray, routing: float, dense: float, runs_base: np.ndarray, halo: float | None) -> Prices:
+    """Prices in seconds, from those of an input pixel of images that one candidate restores.
+
+    Args:
+        routed: ``(K,)``, of each candidate everywhere, routing included.
+        routing: of routing alone.
+        dense: of the dense network.
+        runs_base: ``(K,)``, see ``Prices``.
+        halo: pixels of an image's tiles, relative to the image's, where patches are routed; None: whole tiles are.
+    """
+    alone = (routed - routing).clip(0)
+    if halo is None:
+        return Prices(alone, runs_base, routing, dense, 'time')
+    everywhere = alone[~runs_base].sum()
+    alone = np.where(runs_base, (alone - everywhere).clip(0), alone)
+    return Prices(alone / halo, runs_base, routing / halo, dense, 'time')

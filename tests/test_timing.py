@@ -1,0 +1,108 @@
+"""Budgets in time: what is measured is kept, and met; no test depends on how fast a machine is."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from tiny import classpruning
+
+from basicsr_classpruning.errors import UsageError
+from basicsr_classpruning.inference import timing
+from basicsr_classpruning.inference.prices import Prices
+from basicsr_classpruning.inference.restorer import Restorer
+
+CONDITIONS = {'candidates': ('0:4', '2:4', '4:4'), 'threads': 1}
+PRICES = Prices(np.array([0.05, 0.5, 0.9]), np.array([False, True, True]), 0.01, 1.0, 'time')
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    return tmp_path
+
+
+def never():
+    raise AssertionError('was measured before')
+
+
+def test_what_is_measured_is_kept_for_the_same_conditions_only():
+    assert timing.kept_or_measured(CONDITIONS, lambda: PRICES) == PRICES
+    kept = timing.kept_or_measured(CONDITIONS, never)
+    assert (kept.candidates == PRICES.candidates).all()
+    assert (kept.classifier, kept.dense, kept.unit) == (0.01, 1.0, 'time')
+    with pytest.raises(AssertionError):
+        timing.kept_or_measured({**CONDITIONS, 'threads': 2}, never)
+
+
+@pytest.mark.parametrize('content', ['', '[]', '{', '{"dense": 1}', '\x00', None, 'nan', 'short'])
+def test_unreadable_files_are_ignored_and_replaced(content):
+    timing.kept_or_measured(CONDITIONS, lambda: PRICES)
+    (path,) = timing.cache_folder().glob('*.json')
+    sound = json.loads(path.read_text())
+    broken = {'nan': {**sound, 'dense': float('nan')}, 'short': {**sound, 'candidates': [1.0]}}
+    if content is None:
+        path.unlink()
+        path.mkdir()
+    else:
+        path.write_text(json.dumps(broken[content]) if content in broken else content)
+    called = []
+    timing.kept_or_measured(CONDITIONS, lambda: called.append(1) or PRICES)
+    assert called
+    if content is not None:
+        timing.kept_or_measured(CONDITIONS, never)
+
+
+def test_a_cache_that_cannot_be_written_is_none(tmp_path, monkeypatch):
+    (tmp_path / 'file').write_text('')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+    assert timing.kept_or_measured(CONDITIONS, lambda: PRICES) == PRICES
+
+
+def test_other_weights_are_other_conditions():
+    one, other = (classpruning('DnCNN', candidates=['0:4', '2:4', '4:4']).routed() for _ in range(2))
+    assert timing.conditions_of(one, {}) == timing.conditions_of(other, {})
+    next(other.module.parameters()).data.add_(1)
+    assert timing.conditions_of(one, {}) != timing.conditions_of(other, {})
+
+
+def test_medians_of_what_takes_turns():
+    order = []
+    times = {name: itertools.count(start) for name, start in (('a', 0), ('b', 100))}
+    found = timing.in_turn({name: lambda name=name: order.append(name) or float(next(times[name])) for name in times})
+    assert order[:4] == ['a', 'b', 'a', 'b']
+    assert found == {'a': 3.0, 'b': 103.0}  # without the first one
+
+
+def test_prices_of_patches_add_up_to_what_was_measured():
+    routed, runs = np.array([0.2, 0.6, 1.1]), np.array([False, True, True])
+    prices = timing.prices_of(routed, 0.1, 1.0, runs, halo=1.25)
+    np.testing.assert_allclose(prices.of_patches * 1.25, routed)
+    np.testing.assert_allclose(timing.prices_of(routed, 0.1, 1.0, runs, None).of_tiles, routed)
+
+
+@pytest.mark.parametrize('patch', [None, 16])
+def test_the_budget_is_met_in_the_seconds_that_were_measured(monkeypatch, patch):
+    monkeypatch.setattr(timing, 'kept_or_measured', None)
+    monkeypatch.setattr('basicsr_classpruning.inference.restorer.kept_or_measured', lambda conditions, measure: PRICES)
+    net = classpruning('DnCNN', candidates=['0:4', '2:4', '4:4'])
+    picture = np.random.default_rng(0).random((160, 160, 3)).astype(np.float32)
+    options = {'tile': 80, 'overlap': 0, 'device': 'cpu', 'threads': 1, 'patch': patch, 'budget_in': 'time'}
+    _, stats = Restorer(net, budget=0.6, **options).restore(picture)
+    assert stats.spent <= 0.6
+    if patch is None:
+        cost = dict(zip(net.candidates, PRICES.of_tiles))
+        assert stats.spent == pytest.approx(sum(share * cost[name] for name, share in stats.class_share.items()))
+    with pytest.raises(UsageError, match=r'0\.02 cannot be met: allowed is 0\.06 to 1 of the dense network\'s time'):
+        Restorer(net, budget=0.02, **options)
+
+
+def test_times_are_measured_and_kept():
+    net = classpruning('DnCNN', candidates=['0:4', '2:4', '4:4'])
+    options = {'tile': 32, 'overlap': 8, 'device': 'cpu', 'threads': 2, 'patch': 16, 'budget_in': 'time'}
+    first, second = (Restorer(net, **options).prices for _ in range(2))
+    assert first.unit == 'time'
+    assert (first.candidates == second.candidates).all()
+    assert first.dense == second.dense > 0
