@@ -86,7 +86,7 @@ def test_rows_of_networks_candidates_and_budgets(folder, tmp_path, capsys):
         if row['budget']:
             spent = row['macs'] / row['macs_dense']
             assert spent <= row['budget'] * (1 + 1e-9)
-            assert row['enough'] or spent == pytest.approx(row['budget'], rel=0.01)
+            assert row['enough'] or spent == pytest.approx(row['budget'], rel=0.02)  # of few tiles
             assert row['kind'] == 'oracle' or not row['enough']
             assert sum(row['class_share'].values()) == pytest.approx(1)
     by_kind = {(row['kind'], row['budget']): row for row in rows}

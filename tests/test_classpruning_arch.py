@@ -143,7 +143,7 @@ def test_a_budget_decides_over_the_batch():
     costs = net.costs()
     for budget in (0.4, 0.6, 0.8):
         net.budget = budget
-        assert float(costs[net.classify(x)].mean()) == pytest.approx(budget, abs=0.02)
+        assert budget - 0.02 <= float(costs[net.classify(x)].mean()) <= budget
     net.budget = None
     assert torch.equal(net.classify(x), net.probabilities(relative_errors(net.predicted_errors(x))).argmax(1))
 

@@ -105,7 +105,7 @@ def test_json_and_summary(tmp_path, model, capsys):
     report = json.loads((tmp_path / 'x.json').read_text())
     assert report['pictures'] == 3
     assert report['saved'] == pytest.approx(1 - report['average_macs'] / report['macs_dense'])
-    assert 1 - report['saved'] == pytest.approx(0.7, rel=0.02)
+    assert 0.7 * 0.9 <= 1 - report['saved'] <= 0.7  # of few tiles
     assert sum(report['class_share'].values()) == pytest.approx(1)
     assert [file['picture'] for file in report['files']] == ['0.png', '1.png', '2.png']
     output = capsys.readouterr()

@@ -6,10 +6,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from tiny import classpruning, dense, write_pictures
 
 from basicsr_classpruning.checkpoint import write_checkpoint
+from basicsr_classpruning.routing.router import Router
 from tools import routing_by_distance
+
+ROUTER = Router(torch.nn.Identity(), torch.zeros(()))  # its predictions are given
 
 
 def test_who_knows_more_gains_more():
@@ -21,7 +25,7 @@ def test_who_knows_more_gains_more():
         errors /= errors[:, -2].sum()
         return routing_by_distance.Tiles(errors, distances, distances + rng.random((20, 3)), np.ones(20))
 
-    found = routing_by_distance.gains([picture() for _ in range(20)], np.array([0.3, 0.6, 1.0]), 0.6)
+    found = routing_by_distance.gains([picture() for _ in range(20)], ROUTER, np.array([0.3, 0.6, 1.0]), 0.6)
     assert found['oracle'] > found['distances'] > found['classifier'] > 0
 
 

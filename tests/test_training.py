@@ -296,7 +296,7 @@ def test_recoveries_keep_the_classifier_slow_under_a_new_schedule(tmp_path, pict
     second = model_of(tmp_path, options)
     second.resume_training(load_file(tmp_path / '3.state'))
     groups = second.optimizer_g.param_groups
-    assert [group['lr'] for group in groups[:2]] == pytest.approx([1e-4, 1e-4 * 0.09])
+    assert [group['lr'] for group in groups[:2]] == pytest.approx([1e-4, 5e-4 * 0.09])
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,15 @@ import argparse
 import copy
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+if not __package__:  # run as a file: Python looks for modules in its folder, and not in the repository's root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from basicsr_classpruning import kernels
 from basicsr_classpruning.archs.dense import DenseNetwork

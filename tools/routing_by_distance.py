@@ -34,6 +34,7 @@ from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.machine import describe_machine
 from basicsr_classpruning.routing.budget import solve_budget
 from basicsr_classpruning.routing.errors import errors_in_image, reference_errors
+from basicsr_classpruning.routing.router import Router
 from tools.pages.routing import table
 
 BUDGETS = (0.4, 0.5, 0.6, 0.7, 0.8)
@@ -79,7 +80,7 @@ def mean_psnr(pictures: list[Tiles], classes: np.ndarray) -> float:
     return float(np.mean(-10 * np.log10(left)))
 
 
-def gains(pictures: list[Tiles], costs: np.ndarray, budget: float) -> dict[str, float]:
+def gains(pictures: list[Tiles], router: Router, costs: np.ndarray, budget: float) -> dict[str, float]:
     """What each kind of routing gains over a random mix of fixed candidates of the same cost, in dB."""
     sizes = np.concatenate([tiles.sizes for tiles in pictures])
     weighed = {
@@ -91,7 +92,8 @@ def gains(pictures: list[Tiles], costs: np.ndarray, budget: float) -> dict[str, 
     fixed = [mean_psnr(pictures, np.full(len(sizes), candidate)) for candidate in range(len(costs))]
     found = {}
     for name, errors in weighed.items():
-        classes = solve_budget(errors, costs, sizes, budget)
+        solve = router.solve if name == 'classifier' else solve_budget
+        classes = solve(errors, costs, sizes, budget)
         cost = (sizes * costs[classes]).sum() / sizes.sum()
         found[name] = mean_psnr(pictures, classes) - float(np.interp(cost, costs, fixed))
     return found
@@ -104,7 +106,9 @@ def measure(checkpoint: str, gt: str, degrade: str, path: Path) -> None:
         raise UserError(f'{checkpoint}: there is nothing to choose')
     pairs = Pairs(gt, None, Degradation.parse(degrade))
     pictures = [look_at(model, pairs, index) for index in tqdm(range(len(pairs)))]
-    rows = [{'budget': budget, **gains(pictures, model.info.costs, budget)} for budget in BUDGETS]
+    router = model.network.router
+    assert router is not None
+    rows = [{'budget': budget, **gains(pictures, router, model.info.costs, budget)} for budget in BUDGETS]
     command = f'python tools/routing_by_distance.py {checkpoint} --gt {gt} --degrade {degrade} --json {path}'
     report = {
         'model': checkpoint,

@@ -80,7 +80,7 @@ class ClassPruning(nn.Module):
         classifier: Mapping[str, Any] | None = None,
         weights: str = 'shared',
         layers: Mapping[str, Sequence[str]] | None = None,
-        fp32: Sequence[str] = (),
+        fp32: Sequence[str] | None = None,
         value_range: float = 1,
         output: int | str | None = None,
         base_net: nn.Module | None = None,
@@ -90,7 +90,7 @@ class ClassPruning(nn.Module):
         if weights not in ('shared', 'own'):
             raise UsageError(f'network_g.weights: {weights!r} is not allowed; shared or own')
         classifier = dict(classifier or {'type': 'BandClassifier'})
-        base = dict(base)
+        base, fp32 = dict(base), tuple(fp32 or ())
         _check_expressions(skip)
         _check_expressions(fp32, 'network_g.fp32')
         try:
@@ -302,7 +302,8 @@ class ClassPruning(nn.Module):
     @property
     def router(self) -> Router:
         """The classifier and the price, as they are now."""
-        return Router(self.classifier, self.log_price)
+        runs_base = tuple(isinstance(candidate, SparseCandidate) for candidate in self.ladder)
+        return Router(self.classifier, self.log_price, runs_base)
 
     def predicted_errors(self, x: Tensor) -> Tensor:
         """The error predicted for each candidate, ``(B, K)``, above 0, of images ``(B, C, H, W)`` in [0, 1]."""

@@ -77,12 +77,12 @@ class Row:
     backend: str
     threads: int
     pictures: int
-    patch: int | None
+    patch: int | None = None
     """Side of what got a candidate of its own, in input pixels, where that is less than a tile. Rings and halos are
     then counted in ``macs``."""
-    budget_in: str | None
+    budget_in: str | None = None
     """What the budget counts, ``macs`` or ``time``; None where there is none."""
-    enough: bool
+    enough: bool = False
     """Whether everything got the candidate that is expected to leave the least error: more would not help."""
     equal: dict[str, int] = field(default_factory=dict)
     """By ``psnr`` and ``psnr_y``, images left out of the mean, because they are restored exactly."""

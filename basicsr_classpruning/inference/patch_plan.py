@@ -74,12 +74,15 @@ class PatchPlan:
     def cost(self, classes: np.ndarray) -> float:
         """Of all that is computed, rings and halos included: as a fraction of the dense network's for the image
         without halos."""
-        cells = self.running_cells(classes)
+        wanted, cells = self.in_cells(classes), self.running_cells(classes)
         runs = np.append(self.prices.running, 0.0)  # the last one for NOTHING
         computed = 0.0
         for number in range(len(self._grid)):
-            part = cells[self.place_of_tile(number, CELL)]
-            computed += (runs[part].sum() + self.prices.everywhere * part.size) * CELL**2
+            place = self.place_of_tile(number, CELL)
+            part = cells[place]
+            # Rings of patches that lie in other tiles alone are not computed.
+            running = runs[part].sum() if self.prices.runs_base[wanted[place]].any() else 0.0
+            computed += (running + self.prices.everywhere * part.size) * CELL**2
         return computed / (self.prices.dense * self.pixels)
 
 

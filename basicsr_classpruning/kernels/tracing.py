@@ -53,8 +53,8 @@ class NotTraceable(Exception):
 
 
 class _Tracer(fx.Tracer):
-    """Keeps whole, beside torch's layers, those of 8-bit integers, and normalisations of channels, which every code base
-    writes in its own way."""
+    """Keeps whole, beside torch's layers, those of 8-bit integers, and normalisations of channels, which every code
+    base writes in its own way."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()

@@ -21,7 +21,6 @@ from torch import Tensor
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.benchmark.metrics import mean_of_finite, shown
 from basicsr_classpruning.errors import UserError
-from basicsr_classpruning.routing.budget import solve_budget
 from basicsr_classpruning.routing.errors import relative_errors
 from basicsr_classpruning.text_table import format_table
 
@@ -206,7 +205,7 @@ def _report(
     for budget in budgets:
         # Another network's options must not stop a training: the nearest budget that this one can meet.
         nearest = min(max(budget, costs[0]), costs[-1])
-        classes = solve_budget(errors, costs, pixels.double().numpy(), nearest)
+        classes = net.router.solve(errors, costs, pixels.double().numpy(), nearest)
         rows.append(row(f'budget {budget:g}', classes.tolist(), classified=True))
     if all_candidates:
         rows += [row(candidate, [k] * len(pictures), classified=False) for k, candidate in enumerate(net.candidates)]

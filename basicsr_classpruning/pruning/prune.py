@@ -354,12 +354,14 @@ def _routed(net: ClassPruning, maps: ErrorMaps) -> dict[float, tuple[float, floa
     predicted = relative_errors(net.predicted_errors(maps.lq)).double().cpu().numpy()
     true = relative_errors(errors)
 
-    def psnr(weighed: np.ndarray, budget: float) -> float:
-        chosen = errors[np.arange(len(errors)), solve_budget(weighed, costs, one, budget)]
-        return float(-10 * np.log10(chosen.clip(1e-10)).mean())
+    def psnr(classes: np.ndarray) -> float:
+        return float(-10 * np.log10(errors[np.arange(len(errors)), classes].clip(1e-10)).mean())
 
     budgets = [budget for budget in _BUDGETS if costs[0] <= budget <= costs[-1]]
-    return {budget: (psnr(predicted, budget), psnr(true, budget)) for budget in budgets}
+    return {
+        budget: (psnr(net.router.solve(predicted, costs, one, budget)), psnr(solve_budget(true, costs, one, budget)))
+        for budget in budgets
+    }
 
 
 def _fit(net: ClassPruning, pictures: Pictures, degradation: Degradation | None, seed: int, progress: Progress) -> None:

@@ -46,13 +46,15 @@ def errors_in_image(errors: np.ndarray) -> np.ndarray:
 
 
 _FAITH = 1e-3  # all MACs of a tile are expected to lower its error by this at least: 0.004 dB
+_TIE = 1e-3  # of the MACs, for which one step of the ladder counts where it costs none
 
 
 def expected_errors(predicted: np.ndarray, costs: np.ndarray, runs_base: np.ndarray) -> np.ndarray:
     """Predicted errors as a budget may rely on them: a denser subnetwork leaves a little less error than a sparser one.
 
-    Where a classifier says otherwise it is mistaken on average, and a budget would be left unspent for it. Of what runs
-    nothing of the base network, such as a bypass, it is believed.
+    Where a classifier says otherwise it is mistaken on average, and a budget would be left unspent for it. Of two that
+    cost the same, the later one of the ladder is the better. Of what runs nothing of the base network, such as a bypass,
+    the classifier is believed.
 
     Args:
         predicted: relative errors ``(T, K)`` of parts of one size, see ``errors_in_image``.
@@ -61,5 +63,6 @@ def expected_errors(predicted: np.ndarray, costs: np.ndarray, runs_base: np.ndar
     """
     expected = predicted.copy()
     own = np.flatnonzero(runs_base)[::-1]
-    expected[:, own] = np.maximum.accumulate(predicted[:, own], axis=1) + _FAITH * (costs.max() - costs[own]).clip(0)
+    lacking = (costs.max() - costs[own]).clip(0) + _TIE * np.arange(len(own))
+    expected[:, own] = np.maximum.accumulate(predicted[:, own], axis=1) + _FAITH * lacking
     return expected

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from basicsr_classpruning.routing.budget import solve_budget
-from basicsr_classpruning.routing.errors import relative_errors
+from basicsr_classpruning.routing.errors import expected_errors, relative_errors
 from basicsr_classpruning.routing.price import probabilities
 
 
@@ -45,6 +45,8 @@ class Router:
     """A ``Classifier``."""
     log_price: Tensor
     """A scalar; see ``routing.price``."""
+    runs_base: tuple[bool, ...] | None = None
+    """Which candidates are subnetworks of the base network, of all that the classifier knows; None: all of them."""
     only: tuple[int, ...] | None = None
     """Places of the candidates that may be chosen, of all that the classifier knows; None: all of them."""
 
@@ -79,9 +81,15 @@ class Router:
         """
         if budget is None:
             return probabilities(errors, torch.tensor(costs, device=errors.device), self.log_price).argmax(dim=1)
-        relative = errors.detach().double().cpu().numpy()
-        classes = solve_budget(relative, np.array(costs), np.ones(len(errors)), budget)
+        classes = self.solve(errors.detach().double().cpu().numpy(), np.array(costs), np.ones(len(errors)), budget)
         return torch.from_numpy(classes).to(errors.device)
+
+    def solve(self, errors: np.ndarray, costs: np.ndarray, sizes: np.ndarray, budget: float) -> np.ndarray:
+        """Classes ``(B,)`` that meet a budget, from relative errors ``(B, K)`` as they were predicted; see
+        ``solve_budget`` and ``expected_errors``."""
+        places = range(errors.shape[1]) if self.only is None else self.only
+        runs = np.array([self.runs_base is None or self.runs_base[place] for place in places])
+        return solve_budget(expected_errors(errors, costs, runs), costs, sizes, budget)
 
     @torch.no_grad()
     def classify(self, x: Tensor, costs: Sequence[float], budget: float | None) -> Tensor:

@@ -22,7 +22,7 @@ def table(reports: Iterable[dict[str, Any]]) -> str:
     """Shares of the oracle's gain, a line for each report; all are of the same budgets."""
     lines = []
     for report in reports:
-        shares = (f'{_share(report["rows"], kind):.0%}' for kind in ('classifier', 'distances'))
+        shares = (_share(report['rows'], kind) for kind in ('classifier', 'distances'))
         gains = ' '.join(f'{row["oracle"]:.3f}' for row in report['rows'])
         lines.append([f'`{report["model"]}`', Path(report['gt']).name, *shares, gains])
         budgets = ', '.join(f'{row["budget"]:g}' for row in report['rows'])
@@ -30,6 +30,7 @@ def table(reports: Iterable[dict[str, Any]]) -> str:
     return markdown_table(header, lines)
 
 
-def _share(rows: list[dict[str, float]], kind: str) -> float:
-    """Of the oracle's gain, mean over the budgets."""
-    return float(np.mean([row[kind] / row['oracle'] for row in rows]))
+def _share(rows: list[dict[str, float]], kind: str) -> str:
+    """Of the oracle's gain, mean over the budgets at which there is one; empty where there is none."""
+    shares = [row[kind] / row['oracle'] for row in rows if row['oracle'] > 0]
+    return f'{np.mean(shares):.0%}' if shares else ''
