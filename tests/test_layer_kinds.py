@@ -152,7 +152,7 @@ def check_training(pruned_file: str, tmp_path: Path, folder: Path, name: str, pr
     del options['datasets']['train']['scale']
     options['network_g'] = pruned.options
     options['path'] = {'pretrain_network_g': pruned_file}
-    options['train']['stages'] = {'joint': 4}
+    options['train']['stages'] = {'supernet': 4}  # a joint step may send all images to the bypass
     model = model_of(tmp_path, options)
     side = pruned.sizes.padded(8)
     data = {'lq': torch.rand(3, 3, side, side), 'gt': torch.rand(3, 3, side * scale, side * scale)}

@@ -38,6 +38,9 @@ def test_tests_what_was_trained(path):
         assert first['network_g'] == trained['network_g']
     elif trained['model_type'] == 'ClassPruningRealESRNetModel':  # from a network that others have published
         assert start in path.read_text(encoding='utf-8').replace('Start: ', 'experiments/pretrained_models/')
+    elif trained['network_g'].get('unit', 1) > 1:  # from what `prune --int8` makes of a published network
+        assert start == f'experiments/{trained["name"]}_pruned.pth'
+        assert f'--out {start} --int8' in path.read_text(encoding='utf-8')
     elif start is not None:
         dense = load_options(str(path.with_name(f'{path.stem}_dense.yml')))
         as_it_was = f'experiments/{dense["name"]}/models/net_g_latest.pth'

@@ -53,8 +53,8 @@ def expected_errors(predicted: np.ndarray, costs: np.ndarray, runs_base: np.ndar
     """Predicted errors as a budget may rely on them: a denser subnetwork leaves a little less error than a sparser one.
 
     Where a classifier says otherwise it is mistaken on average, and a budget would be left unspent for it. Of two that
-    cost the same, the later one of the ladder is the better. Of what runs nothing of the base network, such as a bypass,
-    the classifier is believed.
+    cost the same, the later one of the ladder is the better. Of what runs nothing of the base network, such as a
+    bypass, the classifier is believed.
 
     Args:
         predicted: relative errors ``(T, K)`` of parts of one size, see ``errors_in_image``.

@@ -39,7 +39,7 @@ class Trial:
         train['on_collapse'] = action
         train['budget_opt'] = {'type': 'ComputeBudgetLoss', 'target': 0.6}
         if cause == 'bad learning rate':
-            train['classifier_lr'] = 3.0
+            train['classifier_lr'] = 0.02
         else:
             self.options['path'] = {'pretrain_network_g': str(self._bad_weights(folder / 'bad.pth'))}
 
