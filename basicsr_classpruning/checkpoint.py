@@ -109,7 +109,18 @@ def _read_pickled(path: str) -> Checkpoint:
         )
     refuse_claims(path, weights.values())
     network = content.get('network_g')
+    if isinstance(network, dict) and not _is_plain(network):
+        raise UserError(f'{path}: network_g: damaged: wanted numbers, texts, lists and mappings of them')
     return Checkpoint(path, weights, network if isinstance(network, dict) else None)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is what options files hold."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(each) for key, each in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _read_safetensors(path: str) -> Checkpoint:

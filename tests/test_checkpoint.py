@@ -153,6 +153,13 @@ def test_files_without_weights(tmp_path, content, message):
         read_checkpoint(saved(tmp_path, content))
 
 
+def test_options_that_hold_more_than_plain_values(tmp_path):
+    """A damaged pickle may put one of its objects in the place of another."""
+    path = saved(tmp_path, {'params': WEIGHTS, 'network_g': {**NETWORK, 'num_in_ch': {'weight': torch.ones(3, 3)}}})
+    with pytest.raises(UserError, match=r'net\.pth: network_g: damaged: wanted numbers, texts'):
+        read_checkpoint(path)
+
+
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
 @pytest.mark.parametrize('content', [b'', b'text', b'PK\x03\x04', b'\x80\x02}q\x00.', b'\xff' * 100])
 def test_files_that_are_no_checkpoints(tmp_path, suffix, content):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import cv2
@@ -196,3 +197,22 @@ def error_of(path):
 def test_sample_files(tmp_path, name):
     rewrite(CASES / name, tmp_path / name)
     np.testing.assert_array_equal(shown(tmp_path / name, 'RGBA'), shown(CASES / name, 'RGBA'))
+
+
+def test_a_later_frame_that_claims_too_many_pixels_is_one_line(tmp_path):
+    save(tmp_path / 'x.gif', frames(2))
+    content = bytearray((tmp_path / 'x.gif').read_bytes())
+    (second,) = [
+        place
+        for place in range(1, len(content) - 10)
+        if content[place - 1 : place + 1] == b'\0,' and place > len(content) // 2
+    ][-1:]
+    content[second + 5 : second + 9] = struct.pack('<HH', 64_000, 64_000)
+    (tmp_path / 'x.gif').write_bytes(content)
+    with pytest.raises(UserError, match=r'x\.gif: cannot be read as a picture \(Image size \(4\d+ pixels\) exceeds'):
+        list(open_pictures(tmp_path / 'x.gif'))
+
+
+def open_pictures(path):
+    with open_picture(path) as file:
+        yield from file.pictures()

@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""Measures what restoring photographs of two megapixels takes, and what it loses, with all that one could run.
+"""Measures what routing saves on photographs of two megapixels and what it loses, and what else one could run.
 
-    python tools/benchmark_photographs.py [NAME ...] [--photographs N] [--threads N]
+    python tools/benchmark_photographs.py [NAME ...]            quality at many budgets
+    python tools/benchmark_photographs.py [NAME ...] --engines  time, against every engine that is installed
 
-Each network is pruned with the photographs in ``datasets/photos2k/train``, in fp32 and in int8, and compared on those
-in ``datasets/photos2k/test`` in one run: the dense network in every engine that is installed, its sparse candidates
-everywhere, and ClassPruning at budgets. It works in a folder that holds ``datasets/`` and ``checkpoints/``; models that
-are there already are kept. ``docs/results/photographs/NAME.json`` gets what the comparison wrote.
-
-Times are kept only if the machine was idle at the start: a load average of at most 0.2.
+Each network gets a bypass and a classifier that is fitted to the photographs in ``datasets/photos2k/train``, or is
+pruned with them, and restores those in ``datasets/photos2k/test`` in patches. It works in a folder that holds
+``datasets/``, ``checkpoints/`` and ``zoo/``; models that are there already are kept. ``docs/results/photographs/`` gets
+what the comparisons wrote: ``NAME.json``, and with ``--engines`` ``NAME_engines.json``, whose times are shown only if
+the machine was idle at the start (a load average of at most 0.2).
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from pathlib import Path
 if not __package__:  # run as a file: Python looks for modules in its folder, and not in the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from basicsr_classpruning import load
+from basicsr_classpruning.archs.forms import as_routed
 from basicsr_classpruning.safe_files import write_atomically
 from tools.benchmark_pruning import write_degraded
 from tools.commands import classpruning
@@ -32,79 +34,94 @@ RESULTS = Path(__file__).resolve().parents[1] / 'docs' / 'results' / 'photograph
 CALIBRATION = 'datasets/photos2k/train'
 TEST = 'datasets/photos2k/test'
 IDLE = 0.2
-LADDER = ('0:16', '4:16', '8:16', '16:16')
-INT8_LADDER = ('0:16', '4:16-int8', '8:16-int8', '16:16-int8')
-BUDGETS = ('0.2', '0.3', '0.4')
+BUDGETS = ('0.1', '0.15', '0.2', '0.25', '0.3', '0.4', '0.5', '0.63', '0.8', '1.0')
+TIMED_BUDGETS = ('0.2', '0.3', '0.4')
+PATCH = ('--patch', '32', '--tile', '192')
 
 
 @dataclass(frozen=True)
 class Network:
-    """One dense network that photographs are restored with."""
+    """One network that photographs are restored with."""
 
     name: str
     """Of its files."""
     label: str
     dense: str
-    """Its checkpoint."""
+    """Checkpoint of the dense network."""
     degrade: str
     psnr: str
     """The row's key that is compared: as usual, the luma for super-resolution."""
+    fitted: str | None = None
+    """Checkpoint of its trained candidates, which get a bypass and a classifier; None: the dense network is pruned."""
+    candidates: tuple[str, ...] = ('0:16', '4:16', '8:16', '16:16')
+    """Of what is pruned."""
     against_dense: bool = False
     """Whether the truth is what the dense network makes of the degraded pictures: a network that was trained to please
     the eye is far from the clean ones."""
+    photographs: int = 10
+    """How many of the test photographs are restored: fewer where that takes long."""
 
 
 NETWORKS = (
-    Network('edsr_x2_64', 'EDSR ×2, 64 features, 16 blocks', 'zoo/edsr_x2_64_dense.pth', 'bicubic2', 'psnr_y'),
     Network(
-        'realesr-animevideov3', 'SRVGGNetCompact ×4 (realesr-animevideov3)', 'checkpoints/realesr-animevideov3.pth',
-        'bicubic4', 'psnr_y', against_dense=True,
+        'edsr_x2_32_layers', 'EDSR ×2, 32 features, 8 blocks, per-layer N', 'zoo/edsr_x2_32_layers_dense.pth',
+        'bicubic2', 'psnr_y', fitted='zoo/edsr_x2_32_layers.pth',
     ),
     Network(
-        'dncnn_color_blind', 'DnCNN, blind colour noise (KAIR), noise of 1 + half-normal σ 10',
-        'checkpoints/dncnn_color_blind.pth', 'noise~10', 'psnr',
+        'dncnn_noise_32', 'DnCNN, 32 features, noise of 1 + half-normal σ 10', 'zoo/dncnn_noise_32_dense.pth',
+        'noise~10', 'psnr', fitted='zoo/dncnn_noise_32.pth', photographs=4,
+    ),
+    Network(
+        'dncnn_color_blind', 'DnCNN, published, blind, noise of 1 + half-normal σ 10',
+        'checkpoints/dncnn_color_blind.pth', 'noise~10', 'psnr', photographs=2,
+    ),
+    Network(
+        'realesr-animevideov3', 'SRVGGNetCompact ×4, published', 'checkpoints/realesr-animevideov3.pth', 'bicubic4',
+        'psnr_y', against_dense=True,
     ),
 )  # fmt: skip
 
 
-def measure(network: Network, photographs: int, threads: int) -> None:
-    """Prunes a network and compares what comes out with everything else, in the current folder."""
+def measure(network: Network, engines: bool, threads: int) -> None:
+    """Makes the routed network unless it is there, compares it, and keeps the result; in the current folder."""
     idle = os.getloadavg()[0] <= IDLE
     for folder in ('models', 'results'):
         Path(folder).mkdir(exist_ok=True)
-    calibration = ['--calibration', CALIBRATION, '--degrade', network.degrade]
-    engine_pictures = CALIBRATION
+    calibration, how = CALIBRATION, ['--degrade', network.degrade]
     if network.against_dense:
-        engine_pictures = f'{CALIBRATION}_{network.degrade}'
-        write_degraded(CALIBRATION, engine_pictures, network.degrade)
-        calibration = ['--calibration', engine_pictures, '--degrade', 'none']
-    models = [network.dense]
-    for name, ladder, how in ((network.name, LADDER, []), (f'{network.name}_int8', INT8_LADDER, ['--int8'])):
-        model = f'models/{name}.pth'
-        if not Path(model).exists():
-            classpruning('prune', network.dense, '--out', model, '--candidates', *ladder, *how, *calibration)
-            idle = False  # the load average still knows
-        models.append(model)
-    pictures = _some(TEST, photographs)
+        calibration, how = f'{CALIBRATION}_{network.degrade}', ['--degrade', 'none']
+        write_degraded(CALIBRATION, calibration, network.degrade)
+    model = f'models/{network.name}_photographs.pth'
+    if not Path(model).exists():
+        idle = False  # the load average still knows
+        if network.fitted is not None:
+            classpruning('fit', network.fitted, '--bypass', '--out', model, '--calibration', calibration, *how)
+        else:
+            classpruning('prune', network.dense, '--out', model, '--candidates', *network.candidates,
+                         '--calibration', calibration, *how)  # fmt: skip
+    pictures = _some(TEST, network.photographs)
     what = ['--gt', pictures, '--degrade', network.degrade]
     if network.against_dense:
         lq, gt = f'{pictures}_{network.degrade}', f'{pictures}_{network.name}'
         write_degraded(pictures, lq, network.degrade)
         if not Path(gt).is_dir():
-            classpruning('restore', lq, '--model', network.dense, '--output', gt)
             idle = False
+            classpruning('restore', lq, '--model', network.dense, '--output', gt)
         what = ['--gt', gt, '--lq', lq]
-    result = f'results/{network.name}.json'
-    sparse = [name for name in (*LADDER, *INT8_LADDER) if not name.startswith('0:')]
+    routed = as_routed(load(model))
+    budgets = [budget for budget in (TIMED_BUDGETS if engines else BUDGETS) if float(budget) >= routed.info.costs[0]]
+    others = ['--engines', '--calibration', calibration] if engines else []
+    name = f'{network.name}_engines' if engines else network.name
     classpruning(
-        'benchmark', '--models', *models, *what, '--candidates', *sparse, '--budgets', *BUDGETS, '--patch', '32',
-        '--engines', '--calibration', engine_pictures, '--repeats', '1', '--threads', str(threads), '--json', result,
+        'benchmark', '--models', network.dense, model, *what, '--candidates', *routed.candidates[1:],
+        '--budgets', *budgets, *PATCH, *others, '--repeats', '1', '--threads', str(threads),
+        '--json', f'results/{name}.json',
     )  # fmt: skip
-    report = json.loads(Path(result).read_text(encoding='utf-8'))
-    report['idle'] = idle
+    report = json.loads(Path(f'results/{name}.json').read_text(encoding='utf-8'))
+    report['idle'] = idle and engines
     RESULTS.mkdir(parents=True, exist_ok=True)
     content = json.dumps(report, indent=1) + '\n'
-    write_atomically(RESULTS / f'{network.name}.json', lambda file: file.write(content.encode()))
+    write_atomically(RESULTS / f'{name}.json', lambda file: file.write(content.encode()))
 
 
 def _some(folder: str, count: int) -> str:
@@ -125,7 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [network.name for network in NETWORKS]
     parser.add_argument('names', metavar='NAME', nargs='*', help=f'{", ".join(names)}; all by default')
-    parser.add_argument('--photographs', type=int, default=10, metavar='N', help='the first N of them (default: all)')
+    parser.add_argument('--engines', action='store_true', help='measure time, against other engines')
     parser.add_argument('--threads', type=int, default=1, metavar='N')
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.names) - set(names))
@@ -133,7 +150,7 @@ def main() -> None:
         parser.error(f'no such network: {", ".join(unknown)}')
     for network in NETWORKS:
         if network.name in (arguments.names or names):
-            measure(network, arguments.photographs, arguments.threads)
+            measure(network, arguments.engines, arguments.threads)
 
 
 if __name__ == '__main__':

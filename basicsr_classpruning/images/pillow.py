@@ -56,6 +56,7 @@ DAMAGED = (
     AttributeError,
     ZeroDivisionError,
     struct.error,
+    Image.DecompressionBombError,  # of a later frame
 )
 """All that Pillow's readers raise on damaged files. An UnidentifiedImageError is an OSError."""
 

@@ -1,11 +1,13 @@
-"""Writes what restoring photographs takes and loses, into docs/benchmarks.md and the README, from the kept results."""
+"""Writes what routing saves and loses on photographs into docs/benchmarks.md and the README, from the kept results."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from basicsr_classpruning.benchmark.rivals import RIVALS
 from tools.benchmark_photographs import NETWORKS, Network
@@ -13,112 +15,171 @@ from tools.pages.markdown import markdown_table, write_blocks
 from tools.pages.results import read_result, versions_of
 
 RESULTS = Path('docs/results/photographs')
-_LOSSLESS = 0.001  # dB
-_NO_LOSS_SEEN = 0.03
-_LITTLE_LOSS = 0.1
+_SHOWN_BUDGETS = (0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
+_STEEP = (0.25, 0.4, 0.5)  # budgets at which a denoiser is compared with the best fixed candidate or mix
+_TARGETS = {
+    ('super-resolution', 'saved'): ('70 %', '80 % at ≤ 0.02 dB'),
+    ('super-resolution', 'gain'): ('+0.18', '+0.25'),
+    ('noise', 'saved'): ('45 %', '65 %'),
+    ('noise', 'gain'): ('+0.05', '+0.25'),
+}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One network's measurements."""
+    """One network's measurements: quality at many budgets, or time."""
 
     network: Network
     report: dict[str, Any]
 
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """All that a user could run: neither the oracle nor chance."""
-        return [row for row in self.report['rows'] if row['kind'] not in ('oracle', 'random')]
+    def rows(self, *kinds: str) -> list[dict[str, Any]]:
+        """Those of some kinds."""
+        return [row for row in self.report['rows'] if row['kind'] in kinds]
 
-    def loss(self, row: dict[str, Any]) -> float:
-        """dB below the dense network; where that is the truth itself, minus the PSNR to it."""
-        psnr = row[self.network.psnr]
-        if self.network.against_dense:
-            return 0.0 if psnr is None else -psnr
-        return max(self.dense[self.network.psnr] - psnr, -9.0)
+    def psnr(self, row: dict[str, Any]) -> float:
+        """In dB, as usual for the task; infinite where the truth is the dense network's own output."""
+        found = row[self.network.psnr]
+        return float('inf') if found is None else found
 
     @property
     def dense(self) -> dict[str, Any]:
         """The dense network as this package runs it."""
-        return next(row for row in self.rows if row['kind'] == 'dense' and row['backend'] not in RIVALS)
+        return next(row for row in self.rows('dense') if row['backend'] not in RIVALS)
+
+    def fixed(self, spent: float) -> float | None:
+        """PSNR of the best candidate for everything, or random mix of two, at a share of the dense MACs."""
+        points = sorted((_spent(row), self.psnr(row)) for row in self.rows('candidate'))
+        points = [point for point in points if np.isfinite(point[1])]
+        if not points or spent < points[0][0] * 0.99:
+            return None
+        xs, ys = zip(*points)
+        return max(float(np.interp(spent, xs, ys)), *(y for x, y in points if x <= spent * 1.01))
+
+    def gain(self, row: dict[str, Any]) -> float | None:
+        """Over the best candidate for everything, or random mix of two, of the same cost."""
+        fixed = self.fixed(_spent(row))
+        return None if fixed is None else self.psnr(row) - fixed
 
     @property
-    def rival(self) -> dict[str, Any]:
-        """The fastest rival that gives the dense network's pictures."""
-        rivals = [row for row in self.rows if row['backend'] in RIVALS and self._is_exact(row)]
-        return min(rivals, key=lambda row: row['seconds'])
-
-    def _is_exact(self, row: dict[str, Any]) -> bool:
-        if self.network.against_dense:
-            return row[self.network.psnr] is None or row[self.network.psnr] > 70
-        return abs(self.loss(row)) < _LOSSLESS
-
-    def quality(self, row: dict[str, Any]) -> str:
-        """How far a row is from the dense network, as a reader sees it."""
-        psnr = row[self.network.psnr]
-        if self.network.against_dense:
-            return 'equal' if self._is_exact(row) else f'{psnr:.2f} dB to it'
-        return f'{-self.loss(row):+.3f} dB'.replace('-0.000', '0.000').replace('+0.000', '0.000')
-
-    def speed(self, row: dict[str, Any]) -> str:
-        """How much faster a row is than the rival; empty where the machine was not idle."""
-        return f'{self.rival["seconds"] / row["seconds"]:.2f}×' if self.report['idle'] else ''
+    def task(self) -> str:
+        return 'noise' if self.network.degrade.startswith('noise') else 'super-resolution'
 
 
-def table(comparison: Comparison) -> str:
-    """Every row of a network, in the order of the comparison."""
-    lines = []
-    for row in comparison.rows:
-        name = {'dense': 'dense', 'candidate': f'{row["candidate"]} everywhere', 'routed': 'routed'}.get(row['kind'])
-        kind = name or f'ClassPruning{" int8" if "int8" in row["model"] else ""}, budget {row["budget"]:g}'
-        macs = f'{row["macs"] / row["macs_dense"]:.1%}'
-        lines.append([kind, row['backend'], comparison.quality(row), macs, comparison.speed(row)])
-    return markdown_table(['what', 'engine', 'to the dense network', 'MACs', 'speed'], lines)
+def _spent(row: dict[str, Any]) -> float:
+    return row['macs'] / row['macs_dense']
 
 
-def caption(comparison: Comparison) -> str:
-    """What was measured, how and on what."""
-    report = comparison.report
-    return (
-        f'{report["pictures"]} photographs, `--degrade {comparison.network.degrade}`; '
-        f'{report["machine"]["processor"]}, {report["threads"]} thread(s); {versions_of(report["machine"])}; '
-        f'`python tools/benchmark_photographs.py {comparison.network.name}`. Speed is relative to '
-        f'{comparison.rival["backend"]}, the fastest engine that gives the same pictures as PyTorch.'
-    )
-
-
-def summary(comparisons: Sequence[Comparison]) -> str:
-    """A line for each network: speed and loss of what one would choose among."""
+def quality(comparisons: Sequence[Comparison]) -> str:
+    """PSNR below the dense network at budgets, beside the best of what does not look at the picture."""
     lines = []
     for one in comparisons:
-        ours = [row for row in one.rows if row['kind'] == 'budget']
-        int8 = next((row for row in one.rows if row['backend'] == 'openvino-int8'), None)
-        cells = [int8, one.dense, _fastest(one, [row for row in ours if 'int8' not in row['model']], _NO_LOSS_SEEN),
-                 _fastest(one, ours, _LITTLE_LOSS)]  # fmt: skip
-        lines.append([one.network.label, f'{one.rival["backend"]}', *(_cell(one, row) for row in cells)])
-    header = ['network', 'fastest lossless rival', 'OpenVINO int8', 'our engine, dense']
-    header += [f'ClassPruning, at most {_NO_LOSS_SEEN} dB', f'ClassPruning with int8, at most {_LITTLE_LOSS} dB']
-    return markdown_table(header, lines)
+        for kind, label in (('budget', 'ClassPruning'), ('oracle', 'the oracle')):
+            found = {row['budget']: row for row in one.rows(kind)}
+            cells = [_to_dense(one, found.get(budget)) for budget in _SHOWN_BUDGETS]
+            lines.append([one.network.label if kind == 'budget' else '', label, *cells])
+        fixed = [one.fixed(budget) for budget in _SHOWN_BUDGETS]
+        lines.append(['', 'one candidate, or a random mix', *(_cell(one, psnr) for psnr in fixed)])
+    return markdown_table(['network', 'at budget', *(f'{budget:g}' for budget in _SHOWN_BUDGETS)], lines)
 
 
-def _fastest(one: Comparison, rows: list[dict[str, Any]], loss: float) -> dict[str, Any] | None:
-    """The fastest row that loses at most so much; the best one where none does."""
-    if not rows:
-        return None
-    good = [row for row in rows if one.loss(row) <= loss and not one.network.against_dense]
-    return min(good, key=lambda row: row['seconds']) if good else min(rows, key=one.loss)
+def _to_dense(one: Comparison, row: dict[str, Any] | None) -> str:
+    return '' if row is None else _cell(one, one.psnr(row))
 
 
-def _cell(one: Comparison, row: dict[str, Any] | None) -> str:
-    return '' if row is None else ', '.join(filter(None, (one.speed(row), one.quality(row))))
+def _cell(one: Comparison, psnr: float | None) -> str:
+    if psnr is None:
+        return ''
+    return f'{psnr:.2f}' if one.network.against_dense else f'{psnr - one.psnr(one.dense):+.3f}'
+
+
+def targets(comparisons: Iterable[Comparison]) -> str:
+    """What was aimed at, and what was reached."""
+    lines = []
+    for one in comparisons:
+        budgets = {row['budget']: row for row in one.rows('budget')}
+        found: list[tuple[str, str, str, str]] = []
+        if not one.network.against_dense:
+            loss = 0.05 if one.task == 'noise' else 0.03
+            found.append((f'MACs saved at ≤ {loss} dB', *_TARGETS[one.task, 'saved'], _saved(one, loss)))
+            at = [0.25] if one.task == 'super-resolution' else [budget for budget in _STEEP if budget in budgets]
+            gains = [(budget, one.gain(budgets[budget])) for budget in at]
+            text = ', '.join(f'{gain:+.3f}' for _, gain in gains if gain is not None)
+            where = ', '.join(f'{budget:g}' for budget in at)
+            found.append((f'dB above one candidate or a mix at budget {where}', *_TARGETS[one.task, 'gain'], text))
+        found.append(("share of the oracle's gain, budgets 0.15 to 0.4", '60 %', '80 %', _share(one)))
+        off = [_spent(row) / row['budget'] - 1 for row in budgets.values() if not row['enough']]
+        found.append(('distance from the budget, where it is spent', '±1 %', '', f'{min(off):+.1%} to {max(off):+.1%}'))
+        psnr = [one.psnr(budgets[budget]) for budget in sorted(budgets)]
+        fall = min(np.diff([value for value in psnr if np.isfinite(value)]))
+        found.append(('largest fall of PSNR as the budget rises (dB)', '0', '', f'{max(0.0, -fall):.3f}'))
+        lines += [[one.network.label if not number else '', *cells] for number, cells in enumerate(found)]
+    return markdown_table(['network', 'what', 'floor', 'goal', 'reached'], lines)
+
+
+def _saved(one: Comparison, loss: float) -> str:
+    least = one.psnr(one.dense) - loss
+    psnr, saved = zip(*sorted((one.psnr(row), 1 - _spent(row)) for row in one.rows('budget')))
+    if least > psnr[-1]:
+        return f'not reached: {psnr[-1] - one.psnr(one.dense):+.3f} dB at most'
+    return f'{np.interp(least, psnr, saved):.0%}'
+
+
+def _share(one: Comparison) -> str:
+    oracle = {row['budget']: row for row in one.rows('oracle')}
+    shares = []
+    for row in one.rows('budget'):
+        fixed, best = one.fixed(_spent(row)), oracle[row['budget']]
+        if 0.15 <= row['budget'] <= 0.4 and fixed is not None and one.psnr(best) > fixed:
+            shares.append((one.psnr(row) - fixed) / (one.psnr(best) - fixed))
+    return f'{np.mean(shares):.0%}' if shares else ''
+
+
+def engines(comparisons: Sequence[Comparison]) -> str:
+    """The dense network in every engine, and ClassPruning, by speed."""
+    parts = []
+    for one in comparisons:
+        exact = [row for row in one.rows('dense') if row['backend'] in RIVALS and abs(_loss(one, row)) < 0.001]
+        rival = min(exact, key=lambda row: row['seconds'])
+        lines = []
+        for row in one.rows('dense', 'candidate', 'budget'):
+            what = {'dense': 'dense', 'candidate': f'{row["candidate"]} everywhere'}.get(row['kind'])
+            speed = f'{rival["seconds"] / row["seconds"]:.2f}×' if one.report['idle'] else ''
+            cells = [row['backend'], _to_dense(one, row) or 'equal', f'{_spent(row):.1%}', speed]
+            lines.append([what or f'ClassPruning, budget {row["budget"]:g}', *cells])
+        header = ['what', 'engine', 'dB to dense', 'MACs', f'speed over {rival["backend"]}']
+        parts.append(f'{caption(one)}\n\n{markdown_table(header, lines)}')
+    return '\n\n'.join(parts)
+
+
+def _loss(one: Comparison, row: dict[str, Any]) -> float:
+    if one.network.against_dense:
+        return 0.0 if one.psnr(row) > 70 else 9.0
+    return one.psnr(one.dense) - one.psnr(row)
+
+
+def caption(one: Comparison) -> str:
+    """What was measured, how and on what."""
+    report = one.report
+    return (
+        f'{one.network.label}: {report["pictures"]} photographs; {report["machine"]["processor"]}, '
+        f'{report["threads"]} thread(s); {versions_of(report["machine"])}.'
+    )
 
 
 def write(root: Path) -> None:
     """Writes the tables, as far as their results are there."""
-    found = [(network, root / RESULTS / f'{network.name}.json') for network in NETWORKS]
-    comparisons = [Comparison(network, read_result(path)) for network, path in found if path.is_file()]
-    if not comparisons:
-        return
-    whole = [f'### {one.network.label}\n\n{caption(one)}\n\n{table(one)}\n' for one in comparisons]
-    write_blocks(root / 'docs/benchmarks.md', {'photographs': summary(comparisons), 'every row': '\n'.join(whole)})
-    write_blocks(root / 'README.md', {'photographs': summary(comparisons)})
+    found = {
+        suffix: [
+            Comparison(network, read_result(root / RESULTS / f'{network.name}{suffix}.json'))
+            for network in NETWORKS
+            if (root / RESULTS / f'{network.name}{suffix}.json').is_file()
+        ]
+        for suffix in ('', '_engines')
+    }
+    if found['']:
+        tables = {'photographs': quality(found['']), 'targets': targets(found[''])}
+        tables['photographs measured'] = '\n'.join(f'* {caption(one)}' for one in found[''])
+        write_blocks(root / 'docs/benchmarks.md', tables)
+        write_blocks(root / 'README.md', {'photographs': tables['photographs']})
+    if found['_engines']:
+        write_blocks(root / 'docs/benchmarks.md', {'engines': engines(found['_engines'])})

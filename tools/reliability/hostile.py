@@ -356,6 +356,7 @@ def _bombs() -> Iterator[tuple[str, bytes]]:
             start = data.index(b'\x9d\x01\x2a') + 3
             data[start : start + 4] = struct.pack('<HH', 16383, 16383)
         yield name, bytes(data)
-    yield 'bomb.gif', b'GIF89a' + struct.pack('<HHBBB', side, side, 0, 0, 0) + b';'
+    frame = b',' + struct.pack('<HHHHB', 0, 0, side, side, 0) + b'\x08\x02\x4c\x01\x00'
+    yield 'bomb.gif', b'GIF89a' + struct.pack('<HHBBB', side, side, 0, 0, 0) + frame + b';'
     yield 'bomb.tga', struct.pack('<BBBHHBHHHHBB', 0, 0, 2, 0, 0, 0, 0, 0, side, side, 24, 0x20)
     yield 'bomb.ppm', f'P6 {side} {side} 65535 '.encode()

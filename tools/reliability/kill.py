@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import struct
 import time
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -196,21 +198,23 @@ class Killing:
         row = self.result.row('resumed from the newest whole pair')
         row.add('' if first == newest + 1 else f'went on at {first}, the newest whole pair was {newest}')
         self.result.figures['first iterations after a kill'].append(first)
-        if number % 10 == 0 and number:
+        if number % 10 == 0 and self.damaged:
             lines = outcome.output.count('going back to the checkpoint before it')
             row = self.result.row('damaged newest file passed over with a line')
             row.add('' if lines == 1 else f'{lines} lines about it')
 
     def _damage_newest(self) -> None:
-        """Truncates the newest network, or flips a bit of the newest state."""
+        """Truncates the newest network or training state, or flips a bit of what it holds."""
         newest = self._newest_pair()
+        if not newest:
+            return
         name = self.rng.choice([f'models/net_g_{newest}.pth', f'training_states/{newest}.state'])
         path = self.training.experiment / name
         content = bytearray(path.read_bytes())
         if self.rng.random() < 0.5:
             content = content[: self.rng.randrange(len(content))]
         else:
-            content[len(content) // 2] ^= 1 << self.rng.randrange(8)
+            content[_middle_of_largest_record(path)] ^= 1 << self.rng.randrange(8)
         path.write_bytes(content)
         self.damaged[path] = bytes(content)
 
@@ -225,3 +229,13 @@ class Killing:
             row.add(self._damage(found) if found.exists() else f'{found.name} is missing')
         row = self.result.row('run finished')
         row.add(outcome.complaint or (outcome.error if outcome.status else ''))
+
+
+def _middle_of_largest_record(path: Path) -> int:
+    """A place in a zip file that holds content: between records is padding, where a flipped bit damages nothing."""
+    with zipfile.ZipFile(path) as archive:
+        record = max(archive.infolist(), key=lambda info: info.file_size)
+    with path.open('rb') as file:
+        file.seek(record.header_offset + 26)
+        name, extra = struct.unpack('<HH', file.read(4))
+    return record.header_offset + 30 + name + extra + record.file_size // 2
