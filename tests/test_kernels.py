@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tiny import in_threads
 from torch import nn
 
+from basicsr_classpruning.errors import UsageError
 from basicsr_classpruning.kernels import native, ops
 from basicsr_classpruning.kernels.choice import Choices
 from basicsr_classpruning.kernels.layers import Epilogue, KernelConv2d, KernelLinear
@@ -386,3 +387,19 @@ def test_without_an_openmp_runtime():
     finally:
         torch.set_num_threads(before)
         LIBRARY.library.cp_use_parallel(native._openmp_parallel())
+
+
+@pytest.mark.parametrize('algorithm', native.ALGORITHMS)
+def test_the_environment_settles_the_algorithm(monkeypatch, algorithm):
+    layer = nn.Conv2d(32, 32, 3, padding=1)
+    made, x = KernelConv2d(layer, Epilogue()), torch.randn(1, 32, 40, 40)
+    if made.winograd is None:
+        pytest.skip('the reference runs')
+    monkeypatch.setattr(ops._algorithms, 'choose', lambda case, ways: pytest.fail('nothing is measured'))
+    monkeypatch.setenv(native.ALGORITHM_VARIABLE, algorithm)
+    with torch.no_grad():
+        found, wanted = made(x), Build(algorithm)(layer, Epilogue())(x)
+    assert torch.equal(found, wanted)
+    monkeypatch.setenv(native.ALGORITHM_VARIABLE, 'magic')
+    with pytest.raises(UsageError, match='CLASSPRUNING_ALGORITHM=magic: must be winograd or direct'):
+        made(x)

@@ -27,6 +27,8 @@ REFERENCE = 'reference'
 ISA_CODES = {'avx2': 0, 'avx512': 1, 'wide': 2}  # cp_isa; 'wide' is the AVX-512 code in AVX2 instructions, for tests
 _PREFERENCE = ('avx512', 'avx2')
 ISA_VARIABLE = 'CLASSPRUNING_ISA'
+ALGORITHM_VARIABLE = 'CLASSPRUNING_ALGORITHM'
+ALGORITHMS = ('winograd', 'direct')
 LIBRARY_VARIABLE = 'CLASSPRUNING_KERNELS'  # another build of the library, such as one with a sanitizer
 
 ACTIVATIONS = {'none': 0, 'relu': 1, 'leaky_relu': 2, 'prelu': 3, 'gelu': 4}  # cp_activation
@@ -231,6 +233,15 @@ def available() -> str | None:
             raise UsageError(f'{ISA_VARIABLE}={wanted}: this processor has no {wanted}')
         return wanted
     return next((isa for isa in _PREFERENCE if native is not None and native.supports(isa)), None)
+
+
+def forced_algorithm() -> str | None:
+    """Which of the two ways to compute a 3 x 3 layer the environment variable ``CLASSPRUNING_ALGORITHM`` names; None:
+    the faster one, as it is measured. Raises UsageError where it names another."""
+    wanted = os.environ.get(ALGORITHM_VARIABLE)
+    if wanted and wanted not in ALGORITHMS:
+        raise UsageError(f'{ALGORITHM_VARIABLE}={wanted}: must be {" or ".join(ALGORITHMS)}')
+    return wanted or None
 
 
 def isa_in_use() -> str | None:

@@ -173,7 +173,8 @@ def _faster(call: native.Call, packed: Tensor, winograd: Tensor, geometry: list[
         _run(measured)
 
     ways = {'winograd': lambda: run(winograd), 'direct': lambda: run(packed)}
-    return packed if _algorithms.choose(case, ways) == 'direct' else winograd
+    found = native.forced_algorithm() or _algorithms.choose(case, ways)
+    return packed if found == 'direct' else winograd
 
 
 def _nm_linear(

@@ -134,7 +134,8 @@ def _faster(layer: KernelConv2d, cell: int, jobs: Tensor) -> Tensor:
         conv2d_in_jobs(x, y, jobs, weight_array([packed], [layer.bias]), cell, threads=1)
 
     case = (*layer.geometry, bucket, cell, len(jobs))
-    return ways[_algorithms.choose(case, {name: functools.partial(run, packed) for name, packed in ways.items()})]
+    found = native.forced_algorithm()
+    return ways[found or _algorithms.choose(case, {name: functools.partial(run, one) for name, one in ways.items()})]
 
 
 def _patches() -> Tensor:

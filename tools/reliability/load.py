@@ -119,8 +119,9 @@ class Restoring:
             'restore', self.source, '--model', self.model, '--output', self.output, '--threads', self.threads,
             '--backend', self.backend, '--tile', self.tile, '--json', self._report, '--overwrite',
         )  # fmt: skip
-        # The environment's number of threads must not matter either.
-        environment = {**os.environ, 'OMP_NUM_THREADS': str(3 - self.threads)}
+        # The environment's number of threads must not matter either. Which algorithm is the faster one is measured by
+        # each process: where both are as fast, two may find otherwise, and round otherwise.
+        environment = {**os.environ, 'OMP_NUM_THREADS': str(3 - self.threads), 'CLASSPRUNING_ALGORITHM': 'winograd'}
         command = [sys.executable, '-m', 'basicsr_classpruning', *map(str, arguments)]
         self._log = open(self.output.with_name(f'{self.output.name}-{self.threads}.log'), 'w+')  # noqa: SIM115
         self._process = subprocess.Popen(command, stdout=self._log, stderr=self._log, env=environment)
