@@ -6,11 +6,12 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from tools.pages import benchmarks, kernels, options, plot, pruning, reliability, routing
+from tools.pages import benchmarks, kernels, options, photographs, plot, pruning, reliability, routing
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES: dict[str, Callable[[Path], None]] = {
     'benchmarks': benchmarks.write,
+    'photographs': photographs.write,
     'plot': plot.write,
     'routing': routing.write,
     'kernels': kernels.write,
