@@ -8,7 +8,7 @@ photographs  docs/benchmarks.md, the README's table     docs/results/photographs
 plot         docs/figures/psnr_time.png                 docs/results/tables          the same
 routing      docs/tables/index.md                       docs/results/routing         tools/routing_by_distance.py
 kernels      docs/kernels.md                            docs/results/kernels_*       tools/benchmark_kernels.py
-             docs/results/int8_*                        tools/benchmark_int8.py
+                                                        docs/results/int8_*          tools/benchmark_int8.py
 pruning      docs/pruning.md                            docs/results/prune           tools/benchmark_pruning.py
 reliability  docs/reliability.md                        docs/results/reliability     tools/reliability/run.py
 options      docs/options.md, docs/options.schema.json  basicsr_classpruning/config

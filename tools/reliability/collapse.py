@@ -19,7 +19,7 @@ def run(seeds: int, seed: int, folder: Path) -> Result:
     """Provokes collapses in ``seeds`` different trainings, in two ways, with each option."""
     result = Result(figures={'most images in one class afterwards, recovered runs': []})
     for number in range(seed, seed + seeds):
-        for cause in ('bad weights', 'bad learning rate'):
+        for cause in ('price absurdly high', 'price absurdly low'):
             for action in ('recover', 'stop', 'warn'):
                 trial = Trial(folder / f'{number} {cause} {action}', number, cause, action)
                 result.row(f'{cause}, on_collapse: {action}').add(trial.run(result.figures))
@@ -38,15 +38,12 @@ class Trial:
         train = self.options['train']
         train['on_collapse'] = action
         train['budget_opt'] = {'type': 'ComputeBudgetLoss', 'target': 0.6}
-        if cause == 'bad learning rate':
-            train['classifier_lr'] = 0.02
-        else:
-            self.options['path'] = {'pretrain_network_g': str(self._bad_weights(folder / 'bad.pth'))}
+        self.options['path'] = {'pretrain_network_g': str(self._bad_weights(folder / 'bad.pth'))}
 
     def _bad_weights(self, path: Path) -> Path:
-        """A checkpoint whose classifier sends every image to the sparsest candidate, whatever is in it."""
+        """A checkpoint that sends every image to the sparsest candidate, or to the densest, whatever is in it."""
         content = load_file(write_model(path))
-        content['params']['log_price'].fill_(12.0)
+        content['params']['log_price'].fill_(12.0 if self.cause == 'price absurdly high' else -12.0)
         save_file(content, path)
         return path
 
