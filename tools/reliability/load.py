@@ -16,7 +16,7 @@ import numpy as np
 
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.checkpoint import write_checkpoint
-from tests.tiny import NETWORKS, int8_network, randomise
+from tests.tiny import NETWORKS, classpruning, int8_network, randomise
 from tools.reliability.common import Result, Row
 
 _FULL = 2000  # small pictures from which on the huge one is as huge as it is meant to be
@@ -51,6 +51,11 @@ def run(count: int, seed: int, folder: Path) -> Result:
     some = _write_small(folder / 'some', max(count // 10, 2), rng)
     one, two = (Restoring(some, integers, folder / f'int8-{threads}', threads, 'cpu').run() for threads in (1, 2))
     _compare(result.row('small picture, 8-bit integers: same bytes with 1 and 2 threads'), one, two)
+    routed = _write_routed_model(folder / 'routed.pth')
+    one, two = (
+        Restoring(some, routed, folder / f'patches-{threads}', threads, 'cpu', patch=16).run() for threads in (1, 2)
+    )
+    _compare(result.row('small picture, in patches with a bypass: same bytes with 1 and 2 threads'), one, two)
     height, width = _HUGE if full else (side // 10 for side in _HUGE)
     huge = _write_huge(folder / 'huge', height, width, rng)
     one, two = (Restoring(huge, model, folder / f'huge{threads}', threads, 'dense', 256).run() for threads in (1, 2))
@@ -74,6 +79,13 @@ def _write_model(path: Path) -> Path:
 def _write_int8_model(path: Path) -> Path:
     """One with a bypass, units and groups that are not whole."""
     net = int8_network(base={**NETWORKS['DnCNN'], 'num_feat': 18, 'num_conv': 3})
+    write_checkpoint(path, {'params': net.state_dict()}, net.options)
+    return path
+
+
+def _write_routed_model(path: Path) -> Path:
+    """One with a bypass, whose patches can have candidates of their own."""
+    net = classpruning('DnCNN', candidates=['0:4', '1:4', '2:4', '4:4'])
     write_checkpoint(path, {'params': net.state_dict()}, net.options)
     return path
 
@@ -108,6 +120,8 @@ class Restoring:
     threads: int
     backend: str
     tile: int = 96
+    patch: int | None = None
+    """Side of patches that are routed to a budget; None: whole tiles are routed, by the price."""
     memory: list[tuple[float, float]] = field(default_factory=list)
     """Seconds since the start, resident memory in MiB."""
     status: int = 0
@@ -115,10 +129,12 @@ class Restoring:
 
     def start(self) -> Restoring:
         self._report = self.output.with_name(f'{self.output.name}-{self.threads}.json')
-        arguments = (
+        arguments = [
             'restore', self.source, '--model', self.model, '--output', self.output, '--threads', self.threads,
             '--backend', self.backend, '--tile', self.tile, '--json', self._report, '--overwrite',
-        )  # fmt: skip
+        ]  # fmt: skip
+        if self.patch is not None:
+            arguments += ['--patch', self.patch, '--budget', 0.6]
         # The environment's number of threads must not matter either. Which algorithm is the faster one is measured by
         # each process: where both are as fast, two may find otherwise, and round otherwise.
         environment = {**os.environ, 'OMP_NUM_THREADS': str(3 - self.threads), 'CLASSPRUNING_ALGORITHM': 'winograd'}
