@@ -129,3 +129,23 @@ def test_wrong_tiles():
 
 def test_batches_are_always_cut_alike():
     assert [list(b) for b in batches(np.arange(7), 3)] == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+@given(
+    height=st.integers(1, 300),
+    width=st.integers(1, 300),
+    overlap=st.integers(0, 16),
+    multiple=st.sampled_from([1, 8, 32]),
+)
+@settings(deadline=None)
+def test_tiles_of_networks_that_take_squares_are_square(height, width, overlap, multiple):
+    sizes = SizeRequirements(scale=1, multiple=multiple, minimum=multiple, square=True)
+    grid = plan_tiles(height, width, 96, overlap, sizes)
+    assert grid.tile_size[0] == grid.tile_size[1] <= 96
+    assert grid.tile_size[0] % multiple == 0
+    for axis, length in ((grid.rows, height), (grid.cols, width)):
+        assert axis.starts[0] == 0
+        assert axis.padded >= length
+        steps = np.diff(axis.starts)
+        assert (steps > 0).all()
+        assert (axis.tile - steps >= overlap).all()

@@ -116,7 +116,11 @@ def plan_tiles(height: int, width: int, tile: int, overlap: int, sizes: SizeRequ
         UsageError: the overlap leaves nothing of the tile, or the tile is smaller than the network takes.
     """
     check_tile(tile, overlap, sizes)
-    return TileGrid(_plan_axis(height, tile, overlap, sizes), _plan_axis(width, tile, overlap, sizes))
+    rows, columns = (_plan_axis(length, tile, overlap, sizes) for length in (height, width))
+    if sizes.square:
+        side = max(rows.tile, columns.tile)
+        rows, columns = (_axis_of_tiles(length, side, overlap, sizes) for length in (height, width))
+    return TileGrid(rows, columns)
 
 
 def check_tile(tile: int, overlap: int, sizes: SizeRequirements = _ANY) -> None:
@@ -137,7 +141,15 @@ def _plan_axis(length: int, tile: int, overlap: int, sizes: SizeRequirements) ->
     number = math.ceil((padded - overlap) / (tile - overlap))
     least = math.ceil((padded + (number - 1) * overlap) / number)
     tile = max(min(_round_up(least, math.lcm(_STEP, sizes.multiple)), tile), sizes.padded(1))
-    span = padded - tile
+    return _axis_of_tiles(length, tile, overlap, sizes)
+
+
+def _axis_of_tiles(length: int, tile: int, overlap: int, sizes: SizeRequirements) -> Axis:
+    """As many tiles of a side as are needed; one that is larger than the image is mirrored beyond its edge."""
+    span = sizes.padded(length) - tile
+    if span <= 0:
+        return Axis(length, tile, (0,))
+    number = 1 + math.ceil(span / (tile - _round_up(overlap, sizes.multiple)))
     starts = (span * i // (number - 1) // sizes.multiple * sizes.multiple for i in range(number))
     return Axis(length, tile, tuple(starts))
 
