@@ -17,7 +17,7 @@ from basicsr_classpruning.kernels import int8_native, native
 from basicsr_classpruning.kernels.int8_layers import Int8KernelConv2d, Int8KernelLayer, Quantize, int8_layer
 from basicsr_classpruning.kernels.int8_ops import int8_quantize
 from basicsr_classpruning.kernels.layers import Epilogue
-from basicsr_classpruning.sparsity.int8 import Int8Conv2d, Int8Linear
+from basicsr_classpruning.sparsity.int8 import Int8Conv2d, Int8Linear, largest_scale
 
 ISAS = [isa for isa in ('avx2', 'avxvnni', 'avx512vnni') if int8_native.supports(isa)] + ['reference']
 EXAMPLES = settings(deadline=None, max_examples=40, derandomize=True)
@@ -385,3 +385,23 @@ def test_plan_names_the_engine(isa):
     assert [plan.engine for plan in plans[:2]] == [f'int8-{isa}'] * 2
     assert not plans[2].engine.startswith('int8')
     assert [plan.fused for plan in plans[:2]] == [(), ('relu',)]
+
+
+@pytest.mark.parametrize('epilogue', [Epilogue('leaky_relu', torch.tensor([0.2]), 'before'),
+                                      Epilogue('prelu', torch.rand(8), 'before')])  # fmt: skip
+def test_a_residual_before_an_activation_with_a_slope(isa, epilogue):
+    """One that is broadcast, to a convolution, and one of the output's shape, to a linear layer."""
+    convolution, linear = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 8)
+    layers = (
+        (
+            Int8Conv2d.from_float(convolution, largest_scale(convolution.weight), 1 / 255, 0),
+            (2, 8, 12, 12),
+            (1, 8, 1, 1),
+        ),
+        (Int8Linear.from_float(linear, largest_scale(linear.weight), 1 / 255, 0), (2, 8), (2, 8)),
+    )
+    for layer, shape, added in layers:
+        x, residual = torch.rand(shape), torch.rand(added)
+        with torch.no_grad():
+            wanted = F.prelu(layer(x) + residual, epilogue.slope)
+            assert torch.equal(int8_layer(layer, epilogue)(x, residual), wanted)

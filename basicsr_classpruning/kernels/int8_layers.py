@@ -17,8 +17,8 @@ from basicsr_classpruning.kernels.int8_ops import (
     int8_quantize,
     run_conv2d,
 )
-from basicsr_classpruning.kernels.layers import Epilogue, conv_geometry, linear_geometry
-from basicsr_classpruning.kernels.ops import activate, output_size
+from basicsr_classpruning.kernels.layers import Epilogue, EpilogueLayer, conv_geometry, linear_geometry
+from basicsr_classpruning.kernels.ops import output_size
 from basicsr_classpruning.sparsity.int8 import Int8Conv2d, Int8Linear
 
 
@@ -41,14 +41,13 @@ class Range:
         return [self.inverse_scale, float(self.zero)]
 
 
-class Int8KernelLayer(nn.Module):
+class Int8KernelLayer(EpilogueLayer):
     """Integers and epilogue of a layer, packed once."""
 
     packed: Tensor
     scale: Tensor
     bias: Tensor | None
     factor: Tensor | None
-    slope: Tensor | None
 
     def __init__(self, layer: Int8Conv2d | Int8Linear, geometry: list[int], epilogue: Epilogue) -> None:
         super().__init__()
@@ -63,29 +62,6 @@ class Int8KernelLayer(nn.Module):
         scale = layer.weight_scale * layer.input_scale
         for name, value in (('scale', scale), ('bias', layer.bias), ('factor', factor), ('slope', epilogue.slope)):
             self.register_buffer(name, None if value is None else value.detach().float().contiguous().clone())
-
-    def run(self, x: Tensor, residual: Tensor | None, activation: str, order: str) -> Tensor:
-        """Calls the layer's operator."""
-        raise NotImplementedError
-
-    def output_shape(self, x: Tensor) -> tuple[int, ...]:
-        """Shape of the output, as floats, for an input."""
-        raise NotImplementedError
-
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """The layer with its epilogue. ``residual`` is given where the epilogue adds one, in any shape that fits."""
-        activation, order = self.epilogue
-        if residual is None or tuple(residual.shape) == self.output_shape(x):
-            return self.run(x, residual, activation, order)
-        if order == 'after':
-            return self.run(x, None, activation, 'none') + residual
-        return activate(self.run(x, None, 'none', 'none') + residual, activation, self.slope)
-
-    def extra_repr(self) -> str:
-        """Sizes and fused steps, as ``print(net)`` shows them."""
-        out_channels, in_channels, *kernel = self.geometry[:4]
-        activation, order = self.epilogue
-        return f'{in_channels}, {out_channels}, kernel_size={tuple(kernel)}, {activation=}, residual={order!r}'
 
 
 class Int8KernelConv2d(Int8KernelLayer):
@@ -127,7 +103,7 @@ class Int8KernelConv2d(Int8KernelLayer):
     def _call(
         self, x: Tensor, residual: Tensor | None, activation: str, order: str, made: int
     ) -> tuple[Tensor, Tensor]:
-        layer = (self.packed, self.scale, self.bias, self.factor, self.slope)
+        layer = (self.packed, self.scale, self.bias, self.factor, self.slope_of(activation))
         next_range = self.makes.numbers if self.makes is not None and made & INTEGERS else None
         geometry, numbers = self.geometry, self.range.numbers
         run = run_conv2d if type(x) is Tensor and not torch.compiler.is_compiling() else int8_conv2d
@@ -146,7 +122,7 @@ class Int8KernelLinear(Int8KernelLayer):
 
     def run(self, x: Tensor, residual: Tensor | None, activation: str, order: str) -> Tensor:
         """Calls ``classpruning::int8_linear``."""
-        layer = (self.packed, self.scale, self.bias, self.factor, self.slope)
+        layer = (self.packed, self.scale, self.bias, self.factor, self.slope_of(activation))
         return int8_linear(x, *layer, residual, activation, order, self.geometry[0], self.range.numbers)
 
 

@@ -261,9 +261,8 @@ def _int8_linear(
     filled = F.pad(tokens, (0, 0, 0, -count % _TOKENS_ASIDE))
     picture = filled.reshape(1, -1, _TOKENS_ASIDE, x.shape[-1]).movedim(-1, 1)
     after = order == 'before'  # then the activation comes after what is added here
-    found, _ = run_conv2d(
-        picture, packed, scale, bias, factor, slope, None, 'none' if after else activation, 'none', geometry, range
-    )
+    here = ('none', None) if after else (activation, slope)
+    found, _ = run_conv2d(picture, packed, scale, bias, factor, here[1], None, here[0], 'none', geometry, range)
     y.copy_(found.flatten(2)[0, :, :count].t().reshape(y.shape))
     if residual is None:
         return y

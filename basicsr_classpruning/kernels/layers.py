@@ -51,26 +51,13 @@ def _fold_scale(weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> tu
     return folded, None if bias is None else bias * factors
 
 
-class KernelLayer(nn.Module):
-    """Weight and epilogue of a layer, packed once."""
+class EpilogueLayer(nn.Module):
+    """A layer with an epilogue, on an operator of its own."""
 
-    packed: Tensor
-    bias: Tensor | None
+    geometry: list[int]
+    epilogue: tuple[str, str]
+    """The activation, and where a residual is added."""
     slope: Tensor | None
-
-    def __init__(self, layer: nn.Conv2d | nn.Linear, geometry: Sequence[int], epilogue: Epilogue) -> None:
-        super().__init__()
-        self.geometry = list(geometry)
-        self.epilogue = (epilogue.activation, epilogue.order)
-        weight, bias = _fold_scale(layer.weight.detach(), layer.bias, epilogue.scale)
-        packed, bias = self.pack(weight.reshape(*weight.shape[:2], *geometry[2:4]), bias)
-        self.register_buffer('packed', packed)
-        for name, value in (('bias', bias), ('slope', epilogue.slope)):
-            self.register_buffer(name, None if value is None else value.detach().float().contiguous().clone())
-
-    def pack(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The weight as the layer's operator takes it, and the bias."""
-        return _pack(weight, self.geometry), bias
 
     def run(self, x: Tensor, residual: Tensor | None, activation: str, order: str) -> Tensor:
         """Calls the layer's operator."""
@@ -94,10 +81,31 @@ class KernelLayer(nn.Module):
         return activate(self.run(x, None, 'none', 'none') + residual, activation, self.slope)
 
     def extra_repr(self) -> str:
-        """SizeRequirements and fused steps, as ``print(net)`` shows them."""
+        """Sizes and fused steps, as ``print(net)`` shows them."""
         out_channels, in_channels, *kernel = self.geometry[:4]
         activation, order = self.epilogue
         return f'{in_channels}, {out_channels}, kernel_size={tuple(kernel)}, {activation=}, residual={order!r}'
+
+
+class KernelLayer(EpilogueLayer):
+    """Weight and epilogue of a layer, packed once."""
+
+    packed: Tensor
+    bias: Tensor | None
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, geometry: Sequence[int], epilogue: Epilogue) -> None:
+        super().__init__()
+        self.geometry = list(geometry)
+        self.epilogue = (epilogue.activation, epilogue.order)
+        weight, bias = _fold_scale(layer.weight.detach(), layer.bias, epilogue.scale)
+        packed, bias = self.pack(weight.reshape(*weight.shape[:2], *geometry[2:4]), bias)
+        self.register_buffer('packed', packed)
+        for name, value in (('bias', bias), ('slope', epilogue.slope)):
+            self.register_buffer(name, None if value is None else value.detach().float().contiguous().clone())
+
+    def pack(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The weight as the layer's operator takes it, and the bias."""
+        return _pack(weight, self.geometry), bias
 
 
 def _pack(weight: Tensor, geometry: Sequence[int]) -> Tensor:
