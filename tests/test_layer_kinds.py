@@ -223,6 +223,30 @@ def test_files_from_before_a_layer_was_pruned_have_it_dense(tmp_path, caplog, na
         assert torch.equal(loaded.restore_with(x, candidate), old.eval().restore_with(x, candidate))
 
 
+@pytest.mark.parametrize('weights', ['own', 'shared'])
+@pytest.mark.parametrize(('name', 'then_dense'), [('Ragged', 'mix'), ('Grouped', 'four'), ('Transposed', 'upper')])
+def test_training_starts_from_files_from_before_a_layer_was_pruned(caplog, name, weights, then_dense):
+    torch.manual_seed(0)
+    old = randomise(ClassPruning(KINDS[name], CANDIDATES, weights=weights, skip=[f'^{then_dense}$']))
+    for _, layer in sparse_layers(old.base):
+        layer.reset_candidates()
+    new = ClassPruning(KINDS[name], CANDIDATES, weights=weights)
+    new.start_from(old.state_dict())
+    assert f'candidates begin from the dense weights where the file has none: {then_dense}' in caplog.text
+    x = torch.rand(2, 3, 16, 16)
+    assert torch.equal(new.eval().restore_with(x, '16:16'), old.eval().restore_with(x, '16:16'))
+    fresh = ClassPruning(KINDS[name], CANDIDATES, weights=weights)
+    fresh.load_params({key.removeprefix('base.'): value for key, value in dense_part(old).items()})
+    for key, value in new.state_dict().items():
+        if key.startswith('base.'):
+            assert torch.equal(value, (fresh if f'.{then_dense}.' in key else old).state_dict()[key])
+
+
+def dense_part(net: ClassPruning) -> dict[str, torch.Tensor]:
+    dense = {f'base.{key}' for key in build_network(net.options['base']).state_dict()}
+    return {key: value for key, value in net.state_dict().items() if key in dense}
+
+
 def test_files_that_lack_a_layer_that_was_always_pruned_are_damaged(tmp_path):
     net = ClassPruning(KINDS['RunsInAnotherOrder'], CANDIDATES)
     params = {key: value for key, value in net.state_dict().items() if not key.startswith('base.body.ranks')}

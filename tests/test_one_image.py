@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
@@ -141,11 +142,22 @@ def whole_way(folder, net: nn.Module, base: dict, wanted: torch.Tensor, *words: 
     with torch.no_grad():
         torch.testing.assert_close(basicsr_classpruning.load(out)(X), wanted)
 
+    onnx = str(folder / 'out.onnx')
+    assert main(['export', '--model', pruned, '--to', 'onnx', '--candidate', '4:4', '--out', onnx]) == 0
+    session = pytest.importorskip('onnxruntime').InferenceSession(onnx)
+    (found,) = session.run(None, {session.get_inputs()[0].name: X.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=0, atol=1e-4)
+
     options = training_options(folder / 'pictures')
     scale = wanted.shape[-1] // X.shape[-1]
     options['scale'] = scale
     degradation = {'type': 'bicubic'} if scale > 1 else {'type': 'noise', 'sigma': [0, 50]}
     options['datasets']['train'].update(degradation=degradation, gt_size=8 * scale)
+    compared = folder / 'compared.json'
+    degrade = f'bicubic{scale}' if scale > 1 else 'noise25'
+    call = ['benchmark', '--models', pruned, '--gt', pictures, '--degrade', degrade, '--repeats', '1']
+    assert main([*call, '--candidates', '2:4', '4:4', '--json', str(compared)]) == 0
+    assert {row['candidate'] for row in json.loads(compared.read_text())['rows']} == {'2:4', '4:4'}
     options['network_g']['base'] = base
     options['path'] = {'pretrain_network_g': str(folder / 'dense.pth')}
     model = model_of(folder, options)

@@ -48,6 +48,30 @@ def test_every_cell_takes_its_own_weights_and_its_neighbours_features():
     torch.testing.assert_close(found, x - features, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize('name', ['EDSR', 'MSRResNet', 'SRVGGNetCompact', 'DnCNN'])
+@pytest.mark.parametrize('weights', ['own', 'shared'])
+def test_training_mixes_candidates_as_they_run(name, weights):
+    net = classpruning(name, candidates=LADDER, weights=weights)
+    for layer in net.base.modules():
+        if hasattr(layer, 'reset_candidates'):
+            layer.reset_candidates()
+    patched = PatchedNetwork(net.routed())
+    wanted = np.random.default_rng(0).integers(0, 4, (6, 5)) * (np.arange(6) < 4)[:, None]
+    cells = patched.with_ring(wanted)
+    assert (cells == NOTHING).any()
+    x = torch.rand(2, 3, 6 * CELL, 5 * CELL)
+    places = torch.from_numpy(cells).repeat_interleave(CELL, 0).repeat_interleave(CELL, 1).expand(2, -1, -1)
+    found = net.train()(x, places)
+    restored = (places[:, None] != NOTHING).repeat_interleave(net.scale, 2).repeat_interleave(net.scale, 3)
+    torch.testing.assert_close(found * restored, patched(x, cells) * restored, atol=1e-5, rtol=1e-5)
+    found.mean().backward()
+    used = {net.ladder.sparse.index(net.ladder.candidates[k]) for k in np.unique(cells) if k != NOTHING}
+    slots = [layer.biases for layer in net.base.modules() if hasattr(layer, 'reset_candidates')]
+    for biases in slots:
+        assert all(bool(bias.grad.any()) == (slot in used) for slot, bias in enumerate(biases))
+    assert net.selection.mixture is None
+
+
 def test_the_ring_is_the_sparsest_subnetwork_around_what_runs():
     patched = PatchedNetwork(classpruning('DnCNN', candidates=LADDER).routed())
     cells = np.zeros((5, 6), int)

@@ -8,10 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from basicsr_classpruning.errors import UsageError
-from basicsr_classpruning.inference.tiling import Blender, batches, mirrored, plan_tiles
+from basicsr_classpruning.inference.tiling import Blender, batches, mirrored, plan_tiles, usual_tile
 from basicsr_classpruning.sizes import SizeRequirements
 
 sides = st.integers(1, 400)
+
+
+@pytest.mark.parametrize(
+    ('rule', 'patch', 'wanted'),
+    [((1, 1), None, 96), ((1, 8), None, 96), ((1, 128), None, 256), ((1, 1), 32, 192), ((1, 8), 256, 256)],
+)
+def test_the_usual_tile_is_one_that_the_network_takes(rule, patch, wanted):
+    sizes = SizeRequirements(*rule)
+    tile = usual_tile(8, sizes, patch)
+    assert tile == wanted
+    assert plan_tiles(1000, 700, tile, 8, sizes).tile_size <= (tile, tile)
 
 
 @given(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
+from torch.nn import functional
 
 from basicsr_classpruning.archs.adapters import fitting_params
 from basicsr_classpruning.archs.base_network import build_base, find_inputs, load_fitting, load_what_fits
@@ -36,6 +37,7 @@ from basicsr_classpruning.sparsity import (
     sparsify,
 )
 from basicsr_classpruning.sparsity.layers import SparseLayer
+from basicsr_classpruning.sparsity.mixture import NOTHING, Mixture
 from basicsr_classpruning.sparsity.orientation import channels_of, groups_of
 
 CANDIDATE_PARTS = ('ranks', 'biases.', 'weights.', 'weight_scales', 'input_scale', 'input_zero')
@@ -335,13 +337,16 @@ class ClassPruning(nn.Module):
 
         Args:
             x: images ``(B, C, H, W)`` in [0, 1].
-            classes: the candidate of each image, ``(B,)``; the classifier decides where it is left out.
+            classes: the candidate of each image, ``(B,)``; the classifier decides where it is left out. In training
+                mode also of each pixel, ``(B, H, W)``, see ``run_mixed``.
 
         Returns:
             Restored images ``(B, C', H · scale, W · scale)`` in the order of ``x``; in training mode with gradients.
         """
         if classes is None:
             classes = self.classify(x)
+        if classes.ndim == 3:
+            return self.run_mixed(x, classes)
         run = self.run_sparse if self.training else self.restore_with
         used = classes.unique().tolist()
         if len(used) == 1:
@@ -366,6 +371,26 @@ class ClassPruning(nn.Module):
             return run_padded(self.base, x, self.sizes)
         finally:
             self.selection.candidate = None
+
+    def run_mixed(self, x: Tensor, places: Tensor) -> Tensor:
+        """Restores images with several candidates in each, mixed inside the layers; differentiable, and as
+        ``run_sparse`` otherwise.
+
+        Args:
+            x: images ``(B, C, H, W)`` in [0, 1].
+            places: the candidate of each pixel ``(B, H, W)``, subnetworks only; ``NOTHING`` where none runs: what comes
+                out there means nothing.
+        """
+        runs = torch.full((len(self.ladder) + 1,), NOTHING, device=x.device)  # the last one is that of NOTHING
+        for slot, candidate in enumerate(self.ladder.sparse):
+            runs[self.ladder.index(candidate)] = slot
+        height, width = (padded - side for padded, side in zip(self.sizes.padded_size(*x.shape[2:]), x.shape[2:]))
+        mapped = functional.pad(runs[places][:, None].float(), (0, width, 0, height), mode='replicate')[:, 0].long()
+        self.selection.mixture = Mixture(mapped)
+        try:
+            return run_padded(self.base, x, self.sizes)
+        finally:
+            self.selection.mixture = None
 
     # --------------------------------------------------------------- weights
 
@@ -431,13 +456,29 @@ class ClassPruning(nn.Module):
 
     def start_from(self, params: Mapping[str, Tensor], strict: bool = True) -> None:
         """As ``load_params``, for a training. A classifier of another kind, or of a ladder with a bypass where this one
-        has none or the other way round, is left out: it begins anew."""
+        has none or the other way round, is left out: it begins anew. So do the candidates of layers that were not
+        pruned when the file was written (``without_candidates``)."""
         theirs, ours = _router_shapes(params), _router_shapes(self.state_dict())
         if theirs and theirs != ours:
             _log.warning('the classifier begins anew: the checkpoint has one of another kind, or for other candidates')
             own = {key: value for key, value in self.state_dict().items() if key in ours}
             params = {**{key: value for key, value in params.items() if key not in theirs}, **own}
+        older = self.without_candidates(params)
+        if older:
+            _log.warning('candidates begin from the dense weights where the file has none: %s', ', '.join(older))
+            params = {**params, **self._first_candidates(params, older)}
         self.load_params(params, strict)
+
+    def _first_candidates(self, params: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+        """What a state dict lacks of the layers named: candidates that begin from its dense weights."""
+        found: dict[str, Tensor] = {}
+        for name, layer in sparse_layers(self.base):
+            if name in names:
+                stem = f'base.{name}.'
+                load_what_fits(layer, {key: params[stem + key] for key in ('weight', 'bias') if stem + key in params})
+                layer.reset_candidates()
+                found.update({stem + key: value for key, value in layer.state_dict().items()})
+        return found
 
 
 def _was_left_dense(layer: SparseLayer) -> bool:

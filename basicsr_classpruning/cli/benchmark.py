@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from basicsr_classpruning.benchmark.models import BenchmarkModel
     from basicsr_classpruning.benchmark.page import SampleImage
     from basicsr_classpruning.benchmark.run import Progress, Row, Settings
+    from basicsr_classpruning.routing.network import RoutedNetwork
 
 
 def add_parser(subparsers: Any) -> None:
@@ -89,18 +90,20 @@ def run(args: argparse.Namespace) -> int:
     from basicsr_classpruning.cli.progress import StageBar
     from basicsr_classpruning.config import import_modules
     from basicsr_classpruning.data.degradations import Degradation
+    from basicsr_classpruning.inference.tiling import usual_tile
     from basicsr_classpruning.machine import describe_machine
 
     check_outputs(args, 'json', 'csv', 'markdown', 'plot')
-    for name in ('threads', 'repeats'):
+    for name in ('tile', 'threads', 'repeats'):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UsageError(f'--{name} {getattr(args, name)}: allowed are 1 and more')
     import_modules(args.imports)  # a degradation may be the user's own
     pairs = Pairs(args.gt, args.lq, Degradation.parse(args.degrade) if args.degrade else None)
     if args.threads:
         torch.set_num_threads(args.threads)
+    networks = _load_networks(args)
     settings = Settings(
-        tile=args.tile,
+        tile=args.tile or max(usual_tile(args.overlap, one.info.sizes, args.patch) for one in networks.values()),
         overlap=args.overlap,
         patch=args.patch,
         budgets=tuple(args.budgets),
@@ -112,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     )
     gallery = Gallery()
     with StageBar() as bar:
-        models = _load_models(args, settings, bar)
+        models = _make_models(args, networks, settings, bar)
         rows = Benchmark(models, pairs, settings, bar, gallery.add if args.report else None).run()
     missing = missing_engines(models)
     for name, reason in missing.items():
@@ -142,22 +145,29 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _load_models(args: argparse.Namespace, settings: Settings, progress: Progress) -> list[BenchmarkModel]:
+def _load_networks(args: argparse.Namespace) -> dict[str, RoutedNetwork]:
     from basicsr_classpruning.archs.forms import as_routed
-    from basicsr_classpruning.benchmark.models import make_model
     from basicsr_classpruning.devices import pick_device
-    from basicsr_classpruning.inference.tiling import check_tile
 
     if args.engines and args.device != 'cpu':
         raise UsageError('--engines: they run on the CPU; leave --device out')
     if args.calibration and not args.engines:
         raise UsageError('--calibration: it is for the int8 engine; add --engines')
     device = pick_device(args.device)
+    names = zip(_names(args.models), args.models)
+    return {name: as_routed(load_model(path, args).to(device)) for name, path in names}
+
+
+def _make_models(
+    args: argparse.Namespace, networks: dict[str, RoutedNetwork], settings: Settings, progress: Progress
+) -> list[BenchmarkModel]:
+    from basicsr_classpruning.benchmark.models import make_model
+    from basicsr_classpruning.inference.tiling import check_tile
+
     models = []
-    for name, path in zip(_names(args.models), args.models):
-        net = load_model(path, args).to(device)
-        models.append(make_model(name, as_routed(net), settings.overlap, settings.backend))
-        check_tile(settings.tile, settings.overlap, models[-1].info.sizes)
+    for name, network in networks.items():
+        models.append(make_model(name, network, settings.overlap, settings.backend))
+        check_tile(settings.tile, settings.overlap, network.info.sizes)
     if args.engines:
         dense = [model for model in models if not model.candidates]
         for model in dense or models:

@@ -36,8 +36,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def add_run_arguments(parser: argparse.ArgumentParser, device: str) -> None:
     """Adds how pictures are cut into tiles and what these run on; ``device`` is the default of ``--device``."""
     parser.add_argument(
-        '--tile', type=int, metavar='N', default=96, help='largest side of a tile, in input pixels (default: 96)'
-    )
+        '--tile', type=int, metavar='N',
+        help='largest side of a tile, in input pixels (default: 96, with patches 192, or the least the network takes)',
+    )  # fmt: skip
     parser.add_argument(
         '--overlap', type=int, metavar='N', default=8, help='smallest overlap of tiles, in pixels (default: 8)'
     )

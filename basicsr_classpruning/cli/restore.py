@@ -158,7 +158,7 @@ def _report(
         'precision': args.precision,
         'backend': args.backend,
         'threads': restorer.workers.count,
-        'tile': args.tile,
+        'tile': restorer.tile,
         'overlap': args.overlap,
         'patch': args.patch,
         'scale': restorer.info.scale,

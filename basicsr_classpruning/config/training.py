@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Len, Lt
+from annotated_types import Ge, Len, Lt, MultipleOf
 from pydantic import Field, model_validator
 
 from basicsr_classpruning.config.fields import (
@@ -170,6 +170,10 @@ class ClassPruningTrain(GuardedTrain):
     sparse_batch: Count | None = None
     """With `split: none`: images of a batch that all candidates restore; the densest one restores the others too. It
     has the least to learn, so few images in a step leave it furthest behind. null: all images."""
+    patch: Annotated[Count, MultipleOf(8)] | None = None
+    """With `split: none`: in every second step, patches of this side (in pixels of the degraded image, a multiple of 8)
+    are dealt to the candidates by chance and restored together, mixed inside the layers, as `restore --patch` runs
+    them. null: every candidate learns by itself alone."""
     mask_interval: CountOrZero = 10
     """Shared weights: iterations between two rankings by importance in the first two thirds of the training; then, and
     with 0 from the start, the masks stay."""
@@ -206,6 +210,8 @@ class ClassPruningTrain(GuardedTrain):
         self.total_iter = total
         if self.sparse_batch is not None and self.split != 'none':
             raise refuse('sparse_batch', f'is not allowed with split {self.split}; split none')
+        if self.patch is not None and self.split != 'none':
+            raise refuse('patch', f'is not allowed with split {self.split}; split none')
         _check_losses(self)
         self.scheduler.check(total)
         return self

@@ -15,14 +15,12 @@ from basicsr_classpruning.devices import device_of
 from basicsr_classpruning.kernels.jobs import dilated
 from basicsr_classpruning.kernels.tracing import NotTraceable, function_name, module_of, trace
 from basicsr_classpruning.routing.network import RoutedNetwork
+from basicsr_classpruning.sparsity.mixture import NOTHING
 
 PART = 8
 """Side, in input pixels, of the parts that classifiers tell apart: patches are made of them."""
 CELL = 4
 """Side of a cell in input pixels: parts are made of cells, and a ring is one cell wide."""
-NOTHING = -1
-"""In a map of cells: none of the base network runs there."""
-
 # What treats every pixel alike, or knows no more of its neighbours than their place.
 _POINTWISE_MODULES = (
     nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Identity, nn.Dropout, nn.PixelShuffle,

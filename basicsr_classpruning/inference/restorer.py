@@ -19,7 +19,7 @@ from basicsr_classpruning.inference.patched_restoration import PatchedRestoratio
 from basicsr_classpruning.inference.prices import Prices, prices_in_macs
 from basicsr_classpruning.inference.receptive_field import tile_margin
 from basicsr_classpruning.inference.restoration import Means, Restoration, RestoreStats, TiledRestoration
-from basicsr_classpruning.inference.tiling import TileGrid, check_tile, plan_tiles
+from basicsr_classpruning.inference.tiling import TileGrid, check_tile, plan_tiles, usual_tile
 from basicsr_classpruning.inference.timing import conditions_of, in_turn, kept_or_measured, prices_of
 from basicsr_classpruning.inference.workers import Workers
 from basicsr_classpruning.routing.network import RoutedNetwork
@@ -35,7 +35,7 @@ class Restorer:
 
     Args:
         net: a ClassPruning network or a dense one, as `basicsr_classpruning.load` returns it, or a routed network.
-        tile: largest side of a tile, in pixels of the image to be restored.
+        tile: largest side of a tile, in pixels of the image to be restored; by default as `usual_tile` says.
         overlap: smallest overlap of neighbouring tiles.
         patch: side of the patches that get a candidate of their own, in pixels of the image to be restored, a
             multiple of 8; by default whole tiles do.
@@ -58,7 +58,7 @@ class Restorer:
         self,
         net: nn.Module | RoutedNetwork,
         *,
-        tile: int = 96,
+        tile: int | None = None,
         overlap: int = 8,
         patch: int | None = None,
         budget: float | None = None,
@@ -85,6 +85,7 @@ class Restorer:
         self.info = self.network.info
         self.margin = tile_margin(self.network.dense, overlap)
         on_cpu = device_of(self.network.module).type == 'cpu'
+        tile = usual_tile(overlap, self.info.sizes, patch) if tile is None else tile
         self.tile, self.overlap, self.batch = tile, overlap, batch or (1 if on_cpu else 16)
         check_tile(tile, overlap, self.info.sizes)
         self.patch = patch

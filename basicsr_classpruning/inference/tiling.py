@@ -18,6 +18,8 @@ _STEP = 8  # tile sides are multiples of this, so that images of many sizes shar
 _SLICE = 16  # input rows that are handed out together
 _ANY = SizeRequirements(scale=1, multiple=1)
 
+_USUAL_TILE, _USUAL_TILE_OF_PATCHES = 96, 192
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -123,11 +125,25 @@ def plan_tiles(height: int, width: int, tile: int, overlap: int, sizes: SizeRequ
     return TileGrid(rows, columns)
 
 
+def usual_tile(overlap: int, sizes: SizeRequirements, patch: int | None = None) -> int:
+    """Largest side of a tile where nobody says another.
+
+    Tiles of patches are larger: halos are computed at a tile's border alone. A network that needs larger ones gets the
+    least.
+    """
+    usual = _USUAL_TILE if patch is None else _USUAL_TILE_OF_PATCHES
+    return max(usual, patch or 0, _least_tile(overlap, sizes))
+
+
+def _least_tile(overlap: int, sizes: SizeRequirements) -> int:
+    return max(sizes.padded(1), sizes.multiple + _round_up(overlap, sizes.multiple))
+
+
 def check_tile(tile: int, overlap: int, sizes: SizeRequirements = _ANY) -> None:
     """Raises UsageError if images cannot be cut like this."""
     if overlap < 0:
         raise UsageError(f'{overlap}: allowed are 0 and more', key='overlap')
-    least = max(sizes.padded(1), sizes.multiple + _round_up(overlap, sizes.multiple))
+    least = _least_tile(overlap, sizes)
     if tile < least:
         raise UsageError(f'{tile}: with an overlap of {overlap} this network needs at least {least}', key='tile')
 

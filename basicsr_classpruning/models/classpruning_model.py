@@ -18,6 +18,7 @@ from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.checkpoint import read_checkpoint
 from basicsr_classpruning.config.training import ClassPruningTestVal, ClassPruningTrain, ClassPruningVal
 from basicsr_classpruning.errors import UsageError, UserError
+from basicsr_classpruning.inference.patched import NotPatchable, PatchedNetwork
 from basicsr_classpruning.losses.classpruning_loss import batch_mean
 from basicsr_classpruning.models.collapse import CollapseWatch
 from basicsr_classpruning.models.guarded_model import GuardedSRModel
@@ -27,6 +28,7 @@ from basicsr_classpruning.models.stages import Batch, Deal, Schedule
 from basicsr_classpruning.models.validation import Report, evaluate
 from basicsr_classpruning.routing.errors import relative_errors
 from basicsr_classpruning.routing.ladder import Ladder, LadderError
+from basicsr_classpruning.sparsity.mixture import NOTHING
 
 _MAX_RECOVERIES = 3  # resets of the classifier after which a collapse stops the run
 _CLASSIFIER_BATCH = 32  # images of the memory in a step
@@ -126,6 +128,11 @@ class ClassPruningModel(GuardedSRModel):
     def init_training_settings(self) -> None:
         train_opt = self.opt['train']
         self.schedule = Schedule(train_opt)
+        if train_opt['patch'] is not None:
+            try:
+                PatchedNetwork(self.net_g.routed())
+            except NotPatchable as error:
+                raise UsageError(f'train.patch: {error}; leave it out') from None
         self.decay = train_opt['srste_decay']
         interval = train_opt['mask_interval'] if self.net_g.options['weights'] == 'shared' else 0
         self.masks = MaskSchedule(interval, train_opt['total_iter'])
@@ -191,6 +198,8 @@ class ClassPruningModel(GuardedSRModel):
     def _restoration(self, output: Tensor, deal: Deal) -> Iterator[tuple[str, Tensor]]:
         """The terms of the images that were dealt and restored."""
         self.output = output.float()
+        if deal.used is not None:  # no pixel that another one only reads for its border, or that nothing restores
+            self.output = torch.where(deal.used, self.output, self.gt[deal.images])
         yield from self.restoration_terms(self.output, self.gt[deal.images])
         if 'distill' in self.losses:
             with torch.no_grad(), self.autocast():
@@ -311,7 +320,8 @@ class ClassPruningModel(GuardedSRModel):
     def describe_step(self) -> str:
         if self.deal is None:
             return f' (stage {self.stage})'
-        names = sorted({self.net_g.candidates[k] for k in self.deal.candidates.tolist()})
+        used = [place for place in self.deal.candidates.unique().tolist() if place != NOTHING]
+        names = [self.net_g.candidates[place] for place in used]
         return f' (stage {self.stage}, candidates {", ".join(names)})'
 
     def extra_state(self) -> dict[str, Any]:

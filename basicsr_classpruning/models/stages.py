@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
+from basicsr_classpruning.inference.patched import CELL, NOTHING
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,9 @@ class Deal:
     images: Tensor | slice
     """The images ``(R,)`` to restore; one may be there several times."""
     candidates: Tensor
-    """The candidate ``(R,)`` of each, from sparsest to densest."""
+    """The candidate ``(R,)`` of each, from sparsest to densest; or that of each pixel, ``(R, H, W)``."""
+    used: Tensor | None = None
+    """Which pixels of the restored images ``(R, 1, H, W)`` teach, where candidates are mixed in them; None: all."""
     by_all: int = 0
     """Number of images, the first of the batch, that every candidate that learns restores."""
 
@@ -98,7 +102,8 @@ class Sandwich(Stage):
     """Supernet training, ``split: none``: every candidate restores every image, and the classifier learns beside them.
 
     Of a candidate without weights, the bypass, only the errors are measured. With ``train.sparse_batch`` the sparse
-    candidates restore the first images only.
+    candidates restore the first images only. With ``train.patch`` every second step is of another kind: all candidates
+    restore each image together, patches dealt to them by chance, as ``PatchedNetwork`` runs them.
     """
 
     name = 'supernet'
@@ -107,16 +112,39 @@ class Sandwich(Stage):
 
     def __init__(self, train: Mapping[str, Any]) -> None:
         self.sparse_batch: int | None = train['sparse_batch']
+        self.patch: int | None = train['patch']
 
     def to_measure(self, images: int, known: int) -> int:
         return 0 if known else images  # from the second step on, the outputs of the one before have been measured
 
     def deal(self, net: ClassPruning, batch: Batch) -> Deal:
+        if self.patch is not None and batch.iteration % 2 == 0:
+            return _mixed(net, batch.images, self.patch)
         every = torch.arange(len(batch), device=batch.images.device)
         first = every[: self.sparse_batch]
         parts = [first] * (len(net.learners) - 1) + [every]
         candidates = [torch.full_like(part, candidate) for candidate, part in zip(net.learners, parts)]
         return Deal(torch.cat(parts), torch.cat(candidates), by_all=len(parts[0]))
+
+
+def _mixed(net: ClassPruning, images: Tensor, patch: int) -> Deal:
+    """Deals patches of images to all candidates alike, the bypass among them; see ``PatchedNetwork.with_ring``."""
+    rows, columns = (-(-side // patch) for side in images.shape[2:])
+    drawn = torch.randint(len(net.candidates), (len(images), 1, rows, columns), device=images.device)
+    runs_base = torch.tensor(net.router.runs_base, device=images.device)
+    places = _enlarged(drawn, patch // CELL)
+    runs = runs_base[places].float()
+    near = functional.max_pool2d(runs, 3, 1, 1) > 0
+    sparsest = int(runs_base.nonzero()[0])
+    running = torch.where(runs > 0, places, torch.where(near, sparsest, NOTHING))
+    height, width = images.shape[2:]
+    candidates = _enlarged(running, CELL)[:, 0, :height, :width]
+    used = functional.interpolate(_enlarged(runs, CELL)[..., :height, :width], scale_factor=net.scale) > 0
+    return Deal(slice(None), candidates, used)
+
+
+def _enlarged(values: Tensor, factor: int) -> Tensor:
+    return values.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
 
 
 class ClassifierOnly(Stage):

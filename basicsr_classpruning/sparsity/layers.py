@@ -20,6 +20,7 @@ from basicsr_classpruning.sparsity.int8 import (
     rounded_weight,
 )
 from basicsr_classpruning.sparsity.masks import magnitude_rank, mask_of, satisfies
+from basicsr_classpruning.sparsity.mixture import Mixture
 from basicsr_classpruning.sparsity.orientation import as_stored, by_output
 from basicsr_classpruning.sparsity.pattern import Pattern
 
@@ -33,6 +34,8 @@ class Selection:
     def __init__(self, decay: float = 0.0) -> None:
         self.candidate: int | None = None
         """None selects the dense weights, whether or not a candidate has them."""
+        self.mixture: Mixture | None = None
+        """Several candidates, each in its own places, instead of one; in convolutions that keep the size."""
         self.decay = decay
         """SR-STE's weight decay on pruned weights, per step (0 is a plain straight-through gradient)."""
 
@@ -246,7 +249,10 @@ class SparseConv2d(_SparseLayer, nn.Conv2d):
     """A convolution that runs as the selected candidate. Made with ``from_dense``."""
 
     def forward(self, input: Tensor) -> Tensor:
-        candidate = self.selection.candidate
+        mixture = self.selection.mixture
+        return self._run(input, self.selection.candidate) if mixture is None else mixture.run(self._run, input)
+
+    def _run(self, input: Tensor, candidate: int | None) -> Tensor:
         weight, bias, grid = self.candidate_weight(candidate), self.candidate_bias(candidate), self.grid(candidate)
         if grid is None:
             return self._conv_forward(input, weight, bias)
