@@ -8,6 +8,7 @@ from annotated_types import Ge, Len, Lt, MultipleOf
 from pydantic import Field, model_validator
 
 from basicsr_classpruning.config.fields import (
+    Allowed,
     Count,
     CountOrZero,
     NotNegative,
@@ -170,7 +171,7 @@ class ClassPruningTrain(GuardedTrain):
     sparse_batch: Count | None = None
     """With `split: none`: images of a batch that all candidates restore; the densest one restores the others too. It
     has the least to learn, so few images in a step leave it furthest behind. null: all images."""
-    patch: Annotated[Count, MultipleOf(8)] | None = None
+    patch: Annotated[Count, MultipleOf(8), Allowed('a multiple of 8')] | None = None
     """With `split: none`: in every second step, patches of this side (in pixels of the degraded image, a multiple of 8)
     are dealt to the candidates by chance and restored together, mixed inside the layers, as `restore --patch` runs
     them. null: every candidate learns by itself alone."""
