@@ -157,8 +157,8 @@ def test_the_library_and_python_agree_on_a_job():
 
 
 def random_cells(seed: int, rows: int, columns: int) -> np.ndarray:
-    cells = np.random.default_rng(seed).integers(-3, 4, (rows, columns))
-    return np.where(cells < 1, NOTHING, cells).repeat(2, 0).repeat(2, 1)
+    cells = np.random.default_rng(seed).integers(-9, 4, (rows, columns))
+    return np.where(cells < 1, NOTHING, cells).repeat(3, 0).repeat(3, 1)
 
 
 def assert_same_in_patches(net: ClassPruning, seed: int = 0) -> None:

@@ -56,10 +56,10 @@ def test_training_mixes_candidates_as_they_run(name, weights):
         if hasattr(layer, 'reset_candidates'):
             layer.reset_candidates()
     patched = PatchedNetwork(net.routed())
-    wanted = np.random.default_rng(0).integers(0, 4, (6, 5)) * (np.arange(6) < 4)[:, None]
+    wanted = np.random.default_rng(0).integers(0, 4, (8, 5)) * (np.arange(8) < 4)[:, None]
     cells = patched.with_ring(wanted)
     assert (cells == NOTHING).any()
-    x = torch.rand(2, 3, 6 * CELL, 5 * CELL)
+    x = torch.rand(2, 3, 8 * CELL, 5 * CELL)
     places = torch.from_numpy(cells).repeat_interleave(CELL, 0).repeat_interleave(CELL, 1).expand(2, -1, -1)
     found = net.train()(x, places)
     restored = (places[:, None] != NOTHING).repeat_interleave(net.scale, 2).repeat_interleave(net.scale, 3)
@@ -72,13 +72,14 @@ def test_training_mixes_candidates_as_they_run(name, weights):
     assert net.selection.mixture is None
 
 
-def test_the_ring_is_the_sparsest_subnetwork_around_what_runs():
-    patched = PatchedNetwork(classpruning('DnCNN', candidates=LADDER).routed())
-    cells = np.zeros((5, 6), int)
-    cells[1, 4] = 3
-    wanted = np.full((5, 6), NOTHING)
-    wanted[0:3, 3:6] = 1
-    wanted[1, 4] = 3
+@pytest.mark.parametrize(('name', 'width'), [('EDSR', 1), ('DnCNN', 2)])
+def test_the_ring_is_the_sparsest_subnetwork_around_what_runs(name, width):
+    patched = PatchedNetwork(classpruning(name, candidates=LADDER).routed())
+    cells = np.zeros((7, 6), int)
+    cells[2, 4] = 3
+    wanted = np.full((7, 6), NOTHING)
+    wanted[2 - width : 3 + width, 4 - width : 5 + width] = 1
+    wanted[2, 4] = 3
     assert (patched.with_ring(cells) == wanted).all()
     assert (patched.with_ring(np.zeros((2, 2), int)) == NOTHING).all()
 

@@ -20,7 +20,7 @@ from basicsr_classpruning.sparsity.mixture import NOTHING
 PART = 8
 """Side, in input pixels, of the parts that classifiers tell apart: patches are made of them."""
 CELL = 4
-"""Side of a cell in input pixels: parts are made of cells, and a ring is one cell wide."""
+"""Side of a cell in input pixels: parts and rings are made of cells."""
 # What treats every pixel alike, or knows no more of its neighbours than their place.
 _POINTWISE_MODULES = (
     nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Identity, nn.Dropout, nn.PixelShuffle,
@@ -31,6 +31,15 @@ _POINTWISE_FUNCTIONS = {
     'chunk', 'split', 'getitem', 'getattr', 'pixel_shuffle', 'pixel_unshuffle', 'interpolate', 'clamp',
     'type_as', 'to', 'size',
 }  # fmt: skip
+
+
+def ring_width(scale: int) -> int:
+    """Cells of a ring around what runs, for a network of a scale.
+
+    What is subtracted from an image of the same size is found farther away: in patches among bypassed ones DnCNN
+    loses 0.05 to 0.4 dB with a ring of one cell and 0.01 with two, EDSR at most 0.004 with one.
+    """
+    return 2 if scale == 1 else 1
 
 
 class NotPatchable(Exception):
@@ -56,6 +65,7 @@ class PatchedNetwork:
         places = np.full(len(network.subnetworks) + 1, NOTHING, np.int32)  # the last one is that of NOTHING
         places[list(self.running)] = np.arange(len(self.running))
         self._places = places
+        self._ring = ring_width(network.sizes.scale)
         try:
             graph = trace(network.dense.net)
         except NotTraceable as error:
@@ -76,7 +86,7 @@ class PatchedNetwork:
             The same with ``NOTHING`` where nothing runs.
         """
         runs = self._places[cells] != NOTHING
-        return np.where(runs, cells, np.where(dilated(runs, 1), self.running[0], NOTHING))
+        return np.where(runs, cells, np.where(dilated(runs, self._ring), self.running[0], NOTHING))
 
     def prepare(self, x: Tensor) -> None:
         """Lets the kernels choose how each layer runs in patches, so that nothing is measured while others compute.

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
-from basicsr_classpruning.inference.patched import CELL, NOTHING
+from basicsr_classpruning.inference.patched import CELL, NOTHING, ring_width
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,8 @@ def _mixed(net: ClassPruning, images: Tensor, patch: int) -> Deal:
     runs_base = torch.tensor(net.router.runs_base, device=images.device)
     places = _enlarged(drawn, patch // CELL)
     runs = runs_base[places].float()
-    near = functional.max_pool2d(runs, 3, 1, 1) > 0
+    width = ring_width(net.scale)
+    near = functional.max_pool2d(runs, 2 * width + 1, 1, width) > 0
     sparsest = int(runs_base.nonzero()[0])
     running = torch.where(runs > 0, places, torch.where(near, sparsest, NOTHING))
     height, width = images.shape[2:]
