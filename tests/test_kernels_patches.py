@@ -157,7 +157,7 @@ def test_the_library_and_python_agree_on_a_job():
 
 
 def random_cells(seed: int, rows: int, columns: int) -> np.ndarray:
-    cells = np.random.default_rng(seed).integers(-9, 4, (rows, columns))
+    cells = np.random.default_rng(seed).integers(-5, 4, (rows, columns))
     return np.where(cells < 1, NOTHING, cells).repeat(3, 0).repeat(3, 1)
 
 
