@@ -202,8 +202,9 @@ class Mixed(nn.Module):
 def test_layers_that_the_kernels_do_not_run_are_gathered():
     net = ClassPruning({'type': 'Mixed'}, ['2:4', '4:4'], base_net=Mixed())
     routed = net.routed()
-    cells = np.where(random_cells(0, 4, 5) > 0, np.random.default_rng(1).integers(0, 2, (8, 10)), NOTHING)
-    x = torch.rand(1, 3, CELL * 8, CELL * 10)
+    cells = random_cells(0, 4, 5)
+    cells = np.where(cells > 0, np.random.default_rng(1).integers(0, 2, cells.shape), NOTHING)
+    x = torch.rand(1, 3, CELL * cells.shape[0], CELL * cells.shape[1])
     found, wanted = (PatchedNetwork(routed, backend)(x, cells) for backend in ('cpu', 'dense'))
     runs = torch.from_numpy(np.kron(cells != NOTHING, np.ones((CELL * 2, CELL * 2), bool)))
     assert (found - wanted)[..., runs].abs().max() <= TOLERANCE * wanted.abs().max()

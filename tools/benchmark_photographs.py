@@ -143,6 +143,7 @@ def _middles(folder: str, side: int) -> str:
     cut.mkdir(exist_ok=True)
     for path in sorted(Path(folder).glob('*.png')):
         image = cv2.imread(str(path))
+        assert image is not None, path
         top, left = ((length - side) // 2 for length in image.shape[:2])
         cv2.imwrite(str(cut / path.name), image[top : top + side, left : left + side])
     return str(cut)

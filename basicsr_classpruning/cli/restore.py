@@ -22,6 +22,7 @@ from basicsr_classpruning.errors import UsageError
 if TYPE_CHECKING:
     from basicsr_classpruning.inference.files import FileJob, FileResult
     from basicsr_classpruning.inference.restorer import Restorer
+    from basicsr_classpruning.routing.network import RoutedNetwork
 
 
 def add_parser(subparsers: Any) -> None:
@@ -30,7 +31,7 @@ def add_parser(subparsers: Any) -> None:
         'restore',
         help='restore a picture or a folder of pictures',
         description='Restores pictures (PNG, JPEG, TIFF, WebP, BMP; 8 and 16 bit, TIFF also of floats; grey or colour, '
-        'with alpha) tile by tile, each tile with the candidate that it needs. Results keep names, sub-folders, '
+        'with alpha) patch by patch, each with the candidate that it needs. Results keep names, sub-folders, '
         'format, bit depth, and the resolution, EXIF, XMP and colour profile that the format can hold. GIF, AVIF, PPM '
         'and TGA are read, and their results are PNG. Frames of animations and pages of TIFF are restored one by one. '
         'Finished pictures are skipped, so an interrupted run can simply be started again.',
@@ -51,8 +52,8 @@ def add_parser(subparsers: Any) -> None:
     choice.add_argument('--candidate', metavar='N:M', help='one candidate for everything, e.g. 2:4')
     parser.add_argument(
         '--patch', type=int, metavar='N',
-        help='give patches of this side (a multiple of 8) a candidate each, instead of whole tiles; tiles may then be '
-        'as large as memory allows, and their overlap is halo (default: whole tiles)',
+        help='give patches of this side (a multiple of 8) a candidate each; tiles are then what is in memory at once. '
+        '0 gives whole tiles one (default: 32, where the network can run patch by patch)',
     )  # fmt: skip
     parser.add_argument(
         '--precision', choices=['auto', 'fp32', 'int8'], default='auto',
@@ -60,7 +61,7 @@ def add_parser(subparsers: Any) -> None:
         'always (default: auto, all of them)',
     )  # fmt: skip
     add_run_arguments(parser, device='auto')
-    parser.add_argument('--class-map', action='store_true', help='also write NAME_classes.png: the tiles by candidate')
+    parser.add_argument('--class-map', action='store_true', help='also write NAME_classes.png: patches by candidate')
     parser.add_argument('--overwrite', action='store_true', help='redo pictures that are finished')
     parser.add_argument(
         '--max-pixels', type=int, metavar='N',
@@ -73,6 +74,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the sub-command. Returns 1 if a picture could not be restored."""
+    from basicsr_classpruning.archs.forms import as_routed
     from basicsr_classpruning.environment import picture_limit
     from basicsr_classpruning.inference.files import find_jobs, find_skipped, restore_files
     from basicsr_classpruning.inference.restorer import Restorer
@@ -86,11 +88,12 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     jobs = find_jobs(args.input, args.output, args.class_map)
     open_jobs = [job for job in jobs if args.overwrite or not job.finished]
+    net = as_routed(load_model(args.model, args))
     restorer = Restorer(
-        load_model(args.model, args),
+        net,
         tile=args.tile,
         overlap=args.overlap,
-        patch=args.patch,
+        patch=_patch(args, net),
         budget=args.budget,
         budget_in=args.budget_in,
         candidate=args.candidate,
@@ -112,6 +115,14 @@ def run(args: argparse.Namespace) -> int:
     print(_summary(report))
     write_json(report, args.json)
     return 1 if report['failed'] else 0
+
+
+def _patch(args: argparse.Namespace, network: RoutedNetwork) -> int | None:
+    from basicsr_classpruning.inference.restorer import usual_patch
+
+    if args.patch is not None:
+        return args.patch or None
+    return None if args.candidate else usual_patch(network, args.tile)
 
 
 class _Bar:
@@ -160,7 +171,7 @@ def _report(
         'threads': restorer.workers.count,
         'tile': restorer.tile,
         'overlap': args.overlap,
-        'patch': args.patch,
+        'patch': restorer.patch,
         'scale': restorer.info.scale,
         'pictures': len(done),
         'average_macs': average,

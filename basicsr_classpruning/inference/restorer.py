@@ -25,6 +25,7 @@ from basicsr_classpruning.inference.workers import Workers
 from basicsr_classpruning.routing.network import RoutedNetwork
 from basicsr_classpruning.sizes import SizeRequirements
 
+_USUAL_PATCH = 32
 _MEASURED_TILE = 256  # largest side of the tiles that are timed, where budgets are in time
 
 PRECISIONS = ('auto', 'fp32', 'int8')
@@ -194,6 +195,17 @@ def check_channels(network: RoutedNetwork) -> None:
     """Raises UserError for a network that takes neither grey nor RGB images."""
     if network.channels not in (1, 3):
         raise UserError(f'the network takes {network.channels} channels; allowed are 1 (grey) and 3 (RGB)')
+
+
+def usual_patch(network: RoutedNetwork, tile: int | None = None) -> int | None:
+    """Side of patches where nobody says another; None where the network runs in tiles of this side only."""
+    if network.router is None or network.router.stride != PART or (tile is not None and tile < _USUAL_PATCH):
+        return None
+    try:
+        PatchedNetwork(network)
+    except NotPatchable:
+        return None
+    return _USUAL_PATCH
 
 
 def patched_network(network: RoutedNetwork, patch: int, tile: int, backend: str = 'dense') -> PatchedNetwork:
