@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from basicsr_classpruning.errors import UsageError
-from basicsr_classpruning.routing.budget import deal_by_chance, least_errors, solve_budget
+from basicsr_classpruning.routing.budget import deal_by_chance, least_errors, solve_budget, solve_for_mean_psnr
 from basicsr_classpruning.routing.errors import errors_in_image, expected_errors
 
 COSTS = {2: np.array([0.3, 1.01]), 3: np.array([0.26, 0.51, 1.01]), 4: np.array([0.26, 0.4, 0.7, 1.01])}
@@ -160,7 +160,7 @@ def test_deal_by_chance_keeps_the_shares():
 
 def test_errors_in_an_image_are_relative_to_its_own_error():
     errors = np.array([[3.0, 2.0, 1.0], [5.0, 5.0, 3.0]])
-    wanted = np.array([[2.0, 1.0, 0.0], [2.0, 2.0, 0.0]]) / 3.5
+    wanted = errors / 3.5
     np.testing.assert_allclose(errors_in_image(errors), wanted)
     np.testing.assert_allclose(errors_in_image(1e-4 * errors), wanted)
 
@@ -177,6 +177,30 @@ def test_relative_errors_raise_the_mean_psnr_where_absolute_ones_do_not():
     absolute = mean_psnr(np.concatenate(errors))
     relative = mean_psnr(np.concatenate([errors_in_image(error) for error in errors]))
     assert relative > absolute + 1
+
+
+@pytest.mark.parametrize('seed', range(8))
+def test_images_that_share_a_budget_get_a_greater_mean_psnr_than_by_the_sum_of_errors(seed):
+    rng = np.random.default_rng(seed)
+    costs = np.array([0.0, 0.4, 1.0])
+    errors = [np.sort(10 ** rng.uniform(0, 1.5, (2, 3)), axis=1)[:, ::-1] for _ in range(3)]
+    errors = [errors_in_image(each) / len(each) for each in errors]
+    allocations = np.array(list(itertools.product(range(3), repeat=6)))
+    allocations = allocations[costs[allocations].mean(axis=1) <= 0.5]
+
+    def totals(weighed, allocation):
+        return np.array([each[[0, 1], own].sum() for each, own in zip(weighed, np.split(allocation, 3))])
+
+    def solve(weighed):
+        return np.split(min(allocations, key=lambda one: totals(weighed, one).sum()), 3)
+
+    def mean_psnr(allocation):
+        return -10 * np.log10(totals(errors, allocation)).mean()
+
+    plain, found = (np.concatenate(each) for each in (solve(errors), solve_for_mean_psnr(solve, errors)))
+    best = max(map(mean_psnr, allocations))
+    assert mean_psnr(plain) <= mean_psnr(found) <= best
+    assert mean_psnr(found) > best - 0.3
 
 
 def test_denser_subnetworks_are_expected_to_be_better_and_a_bypass_is_believed():

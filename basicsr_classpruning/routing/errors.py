@@ -37,12 +37,12 @@ def relative_errors(errors: _Errors) -> _Errors:
 
 
 def errors_in_image(errors: np.ndarray) -> np.ndarray:
-    """The same for the parts of one image: relative to the mean reference error of them all.
+    """Errors of the parts of one image, relative to the mean reference error of them all.
 
     Args:
         errors: squared errors ``(T, K)`` of parts (tiles) of one size.
     """
-    return (errors - errors[:, -1:]) / max(reference_errors(errors).mean(), LEAST_ERROR)
+    return errors / max(reference_errors(errors).mean(), LEAST_ERROR)
 
 
 _FAITH = 1e-3  # all MACs of a tile are expected to lower its error by this at least: 0.004 dB
