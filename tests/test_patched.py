@@ -11,6 +11,7 @@ from torch import nn
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.archs.forms import as_routed
 from basicsr_classpruning.inference.patched import CELL, NOTHING, NotPatchable, PatchedNetwork
+from basicsr_classpruning.models.stages import Batch, Sandwich
 
 LADDER = ['0:4', '1:4', '2:4', '4:4']
 
@@ -73,13 +74,30 @@ def test_training_mixes_candidates_as_they_run(name, weights):
 
 
 @pytest.mark.parametrize(('name', 'width'), [('EDSR', 1), ('DnCNN', 2)])
-def test_the_ring_is_the_sparsest_subnetwork_around_what_runs(name, width):
+@pytest.mark.parametrize('name', ['EDSR', 'DnCNN'])
+def test_training_deals_patches_and_rings_as_they_run(name):
+    net = classpruning(name, candidates=LADDER)
+    stage = Sandwich({'sparse_batch': None, 'patch': 8})
+    torch.manual_seed(0)
+    dealt = stage.deal(net, Batch(torch.rand(2, 3, 36, 44), iteration=2, rank=0, world_size=1))
+    assert stage.deal(net, Batch(torch.rand(2, 3, 36, 44), iteration=3, rank=0, world_size=1)).used is None
+    patched = PatchedNetwork(net.routed())
+    assert dealt.used.shape == (2, 1, 36 * net.scale, 44 * net.scale)
+    for running, used in zip(dealt.candidates[:, ::CELL, ::CELL], dealt.used[:, 0, :: net.scale, :: net.scale]):
+        used = used[::CELL, ::CELL].numpy()
+        assert (used[::2, ::2][:4, :5] == used[1::2, 1::2]).all()  # whole patches
+        assert (patched.with_ring(np.where(used, running, 0)) == running.numpy()).all()
+        assert 0 < used.mean() < 1
+
+
+def test_the_ring_is_the_densest_neighbour_around_what_runs(name, width):
     patched = PatchedNetwork(classpruning(name, candidates=LADDER).routed())
-    cells = np.zeros((7, 6), int)
-    cells[2, 4] = 3
-    wanted = np.full((7, 6), NOTHING)
-    wanted[2 - width : 3 + width, 4 - width : 5 + width] = 1
-    wanted[2, 4] = 3
+    cells = np.zeros((7, 8), int)
+    cells[2, 4], cells[2, 6] = 3, 1
+    wanted = np.full((7, 8), NOTHING)
+    wanted[2 - width : 3 + width, 6 - width : 7 + width] = 1
+    wanted[2 - width : 3 + width, 4 - width : 5 + width] = 3
+    wanted[2, 6] = 1
     assert (patched.with_ring(cells) == wanted).all()
     assert (patched.with_ring(np.zeros((2, 2), int)) == NOTHING).all()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -114,14 +114,12 @@ class PatchedConv2d(nn.Module):
 
     def _choose(self, cell: int) -> ctypes.Array[native.Weight]:
         """Of each candidate the faster packing for patches, measured on four of them."""
-        # The sparsest candidate computes the rings around what runs.
-        patch, ring = _patches(), _patches() if self._alike else _rings()
-        found = [_faster(layer, cell, patch if k else ring) for k, layer in enumerate(self._layers)]
+        found = [_faster(layer, cell) for layer in self._layers]
         return weight_array(found, [layer.bias for layer in self._layers])
 
 
-def _faster(layer: KernelConv2d, cell: int, jobs: Tensor) -> Tensor:
-    """The packed weight of one candidate that computes typical jobs faster."""
+def _faster(layer: KernelConv2d, cell: int) -> Tensor:
+    """The packed weight of one candidate that computes patches faster: four that do not touch."""
     if layer.winograd is None:
         return layer.packed
     ways = {'winograd': layer.winograd, 'direct': layer.packed}
@@ -129,34 +127,15 @@ def _faster(layer: KernelConv2d, cell: int, jobs: Tensor) -> Tensor:
     side = 2 * _APART * cell
     x = torch.rand((1, layer.geometry[1], side, side), generator=torch.Generator().manual_seed(0))
     y = torch.empty((1, layer.geometry[0], side, side))
+    places = (1, 1 + _APART)
+    jobs = torch.tensor([[top, left, _PATCH, _PATCH, 0] for top in places for left in places], dtype=torch.int32)
 
     def run(packed: Tensor) -> None:
         conv2d_in_jobs(x, y, jobs, weight_array([packed], [layer.bias]), cell, threads=1)
 
-    case = (*layer.geometry, bucket, cell, len(jobs))
+    case = (*layer.geometry, bucket, cell)
     found = native.forced_algorithm()
     return ways[found or _algorithms.choose(case, {name: functools.partial(run, one) for name, one in ways.items()})]
-
-
-def _patches() -> Tensor:
-    """Jobs: four patches that do not touch."""
-    return _around(lambda y, x: [[y, x, _PATCH, _PATCH, 0]])
-
-
-def _rings() -> Tensor:
-    """Jobs: the rings around them."""
-    long = _PATCH + 2
-
-    def ring(y: int, x: int) -> list[list[int]]:
-        rows = [[y - 1, x - 1, 1, long, 0], [y + _PATCH, x - 1, 1, long, 0]]
-        return [*rows, [y, x - 1, _PATCH, 1, 0], [y, x + _PATCH, _PATCH, 1, 0]]
-
-    return _around(ring)
-
-
-def _around(make: Callable[[int, int], list[list[int]]]) -> Tensor:
-    places = (1, 1 + _APART)
-    return torch.tensor([job for y in places for x in places for job in make(y, x)], dtype=torch.int32)
 
 
 def weight_array(packed: Sequence[Tensor], biases: Sequence[Tensor | None]) -> ctypes.Array[native.Weight]:

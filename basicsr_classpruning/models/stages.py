@@ -131,16 +131,18 @@ def _mixed(net: ClassPruning, images: Tensor, patch: int) -> Deal:
     """Deals patches of images to all candidates alike, the bypass among them; see ``PatchedNetwork.with_ring``."""
     rows, columns = (-(-side // patch) for side in images.shape[2:])
     drawn = torch.randint(len(net.candidates), (len(images), 1, rows, columns), device=images.device)
-    runs_base = torch.tensor(net.router.runs_base, device=images.device)
     places = _enlarged(drawn, patch // CELL)
-    runs = runs_base[places].float()
-    width = ring_width(net.scale)
-    near = functional.max_pool2d(runs, 2 * width + 1, 1, width) > 0
-    sparsest = int(runs_base.nonzero()[0])
-    running = torch.where(runs > 0, places, torch.where(near, sparsest, NOTHING))
+    runs, width = torch.zeros_like(places, dtype=torch.bool), ring_width(net.scale)
+    running = torch.full_like(places, NOTHING)
+    for place, runs_base in enumerate(net.router.runs_base or ()):
+        if runs_base:
+            own = places == place
+            runs |= own
+            running[functional.max_pool2d(own.float(), 2 * width + 1, 1, width) > 0] = place
+    running = torch.where(runs, places, running)
     height, width = images.shape[2:]
     candidates = _enlarged(running, CELL)[:, 0, :height, :width]
-    used = functional.interpolate(_enlarged(runs, CELL)[..., :height, :width], scale_factor=net.scale) > 0
+    used = functional.interpolate(_enlarged(runs.float(), CELL)[..., :height, :width], scale_factor=net.scale) > 0
     return Deal(slice(None), candidates, used)
 
 
