@@ -57,6 +57,19 @@ def test_builds(path):
         assert any(choice.patterns for choice in net.choices)
 
 
+def test_what_is_trained_for_photographs_starts_from_the_zoo_and_is_in_it():
+    from basicsr_classpruning import load
+
+    for path in (REPOSITORY / 'options' / 'photographs').glob('*.yml'):
+        options = load_options(str(path))
+        assert f'classpruning train -opt options/photographs/{path.name}' in path.read_text(encoding='utf-8')
+        start = load(REPOSITORY / options['path']['pretrain_network_g'])
+        made = load(REPOSITORY / 'zoo' / f'{options["name"]}.pth')
+        assert options['network_g']['base'] == start.options['base'] == made.options['base']
+        assert list(made.candidates) == options['network_g']['candidates']
+        assert list(start.candidates) == [name for name in made.candidates if name != '0:16']
+
+
 @pytest.mark.parametrize('name', ['edsr_x2', 'edsr_x2_gan', 'realesrnet_x4'])
 def test_trains_with_its_bypass(name, tmp_path, monkeypatch):
     path = REPOSITORY / 'options' / 'train' / f'{name}.yml'

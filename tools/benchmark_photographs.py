@@ -96,7 +96,8 @@ def measure(network: Network, engines: bool, threads: int) -> None:
     if not Path(model).exists():
         idle = False  # the load average still knows
         if network.fitted is not None:
-            classpruning('fit', network.fitted, '--bypass', '--out', model, '--calibration', calibration, *how)
+            bypass = [] if as_routed(load(network.fitted)).candidates[0].startswith('0:') else ['--bypass']
+            classpruning('fit', network.fitted, *bypass, '--out', model, '--calibration', calibration, *how)
         else:
             classpruning('prune', network.dense, '--out', model, '--candidates', *network.candidates,
                          '--calibration', calibration, *how)  # fmt: skip
