@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Makes the README's picture of a ClassPruning denoiser or enlarger at work on one of scikit-image's photographs.
 
-    python tools/class_map_figure.py CHECKPOINT [--degrade noise25-25] [--budget 0.5] [--photograph chelsea]
+    python tools/class_map_figure.py CHECKPOINT [--degrade bicubic2] [--budget 0.3] [--photograph rocket]
 
-It is ``docs/figures/class_map.jpg``: a degraded photograph, the candidate of each tile, and the restored photograph.
+It is ``docs/figures/class_map.jpg``: a degraded photograph, the candidate of each patch, and the restored photograph.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ def class_map_figure(restorer: Restorer, truth: np.ndarray, degradation: Degrada
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('checkpoint', help='a ClassPruning checkpoint')
-    parser.add_argument('--degrade', default='noise25-25', help='as in classpruning benchmark (default: noise25-25)')
-    parser.add_argument('--budget', type=float, default=0.5, help='of the class map (default: 0.5)')
+    parser.add_argument('--degrade', default='bicubic2', help='as in classpruning benchmark (default: bicubic2)')
+    parser.add_argument('--budget', type=float, default=0.3, help='of the class map (default: 0.3)')
     parser.add_argument(
-        '--photograph', default='chelsea', help="of the class map, one of the demo's (default: chelsea)"
+        '--photograph', default='rocket', help="of the class map, one of the demo's (default: rocket)"
     )
     args = parser.parse_args()
     FIGURE.parent.mkdir(exist_ok=True)
@@ -80,7 +80,7 @@ def main() -> None:
             raise UserError(f"--photograph {args.photograph}: is none of the demo's")
         truth = cv2.imread(str(path))
         assert truth is not None, path
-        restorer = Restorer(load(args.checkpoint), tile=64, budget=args.budget)
+        restorer = Restorer(load(args.checkpoint), patch=16, budget=args.budget)
         if restorer.info.channels == 1:
             raise UserError(f'{args.checkpoint}: restores grey pictures; the figures show colours')
         figure = class_map_figure(restorer, np.ascontiguousarray(truth[:, :, ::-1]), Degradation.parse(args.degrade))
