@@ -20,7 +20,7 @@ def script(tmp_path, monkeypatch):
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    net = classpruning('DnCNN')
+    net = classpruning('EDSR')
     save_file({'params': net.state_dict(), 'network_g': net.options}, tmp_path / 'net.pth')
     return str(tmp_path / 'net.pth')
 
@@ -32,6 +32,12 @@ def test_the_figure_shows_input_and_output(script, checkpoint, monkeypatch):
         assert picture.size[0] == 3 * script.WIDTH + 2 * script.GAP
         input_, output = (picture.crop((left, 0, left + script.WIDTH, 200)) for left in (0, 2 * (script.WIDTH + 8)))
         assert input_.tobytes() != output.tobytes()
+
+
+def test_a_degradation_of_another_scale(script, checkpoint, monkeypatch):
+    monkeypatch.setattr('sys.argv', ['x', checkpoint, '--degrade', 'noise25-25'])
+    with pytest.raises(UserError, match='enlarges 2 times'):
+        script.main()
 
 
 def test_a_photograph_that_is_not_there(script, checkpoint, monkeypatch):

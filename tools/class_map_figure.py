@@ -68,9 +68,7 @@ def main() -> None:
     parser.add_argument('checkpoint', help='a ClassPruning checkpoint')
     parser.add_argument('--degrade', default='bicubic2', help='as in classpruning benchmark (default: bicubic2)')
     parser.add_argument('--budget', type=float, default=0.3, help='of the class map (default: 0.3)')
-    parser.add_argument(
-        '--photograph', default='rocket', help="of the class map, one of the demo's (default: rocket)"
-    )
+    parser.add_argument('--photograph', default='rocket', help="of the class map, one of the demo's (default: rocket)")
     args = parser.parse_args()
     FIGURE.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -83,7 +81,10 @@ def main() -> None:
         restorer = Restorer(load(args.checkpoint), patch=16, budget=args.budget)
         if restorer.info.channels == 1:
             raise UserError(f'{args.checkpoint}: restores grey pictures; the figures show colours')
-        figure = class_map_figure(restorer, np.ascontiguousarray(truth[:, :, ::-1]), Degradation.parse(args.degrade))
+        degradation = Degradation.parse(args.degrade)
+        if degradation.scale != restorer.info.scale:
+            raise UserError(f'--degrade {args.degrade}: {args.checkpoint} enlarges {restorer.info.scale} times')
+        figure = class_map_figure(restorer, np.ascontiguousarray(truth[:, :, ::-1]), degradation)
         figure.save(FIGURE, quality=90, subsampling=0)
     print(f'written: {FIGURE}')
 
