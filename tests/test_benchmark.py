@@ -25,6 +25,7 @@ from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.images.picture import Encoding, Picture
 from basicsr_classpruning.images.reading import read_picture
 from basicsr_classpruning.images.writing import write_picture
+from basicsr_classpruning.inference.prices import Prices
 from basicsr_classpruning.inference.restorer import Restorer
 from basicsr_classpruning.safe_files import save_file
 
@@ -128,6 +129,22 @@ def test_rows_of_patches(folder, tmp_path, capsys):
         assert by_kind['oracle', budget]['psnr'] >= by_kind['budget', budget]['psnr'] - 0.002
         assert by_kind['random', budget]['class_share'] == by_kind['budget', budget]['class_share']
     assert 'budget 0.5, 16 px' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('patch', [(), ('--patch', 16)])
+def test_budgets_in_time_are_met_in_the_prices_that_were_measured(folder, tmp_path, monkeypatch, patch):
+    prices = Prices(np.array([0.05, 0.3, 0.6, 0.9]), np.array([False, True, True, True]), 0.01, 1.0, 'time')
+    monkeypatch.setattr('basicsr_classpruning.inference.restorer.kept_or_measured', lambda conditions, measure: prices)
+    net = classpruning('EDSR', candidates=['0:4', '1:4', '2:4', '4:4'])
+    save_file({'params': net.state_dict(), 'network_g': net.options}, tmp_path / 'bypass.pth')
+    options = ('--degrade', f'bicubic{net.scale}', '--tile', 48, *patch, '--budgets', 0.5, '--budget-in', 'time')
+    rows = rows_of(folder, tmp_path, *options, models=(tmp_path / 'bypass.pth',))
+    assert [row['budget_in'] for row in rows] == 3 * ['time']
+    for row in rows[:2]:
+        cost = dict(zip(net.candidates, prices.of_patches if patch else prices.of_tiles))
+        spent = sum(share * cost[name] for name, share in row['class_share'].items())
+        assert spent <= 0.5  # rings and halos come on top
+        assert row['enough'] or patch or spent > 0.45
 
 
 def test_networks_that_cannot_be_patched_are_one_line(folder, tmp_path):

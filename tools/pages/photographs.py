@@ -159,9 +159,10 @@ def _loss(one: Comparison, row: dict[str, Any]) -> float:
 
 def caption(one: Comparison) -> str:
     """What was measured, how and on what."""
-    report = one.report
+    report, (_, _, side) = one.report, (one.report['gt'] or '').partition('_middle')
+    what = f'photographs, the middle {side} × {side} pixels of each' if side else 'photographs'
     return (
-        f'{one.network.label}: {report["pictures"]} photographs; {report["machine"]["processor"]}, '
+        f'{one.network.label}: {report["pictures"]} {what}; {report["machine"]["processor"]}, '
         f'{report["threads"]} thread(s); {versions_of(report["machine"])}.'
     )
 
