@@ -65,7 +65,7 @@ def test_results_name_no_path_of_a_machine(folder):
 
 
 def test_the_plot_is_drawn_anew_when_the_results_change(root):
-    for path in (root / 'docs/results/tables').glob('*.json'):
+    for path in (root / 'docs/results/photographs').glob('*_engines.json'):
         found = json.loads(path.read_text())
         for row in found['rows']:
             row['psnr_y'] += 1

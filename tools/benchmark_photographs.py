@@ -36,7 +36,8 @@ TEST = 'datasets/photos2k/test'
 IDLE = 0.2
 _TIMED = 2  # photographs that all engines restore
 BUDGETS = ('0.1', '0.15', '0.2', '0.25', '0.3', '0.4', '0.5', '0.63', '0.8', '1.0')
-TIMED_BUDGETS = ('0.2', '0.3', '0.4')
+TIMED_BUDGETS = ('0.2', '0.25', '0.3', '0.4', '0.5')
+"""As parts of the dense network's time."""
 PATCH = ('--patch', '32', '--tile', '192')
 
 
@@ -56,6 +57,8 @@ class Network:
     """Checkpoint of its trained candidates, which get a bypass and a classifier; None: the dense network is pruned."""
     candidates: tuple[str, ...] = ('0:16', '4:16', '8:16', '16:16')
     """Of what is pruned."""
+    per_layer: bool = False
+    """Whether pruning gives each layer its own N."""
     against_dense: bool = False
     """Whether the truth is what the dense network makes of the degraded pictures: a network that was trained to please
     the eye is far from the clean ones."""
@@ -64,6 +67,10 @@ class Network:
 
 
 NETWORKS = (
+    Network(
+        'edsr_x2_64', 'EDSR ×2, 64 features, 16 blocks', 'zoo/edsr_x2_64_dense.pth', 'bicubic2', 'psnr_y',
+        candidates=('0:16', '4:16', '6:16', '10:16', '16:16'), per_layer=True, middle=768,
+    ),
     Network(
         'edsr_x2_32_layers', 'EDSR ×2, 32 features, 8 blocks, per-layer N', 'zoo/edsr_x2_32_layers_dense.pth',
         'bicubic2', 'psnr_y', fitted='zoo/edsr_x2_32_layers.pth',
@@ -100,7 +107,7 @@ def measure(network: Network, engines: bool, threads: int) -> None:
             classpruning('fit', network.fitted, *bypass, '--out', model, '--calibration', calibration, *how)
         else:
             classpruning('prune', network.dense, '--out', model, '--candidates', *network.candidates,
-                         '--calibration', calibration, *how)  # fmt: skip
+                         '--calibration', calibration, *how, *['--per-layer'] * network.per_layer)  # fmt: skip
     pictures = _some(TEST, _TIMED) if engines else TEST if network.middle is None else _middles(TEST, network.middle)
     what = ['--gt', pictures, '--degrade', network.degrade]
     if network.against_dense:
@@ -111,8 +118,8 @@ def measure(network: Network, engines: bool, threads: int) -> None:
             classpruning('restore', lq, '--model', network.dense, '--output', gt)
         what = ['--gt', gt, '--lq', lq]
     routed = as_routed(load(model))
-    budgets = [budget for budget in (TIMED_BUDGETS if engines else BUDGETS) if float(budget) >= routed.info.costs[0]]
-    others = ['--engines', '--calibration', calibration] if engines else []
+    budgets = TIMED_BUDGETS if engines else [one for one in BUDGETS if float(one) >= routed.info.costs[0]]
+    others = ['--engines', '--calibration', calibration, '--budget-in', 'time'] if engines else []
     name = f'{network.name}_engines' if engines else network.name
     classpruning(
         'benchmark', '--models', network.dense, model, *what, '--candidates', *routed.candidates[1:],

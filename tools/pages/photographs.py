@@ -145,7 +145,7 @@ def engines(comparisons: Sequence[Comparison]) -> str:
             what = {'dense': 'dense', 'candidate': f'{row["candidate"]} everywhere'}.get(row['kind'])
             speed = f'{rival["seconds"] / row["seconds"]:.2f}×' if one.report['idle'] else ''
             cells = [row['backend'], _to_dense(one, row) or 'equal', f'{_spent(row):.1%}', speed]
-            lines.append([what or f'ClassPruning, budget {row["budget"]:g}', *cells])
+            lines.append([what or f'ClassPruning, budget {row["budget"]:g} of the time', *cells])
         header = ['what', 'engine', 'dB to dense', 'MACs', f'speed over {rival["backend"]}']
         parts.append(f'{caption(one)}\n\n{markdown_table(header, lines)}')
     return '\n\n'.join(parts)
@@ -167,16 +167,15 @@ def caption(one: Comparison) -> str:
     )
 
 
+def read_comparisons(root: Path, suffix: str = '') -> list[Comparison]:
+    """All whose results are there: of quality, or with the suffix ``_engines`` of time."""
+    paths = [(network, root / RESULTS / f'{network.name}{suffix}.json') for network in NETWORKS]
+    return [Comparison(network, read_result(path)) for network, path in paths if path.is_file()]
+
+
 def write(root: Path) -> None:
     """Writes the tables, as far as their results are there."""
-    found = {
-        suffix: [
-            Comparison(network, read_result(root / RESULTS / f'{network.name}{suffix}.json'))
-            for network in NETWORKS
-            if (root / RESULTS / f'{network.name}{suffix}.json').is_file()
-        ]
-        for suffix in ('', '_engines')
-    }
+    found = {suffix: read_comparisons(root, suffix) for suffix in ('', '_engines')}
     if found['']:
         tables = {'photographs': quality(found['']), 'targets': targets(found[''])}
         tables['photographs measured'] = '\n'.join(f'* {caption(one)}' for one in found[''])

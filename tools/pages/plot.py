@@ -1,4 +1,4 @@
-"""The README's plot: PSNR of one table's networks against their MACs and their measured time."""
+"""The README's plot: PSNR on photographs against MACs and measured time, beside other engines."""
 
 from __future__ import annotations
 
@@ -11,23 +11,18 @@ from PIL.PngImagePlugin import PngInfo
 
 from basicsr_classpruning.benchmark.report import plot
 from basicsr_classpruning.benchmark.run import Row
-from tools.benchmark_tables import instances
-from tools.benchmark_tables.plan import LARGE
-from tools.pages.benchmarks import RESULTS, Result
+from tools.pages.photographs import Comparison, read_comparisons
 
 FIGURE = Path('docs/figures/psnr_time.png')
-_PLOTTED = ('edsr_x2_64', LARGE)
 _SOURCE = 'Source'
 
 
 def write(root: Path) -> None:
     """Draws the plot anew if what it shows has changed: other versions of Matplotlib would draw other bytes."""
-    name, test_set = _PLOTTED
-    table = next(table for table in instances.TABLES if table.name == name)
-    result = Result.read(root / RESULTS, table, test_set)
-    if result is None:
+    timed = [one for one in read_comparisons(root, '_engines') if one.report['idle']]
+    if not timed:
         return
-    rows, title = rows_of(result), f'{table.title}, {test_set}'
+    rows, title = rows_of(timed[0]), f'{timed[0].network.label}: photographs of two megapixels'
     digest = hashlib.sha256(repr((title, rows)).encode()).hexdigest()
     figure = root / FIGURE
     if drawn_from(figure) == digest:
@@ -47,12 +42,8 @@ def drawn_from(figure: Path) -> str | None:
         return picture.info.get(_SOURCE)
 
 
-def rows_of(result: Result) -> list[Row]:
-    """The first seed of every row with the PSNR of the table, but for SR-STE rows: they would flatten it."""
-    planned = (row for row in result.table.rows if row.repeats is None and (row.calibrated or not row.sparse))
-    labels = {row.name: row.label for row in planned}
-    return [
-        Row(**{**row, 'model': labels[row['model']], 'psnr': result.psnr(row)})
-        for row in result.content['rows']
-        if row['model'] in labels
-    ]
+def rows_of(comparison: Comparison) -> list[Row]:
+    """Of the dense network in every engine, and of ClassPruning, with the PSNR that is compared."""
+    rows = comparison.rows('dense', 'candidate', 'budget')
+    named = ['dense' if row['kind'] == 'dense' else 'ClassPruning' for row in rows]
+    return [Row(**{**row, 'model': name, 'psnr': comparison.psnr(row)}) for name, row in zip(named, rows)]
