@@ -59,11 +59,9 @@ def test_what_is_counted_is_what_ran(net, monkeypatch):
 def test_a_picture_of_one_candidate_is_that_candidates(net):
     picture = photo(56, 72)
     one = restorer(net, tile=96)
-    restoration = one.start(picture)
+    patches = len(one.start(picture).classes)
     for index in (0, 3):
-        restoration.classes[:] = index
-        restoration._running = restoration.plan.running_cells(restoration.classes)
-        found = np.concatenate(list(restoration.bands()))
+        found = np.concatenate(list(one.start(picture, np.full(patches, index)).bands()))
         with torch.no_grad():
             wanted = net.restore_with(torch.from_numpy(picture.transpose(2, 0, 1).copy())[None], index)[0]
         np.testing.assert_allclose(found, wanted.numpy().transpose(1, 2, 0), atol=1e-5)
@@ -73,26 +71,33 @@ def test_tiles_do_not_show(net):
     """A patch takes the same candidate in all tiles that hold it; with a wide halo the result is the whole image's."""
     picture = photo(120, 104)
     whole, _ = restorer(net, tile=160, budget=0.5).restore(picture)
-    tiled = restorer(net, tile=96, overlap=40).start(picture)
     untiled = restorer(net, tile=160, budget=0.5).start(picture)
+    tiled = restorer(net, tile=96, overlap=40).start(picture, untiled.classes)
     assert len(tiled._grid) > 1
-    tiled.classes = untiled.classes
-    tiled._running = tiled.plan.running_cells(tiled.classes)
     np.testing.assert_allclose(np.concatenate(list(tiled.bands())), whole, atol=1e-4)
 
 
-def test_patches_that_run_nothing_are_the_bypass_and_the_others_do_not_depend_on_threads(net):
+def test_what_runs_nothing_is_the_bypass_and_what_runs_fades_out_over_its_ring(net):
     picture = photo(96, 96)
-    results = [restorer(net, budget=0.4, threads=threads).restore(picture) for threads in (1, 3)]
-    assert np.array_equal(results[0][0], results[1][0])
-    restored, stats = results[0]
+    results = [restorer(net, budget=0.4, threads=threads).restore(picture)[0] for threads in (1, 3)]
+    assert np.array_equal(*results)
+    restored, _ = restorer(net, budget=0.4, tile=96).restore(picture)
     x = torch.from_numpy(picture.transpose(2, 0, 1).copy())[None]
     bypass = net.restore_with(x, '0:4')[0].numpy().transpose(1, 2, 0)
-    running = restorer(net, budget=0.4).start(picture)._running
-    assert (running == NOTHING).any()
-    for row, column in np.argwhere(stats.class_map == 0):
-        inside = slice(32 * row, 32 * row + 32), slice(32 * column, 32 * column + 32)
-        np.testing.assert_allclose(restored[inside], bypass[inside], atol=1e-5)
+    restoration = restorer(net, budget=0.4, tile=96).start(picture)
+    cells, running = restoration._cells, restoration._running
+    side = CELL * net.scale
+    pixels = [np.repeat(np.repeat(each, side, 0), side, 1) for each in (cells, running)]
+    nothing, ring = pixels[1] == NOTHING, (pixels[1] != NOTHING) & (pixels[0] == 0)
+    assert nothing.any()
+    np.testing.assert_allclose(restored[nothing], bypass[nothing], atol=1e-5)
+    base = restoration._patched(x, running)[0].numpy().transpose(1, 2, 0)
+    inside = ~nothing & ~ring
+    np.testing.assert_allclose(restored[inside], base[inside], atol=1e-5)
+    low, high = np.minimum(base, bypass)[ring], np.maximum(base, bypass)[ring]
+    assert ((low - 1e-5 <= restored[ring]) & (restored[ring] <= high + 1e-5)).all()
+    faded = np.abs(restored - bypass)[ring] / np.abs(base - bypass)[ring].clip(1e-6)
+    assert 0.2 < np.median(faded) < 0.8
 
 
 @pytest.mark.parametrize('patch', [0, 4, 20, 72])

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,8 +18,6 @@ from basicsr_classpruning.inference.restoration import Means, Restoration, Resto
 from basicsr_classpruning.inference.tiling import TileGrid
 from basicsr_classpruning.routing.budget import least_errors
 from basicsr_classpruning.routing.errors import errors_in_image, expected_errors
-
-_BASE = -1  # in place of a candidate: all that run the base network, together
 
 
 class PatchedRestoration(Restoration):
@@ -59,6 +56,7 @@ class PatchedRestoration(Restoration):
         # Routing costs time also where somebody knows better: what is given stands in for what it finds.
         found = self._route(self.errors)
         self.classes = found if classes is None else classes
+        self._cells = self.plan.in_cells(self.classes)
         self._running = self.plan.running_cells(self.classes)
         self._seconds = time.perf_counter() - start
 
@@ -131,36 +129,31 @@ class PatchedRestoration(Restoration):
         return self._untiled(torch.cat([self._restore_plane(plane, int(number)) for plane in x.split(1)]), 1)[0]
 
     def _restore_plane(self, x: Tensor, number: int) -> Tensor:
-        """Restores one tile ``(1, C, h, w)``: what restores most of its patches, and patches of the others on it."""
-        patches = list(self._patches_of_tile(number))
-        answers: dict[int, Tensor] = {}
-        for index in {index for index, _ in patches}:
-            if index != _BASE:
-                answers[index] = self._engines[index](x)
-            else:
-                answers[index] = self._patched(x, self._running[self.plan.place_of_tile(number, CELL)])
-        most, _ = Counter(index for index, _ in patches).most_common(1)[0]
-        restored = answers[most]
-        if len(answers) > 1 and restored.data_ptr() == x.data_ptr():
-            restored = restored.clone()
-        for index, where in patches:
-            if index != most:
-                restored[where] = answers[index][where]
-        return restored
+        """Restores one tile ``(1, C, h, w)``: with candidates that run nothing of the base network, and with all others
+        together on top of them, which fade out over their rings."""
+        cells = self._cells[self.plan.place_of_tile(number, CELL)]
+        runs = self.plan.prices.runs_base[cells]
+        if runs.all():
+            return self._run_base(x, number)
+        restored: Tensor | None = None
+        for index in np.unique(cells[~runs]).tolist():
+            found = self._engines[index](x)
+            where = self._enlarged(cells == index)
+            restored = found if restored is None else torch.where(where, found, restored)
+        assert restored is not None
+        if not runs.any():
+            return restored
+        # What is computed around patches is nearly right, and would be a seam if it were left out at once.
+        side = self._patched.ring * CELL * self._means.network.sizes.scale // 2 * 2 + 1
+        mask = self._enlarged(runs).numpy().astype(np.float32)
+        weight = torch.from_numpy(cv2.blur(cv2.dilate(mask, np.ones((side, side))), (side, side)))
+        weight = weight.to(restored.device)
+        return torch.where(weight > 0, torch.lerp(restored, self._run_base(x, number), weight), restored)
 
-    def _patches_of_tile(self, number: int) -> Iterator[tuple[int, tuple[Any, ...]]]:
-        """Of each patch in a tile: who restores it (``_BASE``: all that run the base network, together), and where it
-        lies in the restored tile ``(1, C, h, w)``."""
-        subnetworks, scale = self._means.network.subnetworks, self._means.network.sizes.scale
-        rows, columns = (
-            [
-                (first // side, slice(max(first - start, 0) * scale, min(first + side - start, length) * scale))
-                for first in range(start // side * side, start + length, side)
-            ]
-            for start, length, side in zip(self._grid.corner(number), self._grid.tile_size, [self._patch] * 2)
-        )
-        classes = self.classes.reshape(self.plan.shape)
-        for row, down in rows:
-            for column, right in columns:
-                index = int(classes[row, column])
-                yield (_BASE if subnetworks[index].runs_base else index), (..., down, right)
+    def _run_base(self, x: Tensor, number: int) -> Tensor:
+        return self._patched(x, self._running[self.plan.place_of_tile(number, CELL)])
+
+    def _enlarged(self, cells: np.ndarray) -> Tensor:
+        """A map of a tile's cells as one of its restored pixels."""
+        side = CELL * self._means.network.sizes.scale
+        return torch.from_numpy(cells.repeat(side, 0).repeat(side, 1))
