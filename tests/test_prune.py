@@ -89,6 +89,17 @@ def test_calibrated_candidates_are_near_the_dense_network_and_both_kinds_of_weig
         assert torch.equal(net.restore_with(x, '4:4'), reference)
 
 
+@pytest.mark.usefixtures('little_work')
+def test_where_pruning_takes_long_the_other_kind_of_weights_is_left_out(prunable, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr('basicsr_classpruning.pruning.prune._PATIENCE', 0.0)
+    calibration = ('--calibration', str(prunable / 'pictures'), '--degrade', 'noise25-25')
+    assert prune(prunable, tmp_path / 'x.pth', *calibration) == 0
+    printed = capsys.readouterr().out
+    assert 'own' in printed
+    assert 'shared' not in printed
+    assert load(tmp_path / 'x.pth').options['weights'] == 'own'
+
+
 def test_without_data_masks_go_by_magnitude(prunable, tmp_path, capsys):
     assert prune(prunable, tmp_path / 'x.pth') == 0
     out = capsys.readouterr().out

@@ -6,6 +6,7 @@ import copy
 import logging
 import math
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -57,6 +58,7 @@ _GPU_FACTOR = 100  # more of it on a GPU, in less time
 _ERROR_CROPS = (48, 600)
 _FIT_STEPS = 600
 _HELD_OUT = 24
+_PATIENCE = 60.0  # seconds that pruning may take if the other kind of weights is to be compared
 _INT8_LOSS = 0.01  # dB that the dense candidate of 8-bit integers may lose before layers are left in float32
 _OUTSTANDING = 3.0  # times the mean error of a layer, above which leaving it pays
 _ASSUMED_ERROR = 1e-4  # mean squared error of a network whose clean images are not known
@@ -113,7 +115,7 @@ class Calibrated:
     candidates: list[CandidateReport]
     alternative: ClassPruning | None
     """The candidates with the other kind of weights, and the same classifier; only to be compared. None where
-    candidates multiply 8-bit integers, which need weights of their own."""
+    candidates multiply 8-bit integers, which need weights of their own, and where pruning takes long."""
     alternative_candidates: list[CandidateReport]
 
 
@@ -206,10 +208,15 @@ def prune_with_data(
         options = replace(options, fp32=(*options.fp32, *(f'^{re.escape(name)}$' for name in sensitive)))
     alternative = None if trial.int8 else build(_copy(dense), options.alternative, {'type': 'BandClassifier'})
     net = build(dense, options, {'type': 'BandClassifier'})
-    both = [net] if alternative is None else [net, alternative]
-    for each in both:
-        _set_weights(each, list(weight_crops.lq.split(8)), ranges, progress)
-        _fit_bypass(each, weight_crops)
+    both, start = [net], time.perf_counter()
+    _set_weights(net, list(weight_crops.lq.split(8)), ranges, progress)
+    _fit_bypass(net, weight_crops)
+    if time.perf_counter() - start > _PATIENCE:
+        alternative = None
+    if alternative is not None:
+        both.append(alternative)
+        _set_weights(alternative, list(weight_crops.lq.split(8)), ranges, progress)
+        _fit_bypass(alternative, weight_crops)
     if len(net.candidates) > 1:
         _fit(net, pictures, degradation, options.seed, progress)
         if alternative is not None:
