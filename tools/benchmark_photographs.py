@@ -81,7 +81,7 @@ NETWORKS = (
     ),
     Network(
         'dncnn_color_blind', 'DnCNN, published, blind, noise of 1 + half-normal σ 10',
-        'checkpoints/dncnn_color_blind.pth', 'noise~10', 'psnr', middle=768,
+        'checkpoints/dncnn_color_blind.pth', 'noise~10', 'psnr', middle=512,
     ),
     Network(
         'realesr-animevideov3', 'SRVGGNetCompact ×4, published', 'checkpoints/realesr-animevideov3.pth', 'bicubic4',
