@@ -77,7 +77,7 @@ def test_tiles_do_not_show(net):
     np.testing.assert_allclose(np.concatenate(list(tiled.bands())), whole, atol=1e-4)
 
 
-def test_what_runs_nothing_is_the_bypass_and_what_runs_fades_out_over_its_ring(net):
+def test_what_runs_nothing_is_the_bypass_and_its_neighbours_are_the_network(net):
     picture = photo(96, 96)
     results = [restorer(net, budget=0.4, threads=threads).restore(picture)[0] for threads in (1, 3)]
     assert np.array_equal(*results)
@@ -88,16 +88,11 @@ def test_what_runs_nothing_is_the_bypass_and_what_runs_fades_out_over_its_ring(n
     cells, running = restoration._cells, restoration._running
     side = CELL * net.scale
     pixels = [np.repeat(np.repeat(each, side, 0), side, 1) for each in (cells, running)]
-    nothing, ring = pixels[1] == NOTHING, (pixels[1] != NOTHING) & (pixels[0] == 0)
-    assert nothing.any()
-    np.testing.assert_allclose(restored[nothing], bypass[nothing], atol=1e-5)
+    bypassed = pixels[0] == 0
+    assert (bypassed & (pixels[1] != NOTHING)).any()  # rings
+    np.testing.assert_allclose(restored[bypassed], bypass[bypassed], atol=1e-5)
     base = restoration._patched(x, running)[0].numpy().transpose(1, 2, 0)
-    inside = ~nothing & ~ring
-    np.testing.assert_allclose(restored[inside], base[inside], atol=1e-5)
-    low, high = np.minimum(base, bypass)[ring], np.maximum(base, bypass)[ring]
-    assert ((low - 1e-5 <= restored[ring]) & (restored[ring] <= high + 1e-5)).all()
-    faded = np.abs(restored - bypass)[ring] / np.abs(base - bypass)[ring].clip(1e-6)
-    assert 0.2 < np.median(faded) < 0.8
+    np.testing.assert_allclose(restored[~bypassed], base[~bypassed], atol=1e-5)
 
 
 @pytest.mark.parametrize('patch', [0, 4, 20, 72])

@@ -65,8 +65,7 @@ class PatchedNetwork:
         places = np.full(len(network.subnetworks) + 1, NOTHING, np.int32)  # the last one is that of NOTHING
         places[list(self.running)] = np.arange(len(self.running))
         self._places = places
-        self.ring = ring_width(network.sizes.scale)
-        """Width of rings in cells."""
+        self._ring = ring_width(network.sizes.scale)
         try:
             graph = trace(network.dense.net)
         except NotTraceable as error:
@@ -88,7 +87,7 @@ class PatchedNetwork:
         """
         running = np.full_like(cells, NOTHING)
         for place in self.running:
-            running[dilated(cells == place, self.ring)] = place
+            running[dilated(cells == place, self._ring)] = place
         return np.where(self._places[cells] != NOTHING, cells, running)
 
     def prepare(self, x: Tensor) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -130,7 +129,7 @@ class PatchedRestoration(Restoration):
 
     def _restore_plane(self, x: Tensor, number: int) -> Tensor:
         """Restores one tile ``(1, C, h, w)``: with candidates that run nothing of the base network, and with all others
-        together on top of them, which fade out over their rings."""
+        together on top of them."""
         cells = self._cells[self.plan.place_of_tile(number, CELL)]
         runs = self.plan.prices.runs_base[cells]
         if runs.all():
@@ -143,12 +142,7 @@ class PatchedRestoration(Restoration):
         assert restored is not None
         if not runs.any():
             return restored
-        # What is computed around patches is nearly right, and would be a seam if it were left out at once.
-        side = self._patched.ring * CELL * self._means.network.sizes.scale // 2 * 2 + 1
-        mask = self._enlarged(runs).numpy().astype(np.float32)
-        weight = torch.from_numpy(cv2.blur(cv2.dilate(mask, np.ones((side, side))), (side, side)))
-        weight = weight.to(restored.device)
-        return torch.where(weight > 0, torch.lerp(restored, self._run_base(x, number), weight), restored)
+        return torch.where(self._enlarged(runs), self._run_base(x, number), restored)
 
     def _run_base(self, x: Tensor, number: int) -> Tensor:
         return self._patched(x, self._running[self.plan.place_of_tile(number, CELL)])
@@ -156,4 +150,4 @@ class PatchedRestoration(Restoration):
     def _enlarged(self, cells: np.ndarray) -> Tensor:
         """A map of a tile's cells as one of its restored pixels."""
         side = CELL * self._means.network.sizes.scale
-        return torch.from_numpy(cells.repeat(side, 0).repeat(side, 1))
+        return torch.from_numpy(cells.repeat(side, 0).repeat(side, 1)).to(self._device)
