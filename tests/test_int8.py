@@ -393,7 +393,7 @@ def test_exported_weights_are_those_that_the_integers_stand_for(pruned, tmp_path
         assert torch.equal(weight, layer.integers * layer.weight_scale[:, None, None, None])
     x = torch.rand(1, 3, 24, 24)
     with torch.no_grad():
-        torch.testing.assert_close(exported(x), frozen(x), rtol=0, atol=0.05)
+        torch.testing.assert_close(exported(x), frozen(x), rtol=0, atol=0.1)
     if target == 'compact':
         assert out.stat().st_size < 0.75 * (pruned / 'x.pth').stat().st_size
 
