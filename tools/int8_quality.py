@@ -28,6 +28,7 @@ from basicsr_classpruning.benchmark.rivals.openvino_rival import openvino_int8
 from basicsr_classpruning.checkpoint import read_checkpoint
 from basicsr_classpruning.data.degradations import Degradation
 from basicsr_classpruning.loading import load
+from basicsr_classpruning.sparsity.int8 import as_float
 from tools.benchmark_kernels import environment
 from tools.commands import classpruning
 
@@ -36,6 +37,7 @@ CALIBRATION = 'datasets/photos2k/train'
 CANDIDATES = ('4:16-int8', '8:16-int8', '16:16-int8')
 NNCF = 'nncf'
 TRAINED = ' + training'
+WEIGHTS = '16:16-int8, inputs in fp32'  # what rounding the weights alone loses
 _NNCF_SIDE = 128  # of the pictures that NNCF takes its ranges from
 _MIDDLE = 512  # pixels of a photograph that are compared, a side
 Engine = Callable[[Tensor], Tensor]
@@ -53,12 +55,14 @@ class Network:
     """What is compared: ``psnr``, or the luma's, ``psnr_y``, as is usual for super-resolution."""
     steps: int
     """Of the training; 0 where there is none."""
+    how: tuple[str, ...] = ()
+    """What else ``prune`` is told."""
 
 
 NETWORKS = (
-    Network('dncnn_gray_sigma25', 'DnCNN 64×17, grey, σ = 25', 'noise25-25', 'psnr', 500),
+    Network('dncnn_gray_sigma25', 'DnCNN 64×17, grey, σ = 25', 'noise25-25', 'psnr', 600),
     Network('dncnn_color_blind', 'DnCNN 64×20, colour, blind, at σ = 25', 'noise25-25', 'psnr', 0),
-    Network('edsr_x2_32_dense', 'EDSR 32×8, ×2', 'bicubic2', 'psnr_y', 500),
+    Network('edsr_x2_32_dense', 'EDSR 32×8, ×2, per-layer N', 'bicubic2', 'psnr_y', 600, ('--per-layer',)),
 )
 
 
@@ -109,7 +113,7 @@ def make_engines(network: Network, threads: int) -> dict[str, Engine]:
     checkpoint, pruned = f'checkpoints/{network.name}.pth', Path(f'models/{network.name}_int8.pth')
     if not pruned.exists():
         pruned.parent.mkdir(exist_ok=True)
-        how = ('--int8', '--no-bypass', '--candidates', *CANDIDATES)
+        how = ('--int8', '--no-bypass', '--candidates', *CANDIDATES, *network.how)
         classpruning(
             'prune', checkpoint, '--out', pruned, *how, '--calibration', CALIBRATION, '--degrade', network.degrade
         )
@@ -125,6 +129,8 @@ def make_engines(network: Network, threads: int) -> dict[str, Engine]:
     for suffix, file in files.items():
         for candidate in load(file).routed().subnetworks:
             engines[candidate.name + suffix] = kernels.accelerate(candidate.net, candidate.patterns)
+            if suffix + candidate.name == CANDIDATES[-1]:
+                engines[WEIGHTS] = kernels.accelerate(as_float(candidate.net), {})
     return engines
 
 
@@ -154,7 +160,8 @@ def training_options(network: Network, start: Path) -> dict:
     options['datasets'] = {'train': data}
     options |= {'scale': scale, 'network_g': net}
     options['path']['pretrain_network_g'] = str(start)
-    options['train'] |= {'stages': {'supernet': network.steps, 'classifier': 0, 'joint': 0}}
+    # More and smaller steps than if every candidate restored every image.
+    options['train'] |= {'stages': {'supernet': network.steps, 'classifier': 0, 'joint': 0}, 'split': 'turn'}
     options['train']['scheduler']['periods'] = [network.steps]
     del options['val'], options['name']
     return options

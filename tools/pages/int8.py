@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from tools.int8_quality import CANDIDATES, NETWORKS, NNCF, TRAINED
+from tools.int8_quality import CANDIDATES, NETWORKS, NNCF, TRAINED, WEIGHTS
 from tools.pages.markdown import markdown_table, write_blocks
 from tools.pages.results import read_result, versions_of
 
@@ -56,11 +56,19 @@ def quality_table(result: dict) -> str:
     for network in NETWORKS:
         for row in (row for row in result['rows'] if row['network'] == network.name):
             dense = row['psnr']['dense']
-            columns = (NNCF, *reversed(CANDIDATES), *(name + TRAINED for name in reversed(CANDIDATES)))
+            columns = (NNCF, WEIGHTS, *reversed(CANDIDATES), *(name + TRAINED for name in reversed(CANDIDATES)))
             losses = (f'{dense - row["psnr"][name]:.3f}' if name in row['psnr'] else '' for name in columns)
             rows.append([network.label, f'{row["pictures"]} ({row["count"]})', f'{dense:.2f}', *losses])
     names = ['dense' if name.startswith('16') else name.removesuffix('-int8') for name in reversed(CANDIDATES)]
-    header = ['network', 'pictures', 'fp32 (dB)', "NNCF's int8", *names, *(f'{name}, trained' for name in names)]
+    header = [
+        'network',
+        'pictures',
+        'fp32 (dB)',
+        "NNCF's int8",
+        'dense, weights alone',
+        *names,
+        *(f'{name}, trained' for name in names),
+    ]
     return markdown_table(header, rows)
 
 
