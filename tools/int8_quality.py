@@ -3,14 +3,14 @@
 It works in a folder that holds ``datasets/`` and ``checkpoints/``; checkpoints in ``models/`` and trainings in
 ``experiments/`` are made where they are not there yet, all with the pictures of ``datasets/photos2k/train``. Trained
 candidates start from the calibrated ones and learn the dense network's outputs, with the settings of
-options/train/dncnn_int8.yml. The result file keeps what was measured before of networks that are not named.
+options/train/dncnn_int8.yml. What the result file has already is kept, and not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,11 +35,11 @@ from tools.commands import classpruning
 OPTIONS = Path(__file__).resolve().parents[1] / 'options' / 'train' / 'dncnn_int8.yml'
 CALIBRATION = 'datasets/photos2k/train'
 CANDIDATES = ('4:16-int8', '8:16-int8', '16:16-int8')
-NNCF = 'nncf'
+NNCF = {'nncf': CALIBRATION, 'nncf, BSDS500': 'datasets/bsds500_train400'}  # what it takes its ranges from
 TRAINED = ' + training'
 WEIGHTS = '16:16-int8, inputs in fp32'  # what rounding the weights alone loses
 _NNCF_SIDE = 128  # of the pictures that NNCF takes its ranges from
-_MIDDLE = 512  # pixels of a photograph that are compared, a side
+_MIDDLE = 384  # pixels of a photograph that are compared, a side
 Engine = Callable[[Tensor], Tensor]
 
 
@@ -60,9 +60,9 @@ class Network:
 
 
 NETWORKS = (
-    Network('dncnn_gray_sigma25', 'DnCNN 64×17, grey, σ = 25', 'noise25-25', 'psnr', 600),
+    Network('dncnn_gray_sigma25', 'DnCNN 64×17, grey, σ = 25', 'noise25-25', 'psnr', 300),
     Network('dncnn_color_blind', 'DnCNN 64×20, colour, blind, at σ = 25', 'noise25-25', 'psnr', 0),
-    Network('edsr_x2_32_dense', 'EDSR 32×8, ×2, per-layer N', 'bicubic2', 'psnr_y', 600, ('--per-layer',)),
+    Network('edsr_x2_32_dense', 'EDSR 32×8, ×2, per-layer N', 'bicubic2', 'psnr_y', 0, ('--per-layer',)),
 )
 
 
@@ -80,7 +80,7 @@ class PictureSet:
 
 SETS = (
     PictureSet('photos2k', 'datasets/photos2k/test', 10, _MIDDLE),
-    PictureSet('BSD100', 'datasets/BSD100', 30),
+    PictureSet('BSD100', 'datasets/BSD100', 12),
     PictureSet('Set5', 'datasets/Set5', 5),
 )
 
@@ -98,38 +98,45 @@ def run(arguments: argparse.Namespace) -> None:
     for network in NETWORKS:
         if not any(part in network.name for part in arguments.networks):
             continue
-        engines = make_engines(network, arguments.threads)
-        rows = []
-        for pictures in SETS:
-            rows.append(measure(network, pictures, engines))
-            print(rows[-1], flush=True)
+        known = [row for row in result['rows'] if row['network'] == network.name]
+        names = set.intersection(*(set(row['psnr']) for row in known)) if len(known) == len(SETS) else set()
+        engines = make_engines(network, arguments.threads, names)
+        rows = [measure(network, pictures, engines) for pictures in SETS]
+        for row, before in zip(rows, known):
+            row['psnr'] = {**before['psnr'], **row['psnr']}
+        print(rows, flush=True)
         result['rows'] = [row for row in result['rows'] if row['network'] != network.name] + rows
         result['environment'] = environment('tools/benchmark_int8.py', ())
         arguments.json.write_text(json.dumps(result, indent=1) + '\n')
 
 
-def make_engines(network: Network, threads: int) -> dict[str, Engine]:
-    """The dense network first, NNCF's int8 of it, and its candidates; trained ones are called ``NAME + training``."""
+def make_engines(network: Network, threads: int, known: Collection[str]) -> dict[str, Engine]:
+    """All engines but those that are known: the dense network, NNCF's int8 of it, and its candidates.
+
+    Trained candidates are called ``NAME + training``.
+    """
     checkpoint, pruned = f'checkpoints/{network.name}.pth', Path(f'models/{network.name}_int8.pth')
     if not pruned.exists():
         pruned.parent.mkdir(exist_ok=True)
         how = ('--int8', '--no-bypass', '--candidates', *CANDIDATES, *network.how)
-        classpruning(
-            'prune', checkpoint, '--out', pruned, *how, '--calibration', CALIBRATION, '--degrade', network.degrade
-        )
+        data = ('--calibration', CALIBRATION, '--degrade', network.degrade)
+        classpruning('prune', checkpoint, '--out', pruned, *how, *data)
     dense = as_dense(load(checkpoint)).routed().dense
-    inputs = calibration_inputs(CALIBRATION, Degradation.parse(network.degrade), dense, _NNCF_SIDE)
-    engines: dict[str, Engine] = {
-        'dense': kernels.accelerate(dense.net, {}),
-        NNCF: openvino_int8(Conditions(dense, threads, _NNCF_SIDE, inputs)),
-    }
+    engines: dict[str, Engine] = {}
+    if 'dense' not in known:
+        engines['dense'] = kernels.accelerate(dense.net, {})
+    for name, folder in NNCF.items():
+        if name not in known:
+            inputs = calibration_inputs(folder, Degradation.parse(network.degrade), dense, _NNCF_SIDE)
+            engines[name] = openvino_int8(Conditions(dense, threads, _NNCF_SIDE, inputs))
     files = {'': pruned}
     if network.steps:
         files[TRAINED] = train(network, pruned)
     for suffix, file in files.items():
         for candidate in load(file).routed().subnetworks:
-            engines[candidate.name + suffix] = kernels.accelerate(candidate.net, candidate.patterns)
-            if suffix + candidate.name == CANDIDATES[-1]:
+            if candidate.name + suffix not in known:
+                engines[candidate.name + suffix] = kernels.accelerate(candidate.net, candidate.patterns)
+            if candidate.name + suffix == CANDIDATES[-1] and WEIGHTS not in known:
                 engines[WEIGHTS] = kernels.accelerate(as_float(candidate.net), {})
     return engines
 
@@ -178,8 +185,9 @@ def measure(network: Network, pictures: PictureSet, engines: dict[str, Engine]) 
                 restored = engine(batch)[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
                 scale = len(pair.truth) // len(pair.degraded)
                 found[name].append(getattr(compare(restored, pair.truth, scale), network.psnr))
+    count = max(map(len, found.values()), default=pictures.count)
     psnr = {name: sum(values) / len(values) for name, values in found.items()}
-    return {'network': network.name, 'pictures': pictures.name, 'count': len(found['dense']), 'psnr': psnr}
+    return {'network': network.name, 'pictures': pictures.name, 'count': count, 'psnr': psnr}
 
 
 def pairs(network: Network, pictures: PictureSet) -> Iterator[Pair]:

@@ -56,7 +56,7 @@ def quality_table(result: dict) -> str:
     for network in NETWORKS:
         for row in (row for row in result['rows'] if row['network'] == network.name):
             dense = row['psnr']['dense']
-            columns = (NNCF, WEIGHTS, *reversed(CANDIDATES), *(name + TRAINED for name in reversed(CANDIDATES)))
+            columns = (*NNCF, WEIGHTS, *reversed(CANDIDATES), *(name + TRAINED for name in reversed(CANDIDATES)))
             losses = (f'{dense - row["psnr"][name]:.3f}' if name in row['psnr'] else '' for name in columns)
             rows.append([network.label, f'{row["pictures"]} ({row["count"]})', f'{dense:.2f}', *losses])
     names = ['dense' if name.startswith('16') else name.removesuffix('-int8') for name in reversed(CANDIDATES)]
@@ -64,7 +64,8 @@ def quality_table(result: dict) -> str:
         'network',
         'pictures',
         'fp32 (dB)',
-        "NNCF's int8",
+        'NNCF, photographs',
+        'NNCF, BSDS500',
         'dense, weights alone',
         *names,
         *(f'{name}, trained' for name in names),
