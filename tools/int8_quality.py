@@ -62,7 +62,7 @@ class Network:
 NETWORKS = (
     Network('dncnn_gray_sigma25', 'DnCNN 64×17, grey, σ = 25', 'noise25-25', 'psnr', 300),
     Network('dncnn_color_blind', 'DnCNN 64×20, colour, blind, at σ = 25', 'noise25-25', 'psnr', 0),
-    Network('edsr_x2_32_dense', 'EDSR 32×8, ×2, per-layer N', 'bicubic2', 'psnr_y', 0, ('--per-layer',)),
+    Network('edsr_x2_32_dense', 'EDSR 32×8, ×2, per-layer N', 'bicubic2', 'psnr_y', 200, ('--per-layer',)),
 )
 
 
