@@ -393,7 +393,7 @@ def test_exported_weights_are_those_that_the_integers_stand_for(pruned, tmp_path
         assert torch.equal(weight, layer.integers * layer.weight_scale[:, None, None, None])
     x = torch.rand(1, 3, 24, 24)
     with torch.no_grad():
-        torch.testing.assert_close(exported(x), frozen(x), rtol=0, atol=0.05)
+        torch.testing.assert_close(exported(x), frozen(x), rtol=0, atol=0.1)
     if target == 'compact':
         assert out.stat().st_size < 0.75 * (pruned / 'x.pth').stat().st_size
 
@@ -458,6 +458,10 @@ def test_two_steps_train_what_rounds_and_keep_masks_and_grids(tmp_path, pictures
             assert not torch.equal(one, other)
             assert torch.equal(one == 0, other == 0)
     x = torch.rand(1, 3, 16, 16)
+    own = ('.weights.', '.biases.')  # what is learnt from stays as it is, or both would drift together
+    before = start.base.state_dict()
+    changed = [key for key, value in model.net_g.base.state_dict().items() if not torch.equal(value, before[key])]
+    assert changed == [key for key in before if any(part in key for part in own)]
     for index, name in enumerate(LADDER):
         net = model.net_g.eval()
         with torch.no_grad():

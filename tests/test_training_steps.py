@@ -382,6 +382,14 @@ def test_the_watch_takes_other_terms_for_a_new_level():
     assert watch.exploded({'c': 1e9}) == []
 
 
+def test_a_term_below_0_is_judged_by_its_size():
+    watch = ExplosionWatch(memory=2, limit=100)
+    assert watch.exploded({'a': 0.01, 'b': -1.3}) == []
+    watch.update({'a': 0.01, 'b': -1.3})  # the logarithm of an error
+    assert watch.exploded({'a': 0.02, 'b': -1.2}) == []
+    assert watch.exploded({'a': 200.0, 'b': -1.2}) == ['a']
+
+
 def test_weights_that_are_no_numbers_are_not_saved(tmp_path, pictures):
     model = model_of(tmp_path, training_options(pictures))
     (tmp_path / 'models').mkdir()

@@ -1,8 +1,10 @@
-"""Measures the kernels of 8-bit integers against OpenVINO's int8 and PyTorch's fp32, interleaved in one run.
+"""Measures the kernels of 8-bit integers against OpenVINO's int8 and PyTorch's fp32, interleaved in one run, and what
+candidates of 8-bit integers lose.
 
     python tools/benchmark_int8.py layers --json docs/results/int8_layers_t1.json
     python tools/benchmark_int8.py networks --json docs/results/int8_networks_t1.json
-    python -m tools.pages kernels                     # rewrites the tables in docs/kernels.md from the JSON files
+    python tools/benchmark_int8.py quality --json docs/results/int8_quality.json      # tools/int8_quality.py
+    python -m tools.pages kernels int8                # rewrites the tables in the documentation from the JSON files
 
 A layer is measured in a stack of some, each with its ReLU, as it runs in a network: activations stay in integers
 between them, and what turns floats into integers and back is part of the time, in all engines. Weights are random,
@@ -35,6 +37,7 @@ from basicsr_classpruning.benchmark.rivals.openvino_rival import openvino_fp32, 
 from basicsr_classpruning.kernels import int8_native
 from basicsr_classpruning.sizes import probe
 from basicsr_classpruning.sparsity.int8 import Int8Conv2d
+from tools import int8_quality
 from tools.benchmark_kernels import Run, clock, eager_engine, environment, measure, networks
 
 RIVAL = 'openvino-int8'
@@ -121,8 +124,12 @@ def main() -> None:
     commands.choices['layers'].add_argument('--depth', type=int, default=5)
     commands.choices['networks'].add_argument('--tile', type=int, default=96)
     commands.choices['networks'].add_argument('--networks', nargs='+', default=[''], help='parts of names')
+    int8_quality.add_arguments(commands.add_parser('quality'))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.what == 'quality':
+        int8_quality.run(arguments)
+        return
     rows: list[dict] = []
     about = environment('tools/benchmark_int8.py', (int8_native.ISA_VARIABLE,))
     result = {'environment': {**about, 'int8': int8_native.available()}, 'rows': rows}

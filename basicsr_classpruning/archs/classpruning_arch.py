@@ -166,6 +166,12 @@ class ClassPruning(nn.Module):
         """The ladder as it is written, from the sparsest candidate to the densest."""
         return self.ladder.names
 
+    def freeze_dense(self) -> None:
+        """Lets nothing train that the dense network computes with; sparse candidates have weights of their own."""
+        own = {parameter for _, layer in sparse_layers(self.base) for parameter in _own_parameters(layer)}
+        for parameter in self.base.parameters():
+            parameter.requires_grad_(parameter in own)
+
     @property
     def learners(self) -> tuple[int, ...]:
         """The candidates, by their places in the ladder, that have weights to train: all but the bypass."""
@@ -497,6 +503,10 @@ def _router_shapes(params: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 def _is_candidate_key(base: nn.Module, key: str) -> bool:
     """Whether a state-dict key of the base network belongs to its candidates, not to the dense network."""
     return any(key.startswith(tuple(f'{name}.{part}' for part in CANDIDATE_PARTS)) for name, _ in sparse_layers(base))
+
+
+def _own_parameters(layer: SparseLayer) -> list[nn.Parameter]:
+    return [*layer.biases, *(layer.weights if layer.own_weights else ())]
 
 
 def _check_expressions(expressions: Iterable[str], key: str = 'network_g.skip') -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 
 class ExplosionWatch:
-    """Follows the sum of the loss terms as a running mean, and remembers the lowest level it had.
+    """Follows the size of the loss terms together as a running mean, and remembers the lowest level it had.
+
+    A term may be below 0, as the logarithm of an error is: how far it is from 0 counts.
 
     Args:
         memory: steps that the mean remembers.
@@ -32,7 +34,7 @@ class ExplosionWatch:
     def update(self, losses: Mapping[str, float]) -> None:
         """Takes the finite terms of a step that was made."""
         self.steps += 1
-        self.mean += (sum(losses.values()) - self.mean) / min(self.steps, self.memory)
+        self.mean += (sum(map(abs, losses.values())) - self.mean) / min(self.steps, self.memory)
         self.level = min(self.level, self.mean)
 
     def state_dict(self) -> dict[str, Any]:

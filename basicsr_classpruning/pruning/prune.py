@@ -27,6 +27,7 @@ from basicsr_classpruning.progress import Progress
 from basicsr_classpruning.pruning.allocation import allocate_layers
 from basicsr_classpruning.pruning.classifier import ErrorMaps, fit_classifier, measure_errors, set_price
 from basicsr_classpruning.pruning.crops import ATTEMPTS, Crops, cut_crops
+from basicsr_classpruning.pruning.equalisation import equalise_channels
 from basicsr_classpruning.routing.budget import solve_budget
 from basicsr_classpruning.routing.bypass import Bypass, LinearFilter
 from basicsr_classpruning.routing.errors import LEAST_ERROR, relative_errors
@@ -203,6 +204,9 @@ def prune_with_data(
     ranges: dict[str, InputRange] = {}
     if trial.int8:
         range_crops = _cut(trial, pictures, degradation, count, _ERROR_SIDE, options.seed + 3, progress)
+        # In the base network, and so in all candidates, whose patches share their features.
+        equalise_channels(dense.net, _int8_layers(trial), list(range_crops.lq.split(8)))
+        trial = build(_copy(dense), options, {'type': 'BandClassifier'})
         ranges = _input_ranges(trial, range_crops)
         sensitive = sensitive_layers(trial, ranges, next(weight_crops.batches(_LAYER_CROPS)))
         options = replace(options, fp32=(*options.fp32, *(f'^{re.escape(name)}$' for name in sensitive)))

@@ -9,6 +9,7 @@ plot         docs/figures/psnr_time.png                 docs/results/tables     
 routing      docs/tables/index.md                       docs/results/routing         tools/routing_by_distance.py
 kernels      docs/kernels.md                            docs/results/kernels_*       tools/benchmark_kernels.py
                                                         docs/results/int8_*          tools/benchmark_int8.py
+int8         docs/benchmarks.md                         docs/results/int8_quality    tools/benchmark_int8.py
 pruning      docs/pruning.md                            docs/results/prune           tools/benchmark_pruning.py
 reliability  docs/reliability.md                        docs/results/reliability     tools/reliability/run.py
 options      docs/options.md, docs/options.schema.json  basicsr_classpruning/config
