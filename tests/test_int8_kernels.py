@@ -159,6 +159,30 @@ def test_pixel_shuffle(isa, factor):
         assert torch.equal(made(x, residual[:1, :, :1, :1]), shuffled + residual[:1, :, :1, :1])
 
 
+@pytest.mark.parametrize('factor', [2, 3, 4])
+@pytest.mark.parametrize('channels', [1, 4, 6])
+@pytest.mark.parametrize('residual_too', [False, True])
+def test_pixel_shuffle_into_integers(isa, factor, channels, residual_too):
+    torch.manual_seed(0)
+    layer = quantized(nn.Conv2d(10, channels * factor**2, 3, padding=1))
+    slope = torch.linspace(-0.5, 1.5, channels * factor**2)
+    made = int8_layer(layer, Epilogue('prelu', slope, 'after' if residual_too else 'none', shuffle=factor))
+    assert isinstance(made, Int8KernelConv2d)
+    made.makes = int8_layer(quantized(nn.Conv2d(channels, 4, 1), 0.011, 77), Epilogue()).range
+    for size in ((11, 32), (1, 1), (13, 33), (25, 16)):
+        x = torch.randn(2, 10, *size)
+        wanted = F.pixel_shuffle(F.prelu(layer(x), slope), factor)
+        residual = torch.randn_like(wanted) if residual_too else None
+        wanted = wanted if residual is None else wanted + residual
+        levels = int8_quantize(wanted, made.makes.numbers)
+        made.makes_floats = True
+        y, q = made(x, residual)
+        assert torch.equal(y, wanted)
+        assert torch.equal(q, levels)
+        made.makes_floats = False
+        assert torch.equal(made(x, residual), levels)
+
+
 @pytest.mark.parametrize('order', ['before', 'after'])
 def test_linear_epilogues(isa, order):
     torch.manual_seed(0)

@@ -20,7 +20,7 @@ def keep_integers(net: fx.GraphModule) -> None:
     for node in list(net.graph.nodes):
         readers = _readers(net, node)
         producer = module_of(net, node)
-        if readers and isinstance(producer, Int8KernelConv2d) and producer.shuffle == 1:
+        if readers and isinstance(producer, Int8KernelConv2d):
             most = max(readers, key=lambda found: len(readers[found]))
             _make_integers(net, node, producer, most, readers.pop(most))
         source = _floats(node)

@@ -99,9 +99,10 @@ def _empty_outputs(x: Tensor, geometry: Sequence[int], shuffle: int, made: int) 
     height, width = (output_size(x.shape[2 + i], *sizes[i::2]) for i in range(2))
     if height < 0 or width < 0:
         raise ValueError(f'int8_conv2d: a picture of {x.shape[2]} x {x.shape[3]} is smaller than the kernel')
-    if not 1 <= shuffle <= native.MAX_SHUFFLE or out_channels % shuffle**2 or (shuffle > 1 and made != FLOATS):
+    if not 1 <= shuffle <= native.MAX_SHUFFLE or out_channels % shuffle**2:
         raise ValueError(f'int8_conv2d: {out_channels} channels cannot be shuffled by {shuffle}')
-    y_shape = (x.shape[0], out_channels // shuffle**2, height * shuffle, width * shuffle) if made & FLOATS else (0,)
+    out_channels, height, width = out_channels // shuffle**2, height * shuffle, width * shuffle
+    y_shape = (x.shape[0], out_channels, height, width) if made & FLOATS else (0,)
     q_shape = (x.shape[0], units(out_channels), height, width, UNIT) if made & INTEGERS else (0,)
     device = x.device
     return torch.empty(y_shape, dtype=torch.float32, device=device), torch.empty(

@@ -29,8 +29,7 @@ bool fits(const cp_int8_call& c, const int8_header& h) {
          output_size(c.height, g.kernel_h, g.stride_h, g.pad_h, g.dilation_h) == c.out_height &&
          output_size(c.width, g.kernel_w, g.stride_w, g.pad_w, g.dilation_w) == c.out_width &&
          c.activation != CP_GELU &&
-         (r == 1 || (r > 1 && r <= cp_most_shuffle && c.out_channels % (r * r) == 0 && !c.q &&
-                     c.order != CP_BEFORE_ACTIVATION));
+         (r == 1 || (r > 1 && r <= cp_most_shuffle && c.out_channels % (r * r) == 0 && c.order != CP_BEFORE_ACTIVATION));
 }
 
 // A pointwise convolution as one of pictures a vector wide: the tiles are then whole runs of memory.
