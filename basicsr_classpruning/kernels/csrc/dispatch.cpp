@@ -34,7 +34,7 @@ void ask_for_huge_pages(const void* memory, int64_t bytes) {
   constexpr uintptr_t page = 2 << 20;
   const uintptr_t first = reinterpret_cast<uintptr_t>(memory);
   const uintptr_t begin = (first + page - 1) / page * page, end = (first + bytes) / page * page;
-  if (bytes >= static_cast<int64_t>(4 * page) && begin < end)
+  if (bytes >= static_cast<int64_t>(page) && begin < end)
     madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 

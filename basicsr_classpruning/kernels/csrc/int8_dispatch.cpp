@@ -63,6 +63,7 @@ int32_t cp_int8_run(const cp_int8_call* call) {
   const cp::int8_engine* engine = cp::int8_engine_of(head.isa);
   const int64_t outputs = call->batch * call->out_channels * call->out_height * call->out_width;
   if (call->y) cp::ask_for_huge_pages(call->y, outputs * static_cast<int64_t>(sizeof(float)));
+  if (call->q) cp::ask_for_huge_pages(call->q, outputs);
   return engine ? engine->run(cp::flattened(*call, head)) : CP_NOT_SUPPORTED;
 }
 
