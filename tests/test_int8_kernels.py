@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 
 import pytest
@@ -256,6 +257,35 @@ def test_any_strides(isa, view):
     x = view(torch.randn(2, 17, 20, 22))
     layer = quantized(nn.Conv2d(x.shape[1], 6, 3, padding=1))
     assert torch.equal(int8_layer(layer, Epilogue())(x), layer(x.contiguous()))
+
+
+def test_calls_that_were_prepared_give_the_same_bits(isa):
+    torch.manual_seed(0)
+    layer = quantized(nn.Conv2d(12, 8, 3, padding=1))
+    made = int8_layer(layer, Epilogue('relu', order='before'))
+    assert isinstance(made, Int8KernelConv2d)
+    made.makes = int8_layer(quantized(nn.Conv2d(8, 4, 1), 0.011, 77), Epilogue()).range
+    for size in ((9, 20), (5, 7), (9, 20)):
+        for _ in range(3):
+            x, residual = torch.randn(2, 12, *size), torch.randn(2, 8, *size)
+            q = int8_quantize(x, made.range.numbers)
+            wanted = F.relu(layer(x) + residual)
+            for added in (residual, residual.transpose(2, 3).contiguous().transpose(2, 3)):
+                y, levels = made(q, added)
+                assert torch.equal(y, wanted)
+                assert torch.equal(levels, int8_quantize(wanted, made.makes.numbers))
+            y, _ = made(q, residual[:, :, :1])
+            assert torch.equal(y, F.relu(layer(x) + residual[:, :, :1]))
+            assert torch.equal(made(q)[0], F.relu(layer(x)))
+    assert len(made._prepared) == (0 if isa == 'reference' else 4)
+    assert not copy.deepcopy(made)._prepared
+    other = quantized(nn.Conv2d(12, 8, 3, padding=1, bias=False))
+    replacing = int8_layer(other, Epilogue())
+    made.packed, made.scale, made.bias = replacing.packed, replacing.scale, None
+    y, _ = made(int8_quantize(x, made.range.numbers), residual)
+    assert torch.equal(y, F.relu(other(x) + residual))
+    with pytest.raises(ValueError, match='residual must be'):
+        made(int8_quantize(x, made.range.numbers), residual.double())
 
 
 def test_threads_change_nothing(isa):
