@@ -394,7 +394,8 @@ def test_an_accelerated_network_gives_the_same_bits(name, isa):
     x = torch.rand(2, 3, 16, 16) if name == 'SwinIR' else torch.rand(2, 3, 20, 28)
     integers(net, x)
     accelerated = kernels.accelerate(net, {})
-    assert torch.equal(accelerated(x), net(x))
+    for _ in range(2):  # the second time with the calls of the first
+        assert torch.equal(accelerated(x), net(x))
     layers = sum(isinstance(m, (Int8Conv2d, Int8Linear)) for m in net.modules())
     assert sum(isinstance(m, Int8KernelLayer) for m in accelerated.modules()) >= layers
 
@@ -429,6 +430,40 @@ def test_integers_stay_between_layers_that_read_nothing_else(isa):
     assert layers['kernel_layers.c'].makes is None  # type: ignore[union-attr]
     assert sum(isinstance(m, Quantize) for m in layers.values()) == 2  # the network's input, and b's range
     assert sum(node.target is operator.getitem for node in accelerated.graph.nodes) == 2  # type: ignore[union-attr]
+
+
+class Residuals(nn.Module):
+    """Residuals that are read once, twice, late, by a layer of floats, and given out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(8))
+        self.float_layer = nn.ConvTranspose2d(8, 8, 1)
+
+    def forward(self, x):
+        a, b, c, d, e, f, g, h = self.layers
+        first = a(x)
+        second = first + b(first)
+        third = second + c(second)
+        fourth = third + d(third)
+        fifth = fourth + e(fourth)
+        sixth = fifth + f(fifth)
+        seventh = sixth + g(sixth)
+        return h(seventh + first), self.float_layer(fourth), fifth, third + x
+
+
+@torch.no_grad()
+def test_only_residuals_that_nothing_else_reads_are_overwritten(isa):
+    torch.manual_seed(0)
+    net, x = Residuals().eval(), torch.rand(1, 8, 10, 18)
+    integers(net, x)
+    accelerated = kernels.accelerate(net, {})
+    for _ in range(3):
+        for found, wanted in zip(accelerated(x), net(x), strict=True):
+            assert torch.equal(found, wanted)
+    layers = dict(accelerated.named_modules())
+    overwriting = [i for i in range(8) if layers[f'kernel_layers.layers.{i}'].may_overwrite]  # type: ignore[union-attr]
+    assert overwriting == [2, 6]
 
 
 def test_plan_names_the_engine(isa):

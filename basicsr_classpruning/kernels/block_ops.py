@@ -28,7 +28,7 @@ _library.define('depthwise(Tensor x, Tensor weight, Tensor? bias, bool gate) -> 
 _library.define('window_attention(Tensor qkv, Tensor bias, int window, int shift, float scale) -> Tensor')
 
 
-class _PointwiseCall(ctypes.Structure):
+class PointwiseCall(ctypes.Structure):
     """``cp_pointwise_call``."""
 
     _fields_ = [
@@ -40,7 +40,7 @@ class _PointwiseCall(ctypes.Structure):
     ]
 
 
-class _DepthwiseCall(ctypes.Structure):
+class DepthwiseCall(ctypes.Structure):
     """``cp_depthwise_call``."""
 
     _fields_ = [
@@ -50,7 +50,7 @@ class _DepthwiseCall(ctypes.Structure):
     ]
 
 
-class _AttentionCall(ctypes.Structure):
+class AttentionCall(ctypes.Structure):
     """``cp_attention_call``."""
 
     _fields_ = [
@@ -149,12 +149,12 @@ def _nm_pointwise(
         source = x if x.is_contiguous() or _is_whole_planes(x) else x.contiguous()
         batch, channels, height, width = x.shape
         layout, count, strides = native.PLANES, batch * height * width, (source.stride(0), source.stride(1))
-    call = _PointwiseCall(
+    call = PointwiseCall(
         packed.data_ptr(), source.data_ptr(), y.data_ptr(), _pointer(bias), _pointer(residual), _pointer(slope),
         _pointer(scale), batch, count // batch, channels, y.shape[-1 if linear else 1], *strides,
         layout, native.ACTIVATIONS[activation], native.RESIDUALS[order], torch.get_num_threads(), eps,
     )  # fmt: skip
-    _call('cp_run_pointwise', call)
+    run_native('cp_run_pointwise', call)
     return y
 
 
@@ -162,7 +162,8 @@ def _is_whole_planes(x: Tensor) -> bool:
     return x.stride(3) == 1 and x.stride(2) == x.shape[3]
 
 
-def _call(function: str, call: ctypes.Structure) -> None:
+def run_native(function: str, call: ctypes.Structure) -> None:
+    """Calls a function of the library. Raises RuntimeError where it refuses the call."""
     library = native.load()
     if library is None:
         raise RuntimeError('N:M kernel: the layer was packed for compiled kernels, which are not installed here')
@@ -193,15 +194,18 @@ def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, gate: bool) -> tu
             z = first * second
         return y.copy_(z), means.copy_(z.mean((2, 3)))
     x, weight = x.contiguous(), weight.contiguous()
-    call = _DepthwiseCall(
+    call = DepthwiseCall(
         x.data_ptr(), y.data_ptr(), weight.data_ptr(), _pointer(bias), means.data_ptr(), None,
         *y.shape, int(gate), 0, native.ISA_CODES[isa], torch.get_num_threads(),
     )  # fmt: skip
-    _call('cp_run_depthwise', call)
+    run_native('cp_run_depthwise', call)
     return y, means
 
 
 def _empty_attention_output(qkv: Tensor, bias: Tensor, window: int, shift: int) -> Tensor:
+    if qkv.dim() != 4 or bias.dim() != 3 or not bias.shape[0] or window < 1:
+        shapes = f'qkv {tuple(qkv.shape)} and bias {tuple(bias.shape)}'
+        raise ValueError(f'window_attention: {shapes} do not fit windows of {window}')
     batch, channels, height, width = qkv.shape
     heads = bias.shape[0]
     if qkv.dtype != torch.float32 or bias.dtype != torch.float32 or channels % (3 * heads):
@@ -219,12 +223,12 @@ def _window_attention(qkv: Tensor, bias: Tensor, window: int, shift: int, scale:
         return y.copy_(attention_reference(qkv, bias, window, shift, scale))
     qkv, bias = qkv.contiguous(), bias.contiguous()
     batch, channels, height, width = y.shape
-    call = _AttentionCall(
+    call = AttentionCall(
         qkv.data_ptr(), y.data_ptr(), bias.data_ptr(),
         batch, channels, bias.shape[0], height, width, window, shift, scale,
         native.ISA_CODES[isa], torch.get_num_threads(),
     )  # fmt: skip
-    _call('cp_run_attention', call)
+    run_native('cp_run_attention', call)
     return y
 
 

@@ -93,6 +93,8 @@ class Int8KernelConv2d(Int8KernelLayer):
         self.shuffle = epilogue.shuffle
         self.makes: Range | None = None
         self.makes_floats = True
+        self.may_overwrite = False
+        """Whether nothing else reads the residual afterwards: half of what a trunk takes of the cache is saved."""
         self._prepared = _Prepared()
 
     def output_shape(self, x: Tensor) -> tuple[int, ...]:
@@ -112,7 +114,7 @@ class Int8KernelConv2d(Int8KernelLayer):
             made = self._forward(x, residual)
             self._prepare(key, x, residual)
             return made
-        y, q = prepared.run(x, residual)
+        y, q = prepared.run(x, residual, self.may_overwrite)
         if y is None or q is None:
             return cast('Tensor', q if y is None else y)
         return y, q

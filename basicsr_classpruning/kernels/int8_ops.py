@@ -180,9 +180,11 @@ class PreparedConv2d:
         fits = residual.shape == self.shape and residual.dtype == torch.float32
         return fits and residual.is_contiguous() and x.is_contiguous()
 
-    def run(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Floats and activations of inputs that it takes."""
-        y = torch.empty(self.shape, dtype=torch.float32) if self.makes_floats else None
+    def run(self, x: Tensor, residual: Tensor | None, overwrite: bool) -> tuple[Tensor | None, Tensor | None]:
+        """Floats and activations of inputs that it takes; ``overwrite``: the floats are stored over the residual."""
+        y = None
+        if self.makes_floats:
+            y = residual if overwrite and residual is not None else torch.empty(self.shape, dtype=torch.float32)
         q = None if self.q_shape is None else torch.empty(self.q_shape, dtype=torch.uint8)
         call = int8_native.Call.from_buffer_copy(self.call)
         call.x, call.threads = x.data_ptr(), torch.get_num_threads()
@@ -266,7 +268,7 @@ def _int8_conv2d(
     order = order if residual is not None else 'none'
     layer = (packed, scale, bias, factor, slope)
     prepared = prepare_conv2d(x, layer, activation, order, geometry, range[1], shuffle, made, next_range)
-    floats, activations = prepared.run(x.contiguous(), residual)
+    floats, activations = prepared.run(x.contiguous(), residual, overwrite=False)
     return y if floats is None else floats, q if activations is None else activations
 
 

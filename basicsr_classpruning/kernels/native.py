@@ -19,7 +19,7 @@ import torch
 from basicsr_classpruning.errors import UsageError
 
 LIBRARY = 'libclasspruning_kernels.so'
-ABI_VERSION = 7
+ABI_VERSION = 8
 MAX_STRIDE = 4
 MAX_SHUFFLE = 4
 
@@ -98,6 +98,7 @@ _FAILURES = {
     1: 'this processor cannot run the instructions that the layer was packed for: accelerate the network again here',
     2: 'the packed weight does not belong to a layer of this geometry',
     3: 'out of memory',
+    4: 'the sizes of the call do not fit each other',
 }
 
 

@@ -11,7 +11,7 @@ union word {
 
 enum cp_isa { CP_AVX2 = 0, CP_AVX512 = 1, CP_WIDE = 2 };  // CP_WIDE: the 16-wide code in AVX2 instructions, for tests
 
-enum cp_status { CP_OK = 0, CP_NOT_SUPPORTED = 1, CP_NOT_PACKED_FOR_THIS = 2, CP_NO_MEMORY = 3 };
+enum cp_status { CP_OK = 0, CP_NOT_SUPPORTED = 1, CP_NOT_PACKED_FOR_THIS = 2, CP_NO_MEMORY = 3, CP_WRONG_SIZES = 4 };
 
 enum cp_layout { CP_PLANES = 0, CP_TOKENS = 1 };
 

@@ -83,6 +83,23 @@ cp_call flattened(const cp_call& c, int width) {
   return flat;
 }
 
+// Whether an activation has what it needs.
+bool has_slope(int32_t activation, const float* slope) {
+  if (activation < CP_NONE || activation > CP_GELU) return false;
+  return slope || (activation != CP_LEAKY && activation != CP_PRELU);
+}
+
+// Whether the sizes of calls without a packed weight fit each other.
+bool fits(const cp_depthwise_call& c) {
+  return c.batch >= 0 && c.channels > 0 && c.height > 0 && c.width > 0 && has_slope(c.activation, c.slope);
+}
+
+bool fits(const cp_attention_call& c) {
+  return c.batch >= 0 && c.heads > 0 && c.channels > 0 && c.channels % c.heads == 0 && c.window > 0 &&
+         c.window * c.window % 16 == 0 && c.height > 0 && c.height % c.window == 0 && c.width > 0 &&
+         c.width % c.window == 0 && c.shift >= 0 && c.shift < c.window;
+}
+
 // A call whose parts take weights of their own.
 int run_jobs(const cp_call& c) {
   if (c.layout != CP_PLANES || c.x_stride_w != 1 || !jobs_fit(c)) return CP_NOT_PACKED_FOR_THIS;
@@ -104,7 +121,7 @@ int run_jobs(const cp_call& c) {
 }  // namespace
 }  // namespace cp
 
-int32_t cp_abi_version() { return 7; }
+int32_t cp_abi_version() { return 8; }
 
 int32_t cp_supported(int32_t isa) {
 #if defined(__x86_64__)
@@ -137,11 +154,13 @@ int32_t cp_run(const cp_call* call) {
 }
 
 int32_t cp_run_depthwise(const cp_depthwise_call* call) {
+  if (!cp::fits(*call)) return CP_WRONG_SIZES;
   const cp::engine* engine = cp::engine_of(call->isa);
   return engine ? engine->depthwise(*call) : static_cast<int32_t>(CP_NOT_SUPPORTED);
 }
 
 int32_t cp_run_attention(const cp_attention_call* call) {
+  if (!cp::fits(*call)) return CP_WRONG_SIZES;
   const cp::engine* engine = cp::engine_of(call->isa);
   return engine ? engine->attention(*call) : static_cast<int32_t>(CP_NOT_SUPPORTED);
 }
