@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from basicsr_classpruning import kernels
-from basicsr_classpruning.kernels import native
+from basicsr_classpruning.kernels import block_ops, native
 from basicsr_classpruning.kernels.block_ops import (
     AttentionCall,
     DepthwiseCall,
@@ -74,9 +74,18 @@ def test_a_pointwise_layer_and_what_is_around_it(isa_of_hypothesis, data):
     made = KernelPointwise(layer, Epilogue(activation, order=order), Around(norm, factors is not None, gate))
     if linear:
         x, residual = x.movedim(1, -1), None if residual is None else residual.movedim(1, -1)
-        return assert_close(made(x, residual), wanted.movedim(1, -1))
+        return in_both_packings(made, (x, residual), wanted.movedim(1, -1))
     x = x.contiguous(memory_format=torch.channels_last) if last else x
-    return assert_close(made(x, residual, factors), wanted)
+    return in_both_packings(made, (x, residual, factors), wanted)
+
+
+def in_both_packings(made, inputs, wanted):
+    """Runs a layer as classes, as lists, and as the faster of both."""
+    assert_close(made(*inputs), wanted)
+    for packing in ('packed', 'lists'):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(block_ops, '_faster', lambda call, packing=packing, **packed: packed[packing])
+            assert_close(made(*inputs), wanted)
 
 
 @pytest.fixture(scope='module', params=ISAS)
@@ -189,6 +198,7 @@ def test_operators_pass_opcheck(isa):
     torch.library.opcheck(torch.ops.classpruning.nm_pointwise.default, arguments)
     linear = KernelPointwise(layer_with_zeros(8, 6, 0.5, linear=True), Epilogue())
     arguments = (x.movedim(1, -1), linear.packed, linear.bias, None, None, None, 'none', 'none', 6, False, -1.0, True)
+    torch.library.opcheck(torch.ops.classpruning.nm_pointwise.default, (*arguments, linear.lists))
     torch.library.opcheck(torch.ops.classpruning.nm_pointwise.default, arguments)
     torch.library.opcheck(torch.ops.classpruning.depthwise.default, (x, torch.randn(8, 1, 3, 3), None, True))
     attention = (torch.randn(1, 30, 8, 8), torch.randn(2, 16, 16), 4, 2, 0.5)
@@ -231,8 +241,9 @@ def test_wrong_windows_are_refused(isa, qkv, bias, window, shift):
     'wrong',
     [{'channels': 0}, {'height': 0}, {'width': -3}, {'batch': -1}, {'activation': 5}, {'activation': 3}],
 )
-def test_a_depthwise_call_of_wrong_sizes_does_not_run(wrong):
+def test_a_depthwise_call_of_wrong_sizes_does_not_run(monkeypatch, wrong):
     """Sizes are checked in C, too: a call that came so far would read and write anywhere."""
+    monkeypatch.delenv(native.ISA_VARIABLE, raising=False)
     if native.available() is None:
         pytest.skip('the kernels are not compiled')
     x, y, weight = torch.rand(1, 2, 4, 4), torch.full((1, 2, 4, 4), 7.0), torch.rand(2, 9)
@@ -257,7 +268,8 @@ def test_a_depthwise_call_of_wrong_sizes_does_not_run(wrong):
         {'height': 6},
     ],
 )
-def test_an_attention_call_of_wrong_sizes_does_not_run(wrong):
+def test_an_attention_call_of_wrong_sizes_does_not_run(monkeypatch, wrong):
+    monkeypatch.delenv(native.ISA_VARIABLE, raising=False)
     if native.available() is None:
         pytest.skip('the kernels are not compiled')
     x, y, bias = torch.rand(1, 24, 8, 8), torch.full((1, 8, 8, 8), 7.0), torch.rand(2, 16, 16)

@@ -13,14 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from basicsr_classpruning.kernels import native
+from basicsr_classpruning.kernels.choice import Choices
 from basicsr_classpruning.kernels.ops import _check_epilogue, _finish, _laid_out_as, _pointer
 
 _library = torch.library.Library('classpruning', 'FRAGMENT')
+_packings = Choices(margin=1.05)
 # scale: (B, C), factors of a picture's input channels. eps: of a normalisation of each pixel's channels, which follows;
 # negative: none. gate: the two halves of the output channels are multiplied with each other, before the activation.
+# lists: the same weight packed as lists, to choose from.
 _library.define(
     'nm_pointwise(Tensor x, Tensor packed, Tensor? bias, Tensor? slope, Tensor? residual, Tensor? scale, '
-    'str activation, str order, int out_features, bool gate, float eps, bool linear) -> Tensor'
+    'str activation, str order, int out_features, bool gate, float eps, bool linear, Tensor? lists=None) -> Tensor'
 )
 # y, and the mean of each of its planes (B, C)
 _library.define('depthwise(Tensor x, Tensor weight, Tensor? bias, bool gate) -> (Tensor, Tensor)')
@@ -35,7 +38,7 @@ class PointwiseCall(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ('packed', 'x', 'y', 'bias', 'residual', 'slope', 'scale')),
         *((name, ctypes.c_int64) for name in ('batch', 'pixels', 'in_channels', 'out_channels')),
         *((name, ctypes.c_int64) for name in ('x_stride_n', 'x_stride')),
-        *((name, ctypes.c_int32) for name in ('layout', 'activation', 'order', 'threads')),
+        *((name, ctypes.c_int32) for name in ('layout', 'activation', 'order', 'gate', 'threads')),
         ('eps', ctypes.c_float),
     ]
 
@@ -106,7 +109,7 @@ def _reference(
     return _finish(y, slope, residual, activation, order)
 
 
-def _nm_pointwise(
+def run_pointwise(
     x: Tensor,
     packed: Tensor,
     bias: Tensor | None,
@@ -119,7 +122,9 @@ def _nm_pointwise(
     gate: bool,
     eps: float,
     linear: bool,
+    lists: Tensor | None = None,
 ) -> Tensor:
+    """What ``classpruning::nm_pointwise`` runs on a CPU. Called as it is, the dispatcher costs nothing."""
     y = _empty_pointwise_output(x, out_features, gate, linear)
     residual = _laid_out_as(y, residual)
     _check_epilogue(y.shape[-1 if linear else 1], None, slope, activation)
@@ -152,10 +157,31 @@ def _nm_pointwise(
     call = PointwiseCall(
         packed.data_ptr(), source.data_ptr(), y.data_ptr(), _pointer(bias), _pointer(residual), _pointer(slope),
         _pointer(scale), batch, count // batch, channels, y.shape[-1 if linear else 1], *strides,
-        layout, native.ACTIVATIONS[activation], native.RESIDUALS[order], torch.get_num_threads(), eps,
+        layout, native.ACTIVATIONS[activation], native.RESIDUALS[order], int(gate), torch.get_num_threads(), eps,
     )  # fmt: skip
+    if lists is not None:
+        call.packed = _faster(call, packed=packed, lists=lists).data_ptr()
     run_native('cp_run_pointwise', call)
     return y
+
+
+def _faster(call: PointwiseCall, *, packed: Tensor, lists: Tensor) -> Tensor:
+    """The faster one of two packings, measured as in ``nm_conv2d``."""
+    words = packed.numel() // max(1, call.in_channels)  # layers that differ by a few non-zeros are of one kind
+    case = (words, call.in_channels, call.out_channels, call.pixels, call.layout, call.gate, call.eps < 0)
+    found = _packings.get(case)
+    if found is None:
+
+        def run(weight: Tensor) -> None:
+            measured = PointwiseCall.from_buffer_copy(call)
+            measured.packed, measured.threads = weight.data_ptr(), 1
+            if call.layout == native.PLANES:
+                measured.batch = 1
+            run_native('cp_run_pointwise', measured)
+
+        ways = {'classes': lambda: run(packed), 'lists': lambda: run(lists)}
+        found = 'classes' if native.forced_algorithm() else _packings.choose(case, ways)
+    return packed if found == 'classes' else lists
 
 
 def _is_whole_planes(x: Tensor) -> bool:
@@ -249,7 +275,9 @@ def attention_reference(qkv: Tensor, bias: Tensor, window: int, shift: int, scal
     return mixed.permute(0, 3, 6, 1, 4, 2, 5).reshape(batch, -1, height, width).roll((shift, shift), (2, 3))
 
 
-def _fake_pointwise(x, packed, bias, slope, residual, scale, activation, order, out_features, gate, eps, linear):
+def _fake_pointwise(
+    x, packed, bias, slope, residual, scale, activation, order, out_features, gate, eps, linear, lists=None
+):
     return _empty_pointwise_output(x, out_features, gate, linear)
 
 
@@ -262,7 +290,7 @@ def _fake_attention(qkv, bias, window, shift, scale):
 
 
 for _name, _kernel, _fake in (
-    ('nm_pointwise', _nm_pointwise, _fake_pointwise),
+    ('nm_pointwise', run_pointwise, _fake_pointwise),
     ('depthwise', _depthwise, _fake_depthwise),
     ('window_attention', _window_attention, _fake_attention),
 ):
