@@ -13,14 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from basicsr_classpruning.kernels import native
-from basicsr_classpruning.kernels.choice import Choices
 from basicsr_classpruning.kernels.ops import _check_epilogue, _finish, _laid_out_as, _pointer
 
 _library = torch.library.Library('classpruning', 'FRAGMENT')
-_packings = Choices(margin=1.05)
+FEW_PIXELS = 512
+"""Below, weights are most of what is read, and lists are the shorter packing. Measuring would mislead: called again and
+again, a layer finds its weights in the cache, and in a network it does not."""
 # scale: (B, C), factors of a picture's input channels. eps: of a normalisation of each pixel's channels, which follows;
 # negative: none. gate: the two halves of the output channels are multiplied with each other, before the activation.
-# lists: the same weight packed as lists, to choose from.
+# lists: the same weight packed as lists, for few pixels.
 _library.define(
     'nm_pointwise(Tensor x, Tensor packed, Tensor? bias, Tensor? slope, Tensor? residual, Tensor? scale, '
     'str activation, str order, int out_features, bool gate, float eps, bool linear, Tensor? lists=None) -> Tensor'
@@ -159,29 +160,10 @@ def run_pointwise(
         _pointer(scale), batch, count // batch, channels, y.shape[-1 if linear else 1], *strides,
         layout, native.ACTIVATIONS[activation], native.RESIDUALS[order], int(gate), torch.get_num_threads(), eps,
     )  # fmt: skip
-    if lists is not None:
-        call.packed = _faster(call, packed=packed, lists=lists).data_ptr()
+    if lists is not None and call.pixels < FEW_PIXELS:
+        call.packed = lists.data_ptr()
     run_native('cp_run_pointwise', call)
     return y
-
-
-def _faster(call: PointwiseCall, *, packed: Tensor, lists: Tensor) -> Tensor:
-    """The faster one of two packings, measured as in ``nm_conv2d``."""
-    words = packed.numel() // max(1, call.in_channels)  # layers that differ by a few non-zeros are of one kind
-    case = (words, call.in_channels, call.out_channels, call.pixels, call.layout, call.gate, call.eps < 0)
-    found = _packings.get(case)
-    if found is None:
-
-        def run(weight: Tensor) -> None:
-            measured = PointwiseCall.from_buffer_copy(call)
-            measured.packed, measured.threads = weight.data_ptr(), 1
-            if call.layout == native.PLANES:
-                measured.batch = 1
-            run_native('cp_run_pointwise', measured)
-
-        ways = {'classes': lambda: run(packed), 'lists': lambda: run(lists)}
-        found = 'classes' if native.forced_algorithm() else _packings.choose(case, ways)
-    return packed if found == 'classes' else lists
 
 
 def _is_whole_planes(x: Tensor) -> bool:

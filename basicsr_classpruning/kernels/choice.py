@@ -35,10 +35,6 @@ class Choices:
         self._chosen: dict[Hashable, str] = {}
         self._lock = threading.Lock()
 
-    def get(self, case: Hashable) -> str | None:
-        """What was chosen in a case; None where it is new."""
-        return self._chosen.get(case)
-
     def choose(self, case: Hashable, ways: Mapping[str, Callable[[], object]]) -> str:
         """Name of the fastest way in a case. All are called where the case is new."""
         found = self._chosen.get(case)

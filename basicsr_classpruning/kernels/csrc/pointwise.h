@@ -4,7 +4,7 @@
 // A tile is up to head.rows vectors of pixels that follow each other. Input channels are copied in chunks that fit the L1
 // cache; then run the loops of all other layers (micro.h), or, where there are few pixels, each output channel walks
 // through its list of weights and channels: one broadcast, then a multiply-add with an aligned operand in memory for each
-// vector. Which of the two is measured.
+// vector.
 #pragma once
 #include "pointwise_layout.h"
 #include "tiles.h"
