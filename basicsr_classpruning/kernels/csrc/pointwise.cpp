@@ -59,7 +59,7 @@ struct lists {
         put(w[c]);
         channels.push_back(static_cast<uint8_t>(c - c0));
       }
-    std::memcpy(out + size, channels.data(), channels.size());
+    if (!channels.empty()) std::memcpy(out + size, channels.data(), channels.size());
     size += index_words(static_cast<int64_t>(channels.size()));
   }
 
