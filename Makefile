@@ -36,13 +36,11 @@ coverage: $(INSTALLED) ## run the tests and say which lines of the package they 
 package: $(INSTALLED) ## build sdist and wheel, install the wheel into a fresh environment, use it
 	tools/check_package.sh $(VENV)
 
-bench: $(INSTALLED) ## measure the kernels (15 minutes on an idle machine), rewrite the tables of docs/kernels.md
-	$(BIN)/python tools/benchmark_kernels.py layers --threads 1 --seconds 2 --json docs/results/kernels_layers_t1.json
-	$(BIN)/python tools/benchmark_kernels.py layers --threads 2 --seconds 2 --json docs/results/kernels_layers_t2.json
-	$(BIN)/python tools/benchmark_kernels.py networks --threads 1 --seconds 8 --json docs/results/kernels_networks_t1.json
-	$(BIN)/python tools/benchmark_kernels.py networks --threads 2 --seconds 8 --json docs/results/kernels_networks_t2.json
-	$(BIN)/python tools/benchmark_int8.py layers --json docs/results/int8_layers_t1.json
-	$(BIN)/python tools/benchmark_int8.py networks --seconds 8 --json docs/results/int8_networks_t1.json
+bench: $(INSTALLED) ## measure the kernels (20 minutes on an idle machine), rewrite the tables of docs/kernels.md
+	$(BIN)/python tools/benchmark_kernels.py layers --json docs/results/kernels_layers.json
+	$(BIN)/python tools/benchmark_kernels.py networks --json docs/results/kernels_networks.json
+	$(BIN)/python tools/benchmark_int8.py layers --json docs/results/int8_layers.json
+	$(BIN)/python tools/benchmark_int8.py networks --json docs/results/int8_networks.json
 	$(BIN)/python -m tools.pages kernels
 
 tables: $(INSTALLED) ## write all that is generated in the documentation, from the results that are kept

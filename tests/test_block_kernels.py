@@ -10,8 +10,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from basicsr_classpruning import kernels
-from basicsr_classpruning.kernels import native
-from basicsr_classpruning.kernels.block_ops import attention_reference, depthwise, nm_pointwise, window_attention
+from basicsr_classpruning.kernels import block_ops, native
+from basicsr_classpruning.kernels.block_ops import (
+    AttentionCall,
+    DepthwiseCall,
+    attention_reference,
+    depthwise,
+    nm_pointwise,
+    run_native,
+    window_attention,
+)
 from basicsr_classpruning.kernels.blocks import Around, KernelPointwise, Norm, SwinBlock
 from basicsr_classpruning.kernels.layers import Epilogue
 
@@ -66,9 +74,17 @@ def test_a_pointwise_layer_and_what_is_around_it(isa_of_hypothesis, data):
     made = KernelPointwise(layer, Epilogue(activation, order=order), Around(norm, factors is not None, gate))
     if linear:
         x, residual = x.movedim(1, -1), None if residual is None else residual.movedim(1, -1)
-        return assert_close(made(x, residual), wanted.movedim(1, -1))
+        return in_both_packings(made, (x, residual), wanted.movedim(1, -1))
     x = x.contiguous(memory_format=torch.channels_last) if last else x
-    return assert_close(made(x, residual, factors), wanted)
+    return in_both_packings(made, (x, residual, factors), wanted)
+
+
+def in_both_packings(made, inputs, wanted):
+    """Runs a layer in classes and as lists."""
+    for few_pixels in (0, 10**6):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(block_ops, 'FEW_PIXELS', few_pixels)
+            assert_close(made(*inputs), wanted)
 
 
 @pytest.fixture(scope='module', params=ISAS)
@@ -181,6 +197,7 @@ def test_operators_pass_opcheck(isa):
     torch.library.opcheck(torch.ops.classpruning.nm_pointwise.default, arguments)
     linear = KernelPointwise(layer_with_zeros(8, 6, 0.5, linear=True), Epilogue())
     arguments = (x.movedim(1, -1), linear.packed, linear.bias, None, None, None, 'none', 'none', 6, False, -1.0, True)
+    torch.library.opcheck(torch.ops.classpruning.nm_pointwise.default, (*arguments, linear.lists))
     torch.library.opcheck(torch.ops.classpruning.nm_pointwise.default, arguments)
     torch.library.opcheck(torch.ops.classpruning.depthwise.default, (x, torch.randn(8, 1, 3, 3), None, True))
     attention = (torch.randn(1, 30, 8, 8), torch.randn(2, 16, 16), 4, 2, 0.5)
@@ -198,3 +215,66 @@ def test_wrong_sizes_are_refused(isa):
         window_attention(torch.randn(1, 30, 8, 12), torch.randn(2, 64, 64), 8, 0, 1.0)
     with pytest.raises(ValueError, match='do not fit'):
         depthwise(torch.randn(1, 3, 4, 4), torch.randn(3, 1, 3, 3), None, True)
+
+
+@pytest.mark.parametrize(
+    ('qkv', 'bias', 'window', 'shift'),
+    [
+        ((1, 30, 8), (2, 16, 16), 4, 0),
+        ((1, 30, 8, 8), (2, 16), 4, 0),
+        ((1, 30, 8, 8), (0, 16, 16), 4, 0),
+        ((1, 30, 8, 8), (2, 0, 0), 0, 0),
+        ((1, 30, 8, 8), (2, 16, 16), -4, 0),
+        ((1, 30, 8, 8), (2, 16, 16), 4, 4),
+        ((1, 30, 8, 8), (2, 16, 16), 4, -1),
+        ((1, 31, 8, 8), (2, 16, 16), 4, 0),
+        ((1, 24, 8, 8), (2, 4, 4), 2, 0),
+    ],
+)
+def test_wrong_windows_are_refused(isa, qkv, bias, window, shift):
+    with pytest.raises(ValueError, match='window_attention'):
+        window_attention(torch.randn(qkv), torch.randn(bias), window, shift, 1.0)
+
+
+@pytest.mark.parametrize(
+    'wrong',
+    [{'channels': 0}, {'height': 0}, {'width': -3}, {'batch': -1}, {'activation': 5}, {'activation': 3}],
+)
+def test_a_depthwise_call_of_wrong_sizes_does_not_run(monkeypatch, wrong):
+    """Sizes are checked in C, too: a call that came so far would read and write anywhere."""
+    monkeypatch.delenv(native.ISA_VARIABLE, raising=False)
+    if native.available() is None:
+        pytest.skip('the kernels are not compiled')
+    x, y, weight = torch.rand(1, 2, 4, 4), torch.full((1, 2, 4, 4), 7.0), torch.rand(2, 9)
+    sizes = {'batch': 1, 'channels': 2, 'height': 4, 'width': 4, 'gate': 0, 'activation': 0} | wrong
+    pointers = {'x': x.data_ptr(), 'y': y.data_ptr(), 'weight': weight.data_ptr()}
+    call = DepthwiseCall(**pointers, **sizes, isa=native.ISA_CODES[native.available()], threads=1)
+    with pytest.raises(RuntimeError, match='do not fit each other'):
+        run_native('cp_run_depthwise', call)
+    assert (y == 7).all()
+
+
+@pytest.mark.parametrize(
+    'wrong',
+    [
+        {'heads': 0},
+        {'heads': 3},
+        {'window': 0},
+        {'window': 3},
+        {'window': 12},
+        {'shift': 4},
+        {'shift': -1},
+        {'height': 6},
+    ],
+)
+def test_an_attention_call_of_wrong_sizes_does_not_run(monkeypatch, wrong):
+    monkeypatch.delenv(native.ISA_VARIABLE, raising=False)
+    if native.available() is None:
+        pytest.skip('the kernels are not compiled')
+    x, y, bias = torch.rand(1, 24, 8, 8), torch.full((1, 8, 8, 8), 7.0), torch.rand(2, 16, 16)
+    sizes = {'batch': 1, 'channels': 8, 'heads': 2, 'height': 8, 'width': 8, 'window': 4, 'shift': 0} | wrong
+    pointers = {'x': x.data_ptr(), 'y': y.data_ptr(), 'bias': bias.data_ptr()}
+    call = AttentionCall(**pointers, **sizes, scale=1.0, isa=native.ISA_CODES[native.available()], threads=1)
+    with pytest.raises(RuntimeError, match='do not fit each other'):
+        run_native('cp_run_attention', call)
+    assert (y == 7).all()

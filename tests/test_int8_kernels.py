@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 
 import pytest
@@ -159,6 +160,30 @@ def test_pixel_shuffle(isa, factor):
         assert torch.equal(made(x, residual[:1, :, :1, :1]), shuffled + residual[:1, :, :1, :1])
 
 
+@pytest.mark.parametrize('factor', [2, 3, 4])
+@pytest.mark.parametrize('channels', [1, 4, 6])
+@pytest.mark.parametrize('residual_too', [False, True])
+def test_pixel_shuffle_into_integers(isa, factor, channels, residual_too):
+    torch.manual_seed(0)
+    layer = quantized(nn.Conv2d(10, channels * factor**2, 3, padding=1))
+    slope = torch.linspace(-0.5, 1.5, channels * factor**2)
+    made = int8_layer(layer, Epilogue('prelu', slope, 'after' if residual_too else 'none', shuffle=factor))
+    assert isinstance(made, Int8KernelConv2d)
+    made.makes = int8_layer(quantized(nn.Conv2d(channels, 4, 1), 0.011, 77), Epilogue()).range
+    for size in ((11, 32), (1, 1), (13, 33), (25, 16)):
+        x = torch.randn(2, 10, *size)
+        wanted = F.pixel_shuffle(F.prelu(layer(x), slope), factor)
+        residual = torch.randn_like(wanted) if residual_too else None
+        wanted = wanted if residual is None else wanted + residual
+        levels = int8_quantize(wanted, made.makes.numbers)
+        made.makes_floats = True
+        y, q = made(x, residual)
+        assert torch.equal(y, wanted)
+        assert torch.equal(q, levels)
+        made.makes_floats = False
+        assert torch.equal(made(x, residual), levels)
+
+
 @pytest.mark.parametrize('order', ['before', 'after'])
 def test_linear_epilogues(isa, order):
     torch.manual_seed(0)
@@ -232,6 +257,35 @@ def test_any_strides(isa, view):
     x = view(torch.randn(2, 17, 20, 22))
     layer = quantized(nn.Conv2d(x.shape[1], 6, 3, padding=1))
     assert torch.equal(int8_layer(layer, Epilogue())(x), layer(x.contiguous()))
+
+
+def test_calls_that_were_prepared_give_the_same_bits(isa):
+    torch.manual_seed(0)
+    layer = quantized(nn.Conv2d(12, 8, 3, padding=1))
+    made = int8_layer(layer, Epilogue('relu', order='before'))
+    assert isinstance(made, Int8KernelConv2d)
+    made.makes = int8_layer(quantized(nn.Conv2d(8, 4, 1), 0.011, 77), Epilogue()).range
+    for size in ((9, 20), (5, 7), (9, 20)):
+        for _ in range(3):
+            x, residual = torch.randn(2, 12, *size), torch.randn(2, 8, *size)
+            q = int8_quantize(x, made.range.numbers)
+            wanted = F.relu(layer(x) + residual)
+            for added in (residual, residual.transpose(2, 3).contiguous().transpose(2, 3)):
+                y, levels = made(q, added)
+                assert torch.equal(y, wanted)
+                assert torch.equal(levels, int8_quantize(wanted, made.makes.numbers))
+            y, _ = made(q, residual[:, :, :1])
+            assert torch.equal(y, F.relu(layer(x) + residual[:, :, :1]))
+            assert torch.equal(made(q)[0], F.relu(layer(x)))
+    assert len(made._prepared) == (0 if isa == 'reference' else 4)
+    assert not copy.deepcopy(made)._prepared
+    other = quantized(nn.Conv2d(12, 8, 3, padding=1, bias=False))
+    replacing = int8_layer(other, Epilogue())
+    made.packed, made.scale, made.bias = replacing.packed, replacing.scale, None
+    y, _ = made(int8_quantize(x, made.range.numbers), residual)
+    assert torch.equal(y, F.relu(other(x) + residual))
+    with pytest.raises(ValueError, match='residual must be'):
+        made(int8_quantize(x, made.range.numbers), residual.double())
 
 
 def test_threads_change_nothing(isa):
@@ -340,7 +394,8 @@ def test_an_accelerated_network_gives_the_same_bits(name, isa):
     x = torch.rand(2, 3, 16, 16) if name == 'SwinIR' else torch.rand(2, 3, 20, 28)
     integers(net, x)
     accelerated = kernels.accelerate(net, {})
-    assert torch.equal(accelerated(x), net(x))
+    for _ in range(2):  # the second time with the calls of the first
+        assert torch.equal(accelerated(x), net(x))
     layers = sum(isinstance(m, (Int8Conv2d, Int8Linear)) for m in net.modules())
     assert sum(isinstance(m, Int8KernelLayer) for m in accelerated.modules()) >= layers
 
@@ -375,6 +430,40 @@ def test_integers_stay_between_layers_that_read_nothing_else(isa):
     assert layers['kernel_layers.c'].makes is None  # type: ignore[union-attr]
     assert sum(isinstance(m, Quantize) for m in layers.values()) == 2  # the network's input, and b's range
     assert sum(node.target is operator.getitem for node in accelerated.graph.nodes) == 2  # type: ignore[union-attr]
+
+
+class Residuals(nn.Module):
+    """Residuals that are read once, twice, late, by a layer of floats, and given out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(8))
+        self.float_layer = nn.ConvTranspose2d(8, 8, 1)
+
+    def forward(self, x):
+        a, b, c, d, e, f, g, h = self.layers
+        first = a(x)
+        second = first + b(first)
+        third = second + c(second)
+        fourth = third + d(third)
+        fifth = fourth + e(fourth)
+        sixth = fifth + f(fifth)
+        seventh = sixth + g(sixth)
+        return h(seventh + first), self.float_layer(fourth), fifth, third + x
+
+
+@torch.no_grad()
+def test_only_residuals_that_nothing_else_reads_are_overwritten(isa):
+    torch.manual_seed(0)
+    net, x = Residuals().eval(), torch.rand(1, 8, 10, 18)
+    integers(net, x)
+    accelerated = kernels.accelerate(net, {})
+    for _ in range(3):
+        for found, wanted in zip(accelerated(x), net(x), strict=True):
+            assert torch.equal(found, wanted)
+    layers = dict(accelerated.named_modules())
+    overwriting = [i for i in range(8) if layers[f'kernel_layers.layers.{i}'].may_overwrite]  # type: ignore[union-attr]
+    assert overwriting == [2, 6]
 
 
 def test_plan_names_the_engine(isa):

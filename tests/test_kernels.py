@@ -14,8 +14,9 @@ from torch import nn
 
 from basicsr_classpruning.errors import UsageError
 from basicsr_classpruning.kernels import native, ops
+from basicsr_classpruning.kernels.blocks import KernelPointwise
 from basicsr_classpruning.kernels.choice import Choices
-from basicsr_classpruning.kernels.layers import Epilogue, KernelConv2d, KernelLinear
+from basicsr_classpruning.kernels.layers import Epilogue, KernelConv2d
 from basicsr_classpruning.sparsity.pattern import Pattern
 
 LIBRARY = native.load()
@@ -149,7 +150,7 @@ def test_linear_equals_torch(isa_name, pattern, groups, out, tokens):
     x = torch.randn((1, tokens, layer.in_features), generator=generator)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(native.ISA_VARIABLE, isa_name)
-        assert_close(KernelLinear(layer, Epilogue())(x), layer(x))
+        assert_close(KernelPointwise(layer, Epilogue())(x), layer(x))
 
 
 def conv(in_channels: int, out_channels: int, kernel: int = 3, pattern: Pattern | None = None, **options) -> nn.Conv2d:
@@ -220,7 +221,7 @@ def test_linear_epilogues(isa, activation):
     y = layer(x)
     activated = {'relu': F.relu(y), 'gelu': F.gelu(y), 'prelu': torch.where(y < 0, y * torch.linspace(0, 1, 10), y)}
     assert_close(
-        KernelLinear(layer, Epilogue(activation, slope, 'after'))(x, residual), activated[activation] + residual
+        KernelPointwise(layer, Epilogue(activation, slope, 'after'))(x, residual), activated[activation] + residual
     )
 
 
@@ -252,7 +253,7 @@ def test_a_residual_of_another_shape_is_broadcast(build, epilogue):
 
 def test_a_residual_of_another_shape_is_broadcast_behind_a_linear_layer(isa):
     layer = nn.Linear(16, 10).requires_grad_(False)
-    made = KernelLinear(layer, Epilogue('leaky_relu', torch.tensor([0.2]), 'before'))
+    made = KernelPointwise(layer, Epilogue('leaky_relu', torch.tensor([0.2]), 'before'))
     x, residual = torch.randn(3, 7, 16), torch.randn(3, 1, 10)
     assert_close(made(x, residual), F.leaky_relu(layer(x) + residual, 0.2))
 
@@ -290,7 +291,7 @@ def test_empty_input(build, shape):
     y = build(layer, Epilogue('relu', order='after'))(torch.zeros(shape), torch.zeros(shape[0], 6, *shape[2:]))
     assert y.shape == (shape[0], 6, *shape[2:])
     linear = nn.Linear(16, 4).requires_grad_(False)
-    assert KernelLinear(linear, Epilogue())(torch.zeros(0, 3, 16)).shape == (0, 3, 4)
+    assert KernelPointwise(linear, Epilogue())(torch.zeros(0, 3, 16)).shape == (0, 3, 4)
 
 
 def test_inputs_that_do_not_fit_are_named(build):
@@ -342,13 +343,6 @@ def test_operators_pass_opcheck(isa):
     shuffled = KernelConv2d(conv(8, 8, padding=1), Epilogue(shuffle=2))
     arguments = (x, shuffled.packed, shuffled.bias, None, None, 'none', 'none', shuffled.geometry, 2)
     torch.library.opcheck(torch.ops.classpruning.nm_conv2d.default, arguments)
-    pointwise = KernelConv2d(conv(8, 6, 1), Epilogue())
-    last = x.contiguous(memory_format=torch.channels_last)
-    arguments = (last, pointwise.packed, pointwise.bias, None, None, 'none', 'none', pointwise.geometry)
-    torch.library.opcheck(torch.ops.classpruning.nm_conv2d.default, arguments)
-    linear = KernelLinear(nn.Linear(8, 5).requires_grad_(False), Epilogue())
-    arguments = (torch.randn(2, 3, 8), linear.packed, linear.bias, None, None, 'none', 'none', 5)
-    torch.library.opcheck(torch.ops.classpruning.nm_linear.default, arguments)
 
 
 def test_eight_threads_at_once(build):

@@ -21,8 +21,9 @@ done
     -c "$csrc/int8_avx512.cpp" -o "$build/int8_avx512.o"
 "${CXX:-g++}" $flags -shared "$build"/*.o -pthread -o "$build/libclasspruning_kernels.so"
 # Python itself is not instrumented: the sanitizer's runtime is loaded first, and torch's leaks are not ours.
+# --capture=sys: pytest would swallow what the sanitizer writes before it ends the process.
 runtime="$("${CXX:-g++}" -print-file-name=libasan.so):$("${CXX:-g++}" -print-file-name=libstdc++.so.6)"
 cd "$root"
 LD_PRELOAD="$runtime" ASAN_OPTIONS=detect_leaks=0 CLASSPRUNING_KERNELS="$build/libclasspruning_kernels.so" \
     "${PYTHON:-python}" -m pytest tests/test_kernels.py tests/test_kernels_patches.py tests/test_block_kernels.py \
-    tests/test_int8_kernels.py -q -p no:cacheprovider "$@"
+    tests/test_int8_kernels.py -q -p no:cacheprovider --capture=sys "$@"

@@ -1,8 +1,8 @@
-"""Measures the kernels of 8-bit integers against OpenVINO's int8 and PyTorch's fp32, interleaved in one run, and what
+"""Measures the kernels of 8-bit integers against OpenVINO's int8, and fp32 engines, interleaved in one run, and what
 candidates of 8-bit integers lose.
 
-    python tools/benchmark_int8.py layers --json docs/results/int8_layers_t1.json
-    python tools/benchmark_int8.py networks --json docs/results/int8_networks_t1.json
+    python tools/benchmark_int8.py layers --json docs/results/int8_layers.json        # 8 minutes
+    python tools/benchmark_int8.py networks --json docs/results/int8_networks.json    # 6 minutes
     python tools/benchmark_int8.py quality --json docs/results/int8_quality.json      # tools/int8_quality.py
     python -m tools.pages kernels int8                # rewrites the tables in the documentation from the JSON files
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import math
 import sys
@@ -33,14 +34,15 @@ if not __package__:  # run as a file: Python looks for modules in its folder, an
 from basicsr_classpruning import kernels
 from basicsr_classpruning.archs.dense import DenseNetwork
 from basicsr_classpruning.benchmark.rivals import Conditions
-from basicsr_classpruning.benchmark.rivals.openvino_rival import openvino_fp32, openvino_int8
+from basicsr_classpruning.benchmark.rivals.openvino_rival import openvino_int8
 from basicsr_classpruning.kernels import int8_native
 from basicsr_classpruning.sizes import probe
 from basicsr_classpruning.sparsity.int8 import Int8Conv2d
 from tools import int8_quality
-from tools.benchmark_kernels import Run, clock, eager_engine, environment, measure, networks
+from tools.benchmark_kernels import Run, clock, environment, measure, networks, rivals
 
 RIVAL = 'openvino-int8'
+FP32 = ('openvino-fp32', 'ncnn', 'eager')
 KEPT = {'dense': 4, '8:16': 2, '4:16': 1}  # units of each four
 UNIT = 4
 
@@ -80,35 +82,33 @@ def in_integers(net: nn.Module, x: Tensor, kept: int) -> nn.Module:
 def runs(net: nn.Module, x: Tensor, threads: int) -> dict[str, Run]:
     """The network on all engines."""
     conditions = Conditions(DenseNetwork(net, probe(net, [x.shape[1]]), {}).routed().dense, threads, x.shape[-1], x)
-    engines: dict[str, Callable[[Tensor], Tensor]] = {
-        RIVAL: openvino_int8(conditions),
-        'openvino-fp32': openvino_fp32(conditions),
-    }
+    engines: dict[str, Callable[[Tensor], Tensor]] = {RIVAL: openvino_int8(conditions)}
     for name, kept in KEPT.items():
         engines[name] = in_integers(net, x, kept)
     made: dict[str, Run] = {name: lambda engine=engine: engine(x) for name, engine in engines.items()}  # type: ignore[misc]
-    return {**made, 'eager': eager_engine(net, x)}
+    return {**made, **rivals(net, x, threads, FP32)}
 
 
 def layer_rows(arguments: argparse.Namespace) -> Iterator[dict]:
     """One row for each channels x size of a 3 x 3 convolution; seconds are those of ``depth`` layers."""
-    for channels in arguments.channels:
-        for size in arguments.sizes:
-            pair = (nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU())
-            net = nn.Sequential(*(copy.deepcopy(m) for _ in range(arguments.depth) for m in pair)).eval()
-            x = torch.rand(1, channels, size, size)
-            seconds = measure(runs(net, x, arguments.threads), arguments.seconds)
-            yield {'channels': channels, 'size': size, 'depth': arguments.depth, 'seconds': seconds}
+    for threads, channels, size in itertools.product(arguments.threads, arguments.channels, arguments.sizes):
+        torch.set_num_threads(threads)
+        pair = (nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU())
+        net = nn.Sequential(*(copy.deepcopy(m) for _ in range(arguments.depth) for m in pair)).eval()
+        seconds = measure(runs(net, torch.rand(1, channels, size, size), threads), arguments.seconds)
+        sizes = {'channels': channels, 'size': size, 'depth': arguments.depth}
+        yield {**sizes, 'threads': threads, 'seconds': seconds}
 
 
 def network_rows(arguments: argparse.Namespace) -> Iterator[dict]:
     """One row for each network, on one tile."""
-    for name, make in networks().items():
+    for threads, (name, make) in itertools.product(arguments.threads, networks().items()):
         if name.startswith('NAFNet') or not any(part in name for part in arguments.networks):
             continue
+        torch.set_num_threads(threads)
         x = torch.rand(1, 1 if name == 'DnCNN' else 3, arguments.tile, arguments.tile)
-        seconds = measure(runs(make().eval(), x, arguments.threads), arguments.seconds)
-        yield {'network': name, 'tile': arguments.tile, 'seconds': seconds}
+        seconds = measure(runs(make().eval(), x, threads), arguments.seconds)
+        yield {'network': name, 'tile': arguments.tile, 'threads': threads, 'seconds': seconds}
 
 
 def main() -> None:
@@ -117,17 +117,17 @@ def main() -> None:
     for name in ('layers', 'networks'):
         command = commands.add_parser(name)
         command.add_argument('--json', type=Path, required=True)
-        command.add_argument('--threads', type=int, default=1)
-        command.add_argument('--seconds', type=float, default=4.0, help='for each row')
+        command.add_argument('--threads', type=int, nargs='+', default=[1, 2])
+        command.add_argument('--seconds', type=float, default=3.0 if name == 'layers' else 8.0, help='for each row')
     commands.choices['layers'].add_argument('--channels', type=int, nargs='+', default=[32, 64, 128])
-    commands.choices['layers'].add_argument('--sizes', type=int, nargs='+', default=[48, 64, 96, 128])
+    commands.choices['layers'].add_argument('--sizes', type=int, nargs='+', default=[48, 96, 128])
     commands.choices['layers'].add_argument('--depth', type=int, default=5)
     commands.choices['networks'].add_argument('--tile', type=int, default=96)
     commands.choices['networks'].add_argument('--networks', nargs='+', default=[''], help='parts of names')
     int8_quality.add_arguments(commands.add_parser('quality'))
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     if arguments.what == 'quality':
+        torch.set_num_threads(arguments.threads)
         int8_quality.run(arguments)
         return
     rows: list[dict] = []
@@ -136,8 +136,8 @@ def main() -> None:
     ratios: dict[str, list[float]] = {}
     with torch.inference_mode():
         for row in layer_rows(arguments) if arguments.what == 'layers' else network_rows(arguments):
-            rows.append({**row, 'threads': arguments.threads})
-            times = {name: values[clock(arguments.threads)] for name, values in row['seconds'].items()}
+            rows.append(row)
+            times = {name: values[clock(row['threads'])] for name, values in row['seconds'].items()}
             for name, value in times.items():
                 ratios.setdefault(name, []).append(times[RIVAL] / value)
             found = {name: round(values[-1], 2) for name, values in ratios.items()}

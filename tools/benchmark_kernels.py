@@ -1,8 +1,12 @@
 """Measures the N:M kernels against the dense engines, interleaved in one run.
 
-    python tools/benchmark_kernels.py layers --json docs/results/kernels_layers.json
-    python tools/benchmark_kernels.py networks --json docs/results/kernels_networks.json
+    python tools/benchmark_kernels.py layers --json docs/results/kernels_layers.json        # 5 minutes
+    python tools/benchmark_kernels.py networks --json docs/results/kernels_networks.json    # 5 minutes
     python -m tools.pages kernels                     # rewrites the tables in docs/kernels.md from the JSON files
+
+``kernels`` is the dense layer or network on the kernels. ncnn, OpenVINO and ONNX Runtime run where they are installed.
+torch.compile, which takes up to a minute for each network, and OpenVINO's int8, which NNCF makes in as long
+(tools/benchmark_int8.py), run where ``--engines`` names them.
 
 All engines of a row take turns, so that a disturbance of the machine hits all alike. Of every engine the median and the
 lowest wall-clock time are kept, and the median processor time, which with one thread is the time on an idle machine.
@@ -13,16 +17,14 @@ lowest wall-clock time are kept, and the median processor time, which with one t
 from __future__ import annotations
 
 import argparse
-import copy
 import datetime
-import io
+import itertools
 import json
 import os
 import statistics
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,12 +35,14 @@ from torch import Tensor, nn
 import basicsr_classpruning  # noqa: F401  (mends the environment for BasicSR)
 from basicsr_classpruning import kernels
 from basicsr_classpruning.archs.dense import DenseNetwork
-from basicsr_classpruning.benchmark.rivals import Conditions, make_rivals
+from basicsr_classpruning.benchmark.rivals import RIVALS, Conditions
+from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.sizes import probe
 from basicsr_classpruning.sparsity.pattern import Pattern
 
 PATTERNS = tuple(Pattern(n, 16, block) for block in (1, 4) for n in (8, 4))
-DENSE_FP32 = ('eager', 'torch-compile', 'onnxruntime', 'ncnn', 'openvino', 'openvino-fp32')  # as far as they were run
+ENGINES = ('eager', 'onnxruntime', 'ncnn', 'openvino-fp32', 'openvino-bf16')
+DENSE_FP32 = ('eager', 'torch-compile', 'onnxruntime', 'ncnn', 'openvino-fp32')  # as far as they were run
 LIMITS = ('CLASSPRUNING_ISA', 'ONEDNN_MAX_CPU_ISA', 'ATEN_CPU_CAPABILITY')  # what limits an engine's instructions
 PAUSE = 0.002  # seconds before each run: threads of the engine before wait for work and count as processor time
 Run = Callable[[], object]
@@ -105,81 +109,34 @@ def macs(net: nn.Module, x: Tensor) -> float:
 # --- engines --------------------------------------------------------------------------------------------------------
 
 
-def onnx_bytes(net: nn.Module, x: Tensor) -> bytes:
-    """The network as an ONNX file for inputs of x's shape."""
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        torch.onnx.export(
-            net,
-            (x,),
-            buffer,  # type: ignore[arg-type]
-            input_names=['x'],
-            output_names=['y'],
-            dynamo=False,
-            opset_version=17,
-        )
-    return buffer.getvalue()
-
-
-def eager_engine(net: nn.Module, x: Tensor) -> Run:
-    """PyTorch, channels-last."""
-    last = copy.deepcopy(net).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x = x.contiguous(memory_format=torch.channels_last)
-    return lambda: last(x)
-
-
-def onnxruntime_engine(model: bytes, x: Tensor, threads: int) -> Run:
-    """ONNX Runtime's CPU provider."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model, options, providers=['CPUExecutionProvider'])
-    array = x.numpy()
-    return lambda: session.run(None, {'x': array})
-
-
-def openvino_engine(model: bytes, x: Tensor, threads: int, precision: str) -> Run:
-    """OpenVINO's CPU plugin in f32 or bf16 (which it runs in f32 where the processor has no bf16)."""
-    import openvino
-
-    core = openvino.Core()
-    options = {'INFERENCE_NUM_THREADS': threads, 'INFERENCE_PRECISION_HINT': precision, 'PERFORMANCE_HINT': 'LATENCY'}
-    request = core.compile_model(core.read_model(io.BytesIO(model)), 'CPU', options).create_infer_request()
-    request.set_input_tensor(openvino.Tensor(x.numpy(), shared_memory=True))
-    return request.infer
-
-
-def bf16_engine(model: bytes, x: Tensor, threads: int) -> dict[str, Run]:
-    """OpenVINO in bf16; nothing where the processor, or what is allowed of it, does not compute in bf16."""
-    try:
-        return {'openvino-bf16': openvino_engine(model, x, threads, 'bf16')}
-    except RuntimeError:
-        return {}
-
-
-def dense_engines(net: nn.Module, x: Tensor, threads: int) -> dict[str, Run]:
-    """All dense engines on one network and input."""
-    model = onnx_bytes(net, x)
-    return {
-        'eager': eager_engine(net, x),
-        'onnxruntime': onnxruntime_engine(model, x, threads),
-        'openvino': openvino_engine(model, x, threads, 'f32'),
-        **bf16_engine(model, x, threads),
-    }
-
-
-def rivals(net: nn.Module, x: Tensor, threads: int) -> dict[str, Run]:
-    """What `classpruning benchmark --engines` compares with, on one network and input; times do not depend on weights,
-    and so pictures for int8 need not be real."""
+def rivals(net: nn.Module, x: Tensor, threads: int, names: Sequence[str] = ENGINES) -> dict[str, Run]:
+    """Engines of `classpruning benchmark --engines`, on one network and input; times do not depend on weights, and so
+    pictures for int8 need not be real."""
     network = DenseNetwork(net, probe(net, [x.shape[1]]), {}).routed().dense
     conditions = Conditions(network, threads, x.shape[-1], torch.rand(4, *x.shape[1:]))
-    engines, missing = make_rivals(conditions, lambda done, total: None)
-    for name, reason in missing.items():
-        print(f'missing: {name}: {reason}', file=sys.stderr)
-    return {name: lambda engine=engine: engine(x) for name, engine in engines.items()}  # type: ignore[misc]
+    engines: dict[str, Run] = {}
+    for name in names:
+        try:
+            engine = RIVALS[name].try_out(conditions)
+        except UserError as error:
+            print(f'missing: {name}: {error}', file=sys.stderr)
+        else:
+            engines[name] = lambda engine=engine: engine(x)  # type: ignore[misc]
+    return engines
+
+
+def on_kernels(make: Callable[[], nn.Module], x: Tensor) -> tuple[dict[str, Run], dict[str, float]]:
+    """A network on the kernels, dense and pruned by each pattern, and which part of the MACs is left."""
+    runs: dict[str, Run] = {}
+    fractions: dict[str, float] = {}
+    dense = macs(make().eval(), x)
+    for name, pattern in [('kernels', None), *((pattern_key(pattern), pattern) for pattern in PATTERNS)]:
+        net = make().eval()
+        pruned = {} if pattern is None else prune(net, pattern)
+        fractions[name] = macs(net, x) / dense
+        module = kernels.accelerate(net, pruned)
+        runs[name] = lambda module=module: module(x)  # type: ignore[misc]
+    return runs, fractions
 
 
 # --- measuring ------------------------------------------------------------------------------------------------------
@@ -218,47 +175,31 @@ def pattern_key(pattern: Pattern) -> str:
 
 
 def layer_rows(arguments: argparse.Namespace) -> Iterator[dict]:
-    """One row for each channels x size x threads of a convolution: ``kernels`` is the dense layer on the kernels."""
-    side = arguments.kernel_size
-    for threads in arguments.threads:
-        torch.set_num_threads(threads)
-        for channels in arguments.channels:
-            for size in arguments.sizes:
-                net = nn.Conv2d(channels, channels, side, padding=side // 2).eval()
-                x = torch.rand(1, channels, size, size)
-                runs = dense_engines(net, x, threads)
-                dense = kernels.accelerate(nn.Sequential(net), {})
-                runs['kernels'] = lambda module=dense, x=x: module(x)  # type: ignore[misc]
-                for pattern in PATTERNS:
-                    sparse = nn.Sequential(nn.Conv2d(channels, channels, side, padding=side // 2))
-                    module = kernels.accelerate(sparse, prune(sparse, pattern))
-                    runs[pattern_key(pattern)] = lambda module=module, x=x: module(x)  # type: ignore[misc]
-                seconds = measure(runs, arguments.seconds)
-                sizes = {'channels': channels, 'size': size, 'kernel_size': side}
-                yield {**sizes, 'threads': threads, 'seconds': seconds}
+    """One row for each kernel size x threads x channels x size of a convolution."""
+    for side, channels_of in ((3, arguments.channels), (1, arguments.channels_1x1)):
+        for threads, channels, size in itertools.product(arguments.threads, channels_of, arguments.sizes):
+            torch.set_num_threads(threads)
+
+            def make(channels: int = channels, side: int = side) -> nn.Module:
+                return nn.Sequential(nn.Conv2d(channels, channels, side, padding=side // 2))
+
+            x = torch.rand(1, channels, size, size)
+            runs, _ = on_kernels(make, x)
+            seconds = measure({**rivals(make().eval(), x, threads, arguments.engines), **runs}, arguments.seconds)
+            sizes = {'channels': channels, 'size': size, 'kernel_size': side}
+            yield {**sizes, 'threads': threads, 'seconds': seconds}
 
 
 def network_rows(arguments: argparse.Namespace) -> Iterator[dict]:
     """One row for each network x threads, on one tile."""
-    for threads in arguments.threads:
+    for threads, (name, make) in itertools.product(arguments.threads, networks().items()):
+        if not any(part in name for part in arguments.networks):
+            continue
         torch.set_num_threads(threads)
-        for name, make in networks().items():
-            if not any(part in name for part in arguments.networks):
-                continue
-            net = make().eval()
-            channels = 1 if name == 'DnCNN' else 3
-            x = torch.rand(1, channels, arguments.tile, arguments.tile)
-            runs = rivals(net, x, threads)
-            dense_macs = macs(net, x)
-            fractions = {}
-            for pattern in PATTERNS:
-                sparse = make().eval()
-                pruned = prune(sparse, pattern)
-                fractions[pattern_key(pattern)] = macs(sparse, x) / dense_macs
-                module = kernels.accelerate(sparse, pruned)
-                runs[pattern_key(pattern)] = lambda module=module, x=x: module(x)  # type: ignore[misc]
-            seconds = measure(runs, arguments.seconds)
-            yield {'network': name, 'tile': arguments.tile, 'threads': threads, 'macs': fractions, 'seconds': seconds}
+        x = torch.rand(1, 1 if name == 'DnCNN' else 3, arguments.tile, arguments.tile)
+        runs, fractions = on_kernels(make, x)
+        seconds = measure({**rivals(make().eval(), x, threads, arguments.engines), **runs}, arguments.seconds)
+        yield {'network': name, 'tile': arguments.tile, 'threads': threads, 'macs': fractions, 'seconds': seconds}
 
 
 def environment(script: str = 'tools/benchmark_kernels.py', limits_too: tuple[str, ...] = ()) -> dict:
@@ -286,10 +227,12 @@ def main() -> None:
         command = commands.add_parser(name)
         command.add_argument('--json', type=Path, required=True)
         command.add_argument('--threads', type=int, nargs='+', default=[1, 2])
-        command.add_argument('--seconds', type=float, default=4.0, help='for each row')
-    commands.choices['layers'].add_argument('--channels', type=int, nargs='+', default=[48, 64, 128, 256])
-    commands.choices['layers'].add_argument('--sizes', type=int, nargs='+', default=[48, 64, 96, 128])
-    commands.choices['layers'].add_argument('--kernel-size', type=int, default=3, choices=(1, 3))
+        command.add_argument('--seconds', type=float, default=3.0 if name == 'layers' else 8.0, help='for each row')
+        command.add_argument('--engines', nargs='*', default=ENGINES, choices=[*RIVALS])
+    layers = commands.choices['layers']
+    layers.add_argument('--channels', type=int, nargs='+', default=[32, 64, 128], help='of 3 x 3 layers')
+    layers.add_argument('--channels-1x1', type=int, nargs='+', default=[48, 96, 256], help='of 1 x 1 layers')
+    layers.add_argument('--sizes', type=int, nargs='+', default=[48, 96, 128])
     commands.choices['networks'].add_argument('--tile', type=int, default=96)
     commands.choices['networks'].add_argument('--networks', nargs='+', default=[''], help='parts of names')
     arguments = parser.parse_args()

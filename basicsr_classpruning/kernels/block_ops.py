@@ -16,11 +16,15 @@ from basicsr_classpruning.kernels import native
 from basicsr_classpruning.kernels.ops import _check_epilogue, _finish, _laid_out_as, _pointer
 
 _library = torch.library.Library('classpruning', 'FRAGMENT')
+FEW_PIXELS = 512
+"""Below, weights are most of what is read, and lists are the shorter packing. Measuring would mislead: called again and
+again, a layer finds its weights in the cache, and in a network it does not."""
 # scale: (B, C), factors of a picture's input channels. eps: of a normalisation of each pixel's channels, which follows;
 # negative: none. gate: the two halves of the output channels are multiplied with each other, before the activation.
+# lists: the same weight packed as lists, for few pixels.
 _library.define(
     'nm_pointwise(Tensor x, Tensor packed, Tensor? bias, Tensor? slope, Tensor? residual, Tensor? scale, '
-    'str activation, str order, int out_features, bool gate, float eps, bool linear) -> Tensor'
+    'str activation, str order, int out_features, bool gate, float eps, bool linear, Tensor? lists=None) -> Tensor'
 )
 # y, and the mean of each of its planes (B, C)
 _library.define('depthwise(Tensor x, Tensor weight, Tensor? bias, bool gate) -> (Tensor, Tensor)')
@@ -28,19 +32,19 @@ _library.define('depthwise(Tensor x, Tensor weight, Tensor? bias, bool gate) -> 
 _library.define('window_attention(Tensor qkv, Tensor bias, int window, int shift, float scale) -> Tensor')
 
 
-class _PointwiseCall(ctypes.Structure):
+class PointwiseCall(ctypes.Structure):
     """``cp_pointwise_call``."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ('packed', 'x', 'y', 'bias', 'residual', 'slope', 'scale')),
         *((name, ctypes.c_int64) for name in ('batch', 'pixels', 'in_channels', 'out_channels')),
         *((name, ctypes.c_int64) for name in ('x_stride_n', 'x_stride')),
-        *((name, ctypes.c_int32) for name in ('layout', 'activation', 'order', 'threads')),
+        *((name, ctypes.c_int32) for name in ('layout', 'activation', 'order', 'gate', 'threads')),
         ('eps', ctypes.c_float),
     ]
 
 
-class _DepthwiseCall(ctypes.Structure):
+class DepthwiseCall(ctypes.Structure):
     """``cp_depthwise_call``."""
 
     _fields_ = [
@@ -50,7 +54,7 @@ class _DepthwiseCall(ctypes.Structure):
     ]
 
 
-class _AttentionCall(ctypes.Structure):
+class AttentionCall(ctypes.Structure):
     """``cp_attention_call``."""
 
     _fields_ = [
@@ -106,7 +110,7 @@ def _reference(
     return _finish(y, slope, residual, activation, order)
 
 
-def _nm_pointwise(
+def run_pointwise(
     x: Tensor,
     packed: Tensor,
     bias: Tensor | None,
@@ -119,7 +123,9 @@ def _nm_pointwise(
     gate: bool,
     eps: float,
     linear: bool,
+    lists: Tensor | None = None,
 ) -> Tensor:
+    """What ``classpruning::nm_pointwise`` runs on a CPU. Called as it is, the dispatcher costs nothing."""
     y = _empty_pointwise_output(x, out_features, gate, linear)
     residual = _laid_out_as(y, residual)
     _check_epilogue(y.shape[-1 if linear else 1], None, slope, activation)
@@ -149,12 +155,14 @@ def _nm_pointwise(
         source = x if x.is_contiguous() or _is_whole_planes(x) else x.contiguous()
         batch, channels, height, width = x.shape
         layout, count, strides = native.PLANES, batch * height * width, (source.stride(0), source.stride(1))
-    call = _PointwiseCall(
+    call = PointwiseCall(
         packed.data_ptr(), source.data_ptr(), y.data_ptr(), _pointer(bias), _pointer(residual), _pointer(slope),
         _pointer(scale), batch, count // batch, channels, y.shape[-1 if linear else 1], *strides,
-        layout, native.ACTIVATIONS[activation], native.RESIDUALS[order], torch.get_num_threads(), eps,
+        layout, native.ACTIVATIONS[activation], native.RESIDUALS[order], int(gate), torch.get_num_threads(), eps,
     )  # fmt: skip
-    _call('cp_run_pointwise', call)
+    if lists is not None and call.pixels < FEW_PIXELS:
+        call.packed = lists.data_ptr()
+    run_native('cp_run_pointwise', call)
     return y
 
 
@@ -162,7 +170,8 @@ def _is_whole_planes(x: Tensor) -> bool:
     return x.stride(3) == 1 and x.stride(2) == x.shape[3]
 
 
-def _call(function: str, call: ctypes.Structure) -> None:
+def run_native(function: str, call: ctypes.Structure) -> None:
+    """Calls a function of the library. Raises RuntimeError where it refuses the call."""
     library = native.load()
     if library is None:
         raise RuntimeError('N:M kernel: the layer was packed for compiled kernels, which are not installed here')
@@ -193,15 +202,18 @@ def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, gate: bool) -> tu
             z = first * second
         return y.copy_(z), means.copy_(z.mean((2, 3)))
     x, weight = x.contiguous(), weight.contiguous()
-    call = _DepthwiseCall(
+    call = DepthwiseCall(
         x.data_ptr(), y.data_ptr(), weight.data_ptr(), _pointer(bias), means.data_ptr(), None,
         *y.shape, int(gate), 0, native.ISA_CODES[isa], torch.get_num_threads(),
     )  # fmt: skip
-    _call('cp_run_depthwise', call)
+    run_native('cp_run_depthwise', call)
     return y, means
 
 
 def _empty_attention_output(qkv: Tensor, bias: Tensor, window: int, shift: int) -> Tensor:
+    if qkv.dim() != 4 or bias.dim() != 3 or not bias.shape[0] or window < 1:
+        shapes = f'qkv {tuple(qkv.shape)} and bias {tuple(bias.shape)}'
+        raise ValueError(f'window_attention: {shapes} do not fit windows of {window}')
     batch, channels, height, width = qkv.shape
     heads = bias.shape[0]
     if qkv.dtype != torch.float32 or bias.dtype != torch.float32 or channels % (3 * heads):
@@ -219,12 +231,12 @@ def _window_attention(qkv: Tensor, bias: Tensor, window: int, shift: int, scale:
         return y.copy_(attention_reference(qkv, bias, window, shift, scale))
     qkv, bias = qkv.contiguous(), bias.contiguous()
     batch, channels, height, width = y.shape
-    call = _AttentionCall(
+    call = AttentionCall(
         qkv.data_ptr(), y.data_ptr(), bias.data_ptr(),
         batch, channels, bias.shape[0], height, width, window, shift, scale,
         native.ISA_CODES[isa], torch.get_num_threads(),
     )  # fmt: skip
-    _call('cp_run_attention', call)
+    run_native('cp_run_attention', call)
     return y
 
 
@@ -245,7 +257,9 @@ def attention_reference(qkv: Tensor, bias: Tensor, window: int, shift: int, scal
     return mixed.permute(0, 3, 6, 1, 4, 2, 5).reshape(batch, -1, height, width).roll((shift, shift), (2, 3))
 
 
-def _fake_pointwise(x, packed, bias, slope, residual, scale, activation, order, out_features, gate, eps, linear):
+def _fake_pointwise(
+    x, packed, bias, slope, residual, scale, activation, order, out_features, gate, eps, linear, lists=None
+):
     return _empty_pointwise_output(x, out_features, gate, linear)
 
 
@@ -258,7 +272,7 @@ def _fake_attention(qkv, bias, window, shift, scale):
 
 
 for _name, _kernel, _fake in (
-    ('nm_pointwise', _nm_pointwise, _fake_pointwise),
+    ('nm_pointwise', run_pointwise, _fake_pointwise),
     ('depthwise', _depthwise, _fake_depthwise),
     ('window_attention', _window_attention, _fake_attention),
 ):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from basicsr_classpruning.kernels import native
-from basicsr_classpruning.kernels.block_ops import depthwise, nm_pointwise, window_attention
+from basicsr_classpruning.kernels.block_ops import depthwise, nm_pointwise, run_pointwise, window_attention
 from basicsr_classpruning.kernels.layers import Epilogue, KernelLayer, conv_geometry, linear_geometry
 from basicsr_classpruning.kernels.ops import activate
 from basicsr_classpruning.sparsity.int8 import Int8Conv2d, Int8Linear
@@ -67,6 +67,8 @@ class KernelPointwise(KernelLayer):
         around: with a linear layer, no factors.
     """
 
+    lists: Tensor | None
+
     def __init__(self, layer: nn.Conv2d | nn.Linear, epilogue: Epilogue, around: Around = NOTHING_AROUND) -> None:
         self.around = around
         self.linear = isinstance(layer, nn.Linear)
@@ -83,9 +85,14 @@ class KernelPointwise(KernelLayer):
             bias = (added if bias is None else added + bias.double()).float()
             weight = (weight.double() * norm.weight.detach().double()[None, :, None, None]).float()
         isa, library = native.isa_in_use(), native.load()
+        self.register_buffer('lists', None)
         if isa is None or library is None:
             return weight.clone(), bias
-        return library.pack_pointwise(weight, native.Geometry(*self.geometry), isa, self.around.gate), bias
+        if self.around.gate:  # its two halves in turns
+            weight = weight.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1)
+        geometry = native.Geometry(*self.geometry)
+        self.register_buffer('lists', library.pack_pointwise(weight, geometry, isa))
+        return library.pack(weight, geometry, isa), bias
 
     def output_shape(self, x: Tensor) -> tuple[int, ...]:
         """(B, O, H, W) or (…, O)."""
@@ -111,7 +118,9 @@ class KernelPointwise(KernelLayer):
     ) -> Tensor:
         """Calls ``classpruning::nm_pointwise``; ``scale``: factors (B, C)."""
         around = (self.geometry[0], self.around.gate, self.eps, self.linear)
-        return nm_pointwise(x, self.packed, self.bias, self.slope, residual, scale, activation, order, *around)
+        run = run_pointwise if type(x) is Tensor and not torch.compiler.is_compiling() else nm_pointwise
+        slope = self.slope_of(activation)
+        return run(x, self.packed, self.bias, slope, residual, scale, activation, order, *around, self.lists)
 
 
 class Depthwise(nn.Module):

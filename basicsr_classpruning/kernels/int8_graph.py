@@ -20,7 +20,7 @@ def keep_integers(net: fx.GraphModule) -> None:
     for node in list(net.graph.nodes):
         readers = _readers(net, node)
         producer = module_of(net, node)
-        if readers and isinstance(producer, Int8KernelConv2d) and producer.shuffle == 1:
+        if readers and isinstance(producer, Int8KernelConv2d):
             most = max(readers, key=lambda found: len(readers[found]))
             _make_integers(net, node, producer, most, readers.pop(most))
         source = _floats(node)
@@ -30,8 +30,24 @@ def keep_integers(net: fx.GraphModule) -> None:
             with net.graph.inserting_after(source):
                 quantized = net.graph.call_module(name, (source,))
             _read(layers, quantized)
+    _overwrite_residuals(net)
     net.graph.lint()
     net.recompile()
+
+
+def _overwrite_residuals(net: fx.GraphModule) -> None:
+    """Lets layers of integers store their floats over a residual that only such layers read, and they last."""
+    order = {node: i for i, node in enumerate(net.graph.nodes)}
+    for node in net.graph.nodes:
+        layer = module_of(net, node)
+        residual = node.args[1] if len(node.args) > 1 else None
+        if not isinstance(layer, Int8KernelConv2d) or not isinstance(residual, fx.Node):
+            continue
+        maker = residual.args[0] if residual.target is operator.getitem else residual
+        alone = isinstance(maker, fx.Node) and isinstance(module_of(net, maker), Int8KernelConv2d)
+        readers = [user for user in residual.users if isinstance(module_of(net, user), Int8KernelConv2d)]
+        last = max(residual.users, key=order.__getitem__)
+        layer.may_overwrite = alone and len(readers) == len(residual.users) and last is node
 
 
 def _readers(net: fx.GraphModule, node: fx.Node) -> dict[Range, list[fx.Node]]:

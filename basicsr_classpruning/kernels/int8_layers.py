@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,11 @@ from basicsr_classpruning.kernels.int8_ops import (
     BOTH,
     FLOATS,
     INTEGERS,
+    PreparedConv2d,
     int8_conv2d,
     int8_linear,
     int8_quantize,
-    run_conv2d,
+    prepare_conv2d,
 )
 from basicsr_classpruning.kernels.layers import Epilogue, EpilogueLayer, conv_geometry, linear_geometry
 from basicsr_classpruning.kernels.ops import output_size
@@ -64,6 +66,21 @@ class Int8KernelLayer(EpilogueLayer):
             self.register_buffer(name, None if value is None else value.detach().float().contiguous().clone())
 
 
+class _Prepared(dict[tuple, PreparedConv2d]):
+    """Calls that were checked, by what they depend on: a layer is called with few shapes. Not copied with the layer."""
+
+    MOST = 64
+
+    def __reduce__(self) -> tuple:
+        return _Prepared, ()
+
+    def keep(self, key: tuple, prepared: PreparedConv2d) -> None:
+        """Remembers a call, and forgets the others where they are many."""
+        if len(self) >= self.MOST:
+            self.clear()
+        self[key] = prepared
+
+
 class Int8KernelConv2d(Int8KernelLayer):
     """A convolution of 8-bit integers without groups.
 
@@ -76,6 +93,9 @@ class Int8KernelConv2d(Int8KernelLayer):
         self.shuffle = epilogue.shuffle
         self.makes: Range | None = None
         self.makes_floats = True
+        self.may_overwrite = False
+        """Whether nothing else reads the residual afterwards: half of what a trunk takes of the cache is saved."""
+        self._prepared = _Prepared()
 
     def output_shape(self, x: Tensor) -> tuple[int, ...]:
         """(B, O, H', W'), shuffled."""
@@ -86,15 +106,44 @@ class Int8KernelConv2d(Int8KernelLayer):
         self, x: Tensor, residual: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Floats, activations, or the pair of them."""
+        if type(x) is not Tensor or torch.compiler.is_compiling():
+            return self._forward(x, residual)
+        key = (x.shape, x.dtype, residual is None, self.makes, self.makes_floats, id(self._buffers['packed']))
+        prepared = self._prepared.get(key)
+        if prepared is None or not prepared.takes(x, residual):
+            made = self._forward(x, residual)
+            self._prepare(key, x, residual)
+            return made
+        y, q = prepared.run(x, residual, self.may_overwrite)
+        if y is None or q is None:
+            return cast('Tensor', q if y is None else y)
+        return y, q
+
+    def _forward(self, x: Tensor, residual: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
         if self.makes is None:
             return super().forward(x, residual)
         if residual is None or tuple(residual.shape) == self.output_shape(x):
-            made = BOTH if self.makes_floats else INTEGERS
-            y, q = self._call(x, residual, *self.epilogue, made)
+            y, q = self._call(x, residual, *self.epilogue, self._made)
         else:
             y = super().forward(x, residual)
             q = int8_quantize(y, self.makes.numbers)
         return (y, q) if self.makes_floats else q
+
+    @property
+    def _made(self) -> int:
+        return FLOATS if self.makes is None else BOTH if self.makes_floats else INTEGERS
+
+    def _prepare(self, key: tuple, x: Tensor, residual: Tensor | None) -> None:
+        """Remembers the call of inputs that were accepted, where nothing else is to be done with them."""
+        fits = residual is None or tuple(residual.shape) == self.output_shape(x)
+        if not fits or x.dtype != torch.uint8 or self.packed.dtype != torch.int32 or not x.numel():
+            return
+        activation, order = self.epilogue
+        layer = (self.packed, self.scale, self.bias, self.factor, self.slope_of(activation))
+        next_range = None if self.makes is None else self.makes.numbers
+        order = 'none' if residual is None else order
+        rest = (self.geometry, self.range.zero, self.shuffle, self._made, next_range)
+        self._prepared.keep(key, prepare_conv2d(x, layer, activation, order, *rest))
 
     def run(self, x: Tensor, residual: Tensor | None, activation: str, order: str) -> Tensor:
         """Calls ``classpruning::int8_conv2d`` for floats."""
@@ -106,8 +155,7 @@ class Int8KernelConv2d(Int8KernelLayer):
         layer = (self.packed, self.scale, self.bias, self.factor, self.slope_of(activation))
         next_range = self.makes.numbers if self.makes is not None and made & INTEGERS else None
         geometry, numbers = self.geometry, self.range.numbers
-        run = run_conv2d if type(x) is Tensor and not torch.compiler.is_compiling() else int8_conv2d
-        return run(x, *layer, residual, activation, order, geometry, numbers, self.shuffle, made, next_range)
+        return int8_conv2d(x, *layer, residual, activation, order, geometry, numbers, self.shuffle, made, next_range)
 
 
 class Int8KernelLinear(Int8KernelLayer):

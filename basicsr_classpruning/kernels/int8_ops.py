@@ -10,6 +10,7 @@ reference path. Both give the same bits, whatever the processor and the number o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -99,9 +100,10 @@ def _empty_outputs(x: Tensor, geometry: Sequence[int], shuffle: int, made: int) 
     height, width = (output_size(x.shape[2 + i], *sizes[i::2]) for i in range(2))
     if height < 0 or width < 0:
         raise ValueError(f'int8_conv2d: a picture of {x.shape[2]} x {x.shape[3]} is smaller than the kernel')
-    if not 1 <= shuffle <= native.MAX_SHUFFLE or out_channels % shuffle**2 or (shuffle > 1 and made != FLOATS):
+    if not 1 <= shuffle <= native.MAX_SHUFFLE or out_channels % shuffle**2:
         raise ValueError(f'int8_conv2d: {out_channels} channels cannot be shuffled by {shuffle}')
-    y_shape = (x.shape[0], out_channels // shuffle**2, height * shuffle, width * shuffle) if made & FLOATS else (0,)
+    out_channels, height, width = out_channels // shuffle**2, height * shuffle, width * shuffle
+    y_shape = (x.shape[0], out_channels, height, width) if made & FLOATS else (0,)
     q_shape = (x.shape[0], units(out_channels), height, width, UNIT) if made & INTEGERS else (0,)
     device = x.device
     return torch.empty(y_shape, dtype=torch.float32, device=device), torch.empty(
@@ -157,7 +159,74 @@ def _pointer(x: Tensor | None) -> int | None:
     return None if x is None or not x.numel() else x.data_ptr()
 
 
-def run_conv2d(
+@dataclass(frozen=True)
+class PreparedConv2d:
+    """A call of a packed convolution on activations of one shape, for which all sizes were checked."""
+
+    call: int8_native.Call
+    """Without inputs, outputs and threads. Several threads may run it: each works on a copy."""
+    kept: tuple[Tensor | None, ...]
+    """What the call points to."""
+    shape: tuple[int, ...]
+    """Of the output, (B, O, H', W'), shuffled."""
+    makes_floats: bool
+    q_shape: tuple[int, ...] | None
+    """Of the activations, or None where none are made."""
+
+    def takes(self, x: Tensor, residual: Tensor | None) -> bool:
+        """Whether ``run`` takes inputs as they lie in memory; x has the shape that was checked."""
+        if residual is None:
+            return x.is_contiguous()
+        fits = residual.shape == self.shape and residual.dtype == torch.float32
+        return fits and residual.is_contiguous() and x.is_contiguous()
+
+    def run(self, x: Tensor, residual: Tensor | None, overwrite: bool) -> tuple[Tensor | None, Tensor | None]:
+        """Floats and activations of inputs that it takes; ``overwrite``: the floats are stored over the residual."""
+        y = None
+        if self.makes_floats:
+            y = residual if overwrite and residual is not None else torch.empty(self.shape, dtype=torch.float32)
+        q = None if self.q_shape is None else torch.empty(self.q_shape, dtype=torch.uint8)
+        call = int8_native.Call.from_buffer_copy(self.call)
+        call.x, call.threads = x.data_ptr(), torch.get_num_threads()
+        call.y, call.q, call.residual = _pointer(y), _pointer(q), _pointer(residual)
+        int8_native.run(call)
+        return y, q
+
+
+def prepare_conv2d(
+    x: Tensor,
+    layer: Sequence[Tensor | None],
+    activation: str,
+    order: str,
+    geometry: Sequence[int],
+    zero: float,
+    shuffle: int,
+    made: int,
+    next_range: Sequence[float] | None,
+) -> PreparedConv2d:
+    """A call for inputs such as ``x``, which ``int8_conv2d`` accepted.
+
+    Args:
+        x: activations.
+        layer: packed weight, scale, bias, factor and slope.
+        order: ``'none'`` where there is no residual.
+        activation, geometry, shuffle, made, next_range: as of ``int8_conv2d``; zero: the input range's.
+    """
+    sizes = [output_size(x.shape[2 + i], *geometry[2 + i :: 2]) for i in range(2)]
+    channels, shuffled = geometry[0] // shuffle**2, [shuffle * size for size in sizes]
+    inverse_scale, next_zero = (0.0, 0) if next_range is None else next_range
+    packed, scale, bias, factor, slope = map(_pointer, layer)
+    call = int8_native.Call(
+        packed, None, None, None, scale, bias, factor, None, slope,
+        x.shape[0], geometry[1], *x.shape[2:4], geometry[0], *sizes,
+        inverse_scale, int(next_zero), int(zero),
+        native.ACTIVATIONS[activation], native.RESIDUALS[order], shuffle, 1,
+    )  # fmt: skip
+    q_shape = (x.shape[0], units(channels), *shuffled, UNIT) if made & INTEGERS else None
+    return PreparedConv2d(call, tuple(layer), (x.shape[0], channels, *shuffled), bool(made & FLOATS), q_shape)
+
+
+def _int8_conv2d(
     x: Tensor,
     packed: Tensor,
     scale: Tensor,
@@ -173,7 +242,7 @@ def run_conv2d(
     made: int = FLOATS,
     next_range: Sequence[float] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What ``classpruning::int8_conv2d`` runs on a CPU. Called as it is, the dispatcher costs nothing."""
+    """What ``classpruning::int8_conv2d`` runs on a CPU."""
     y, q = _empty_outputs(x, geometry, shuffle, made)
     _check(geometry, scale, bias, factor, slope, activation)
     if shuffle > 1 and order == 'before':
@@ -188,25 +257,19 @@ def run_conv2d(
         return y, q
     x = x if _is_activations(x) else _int8_quantize(x, range)
     if packed.dtype == torch.int8:
-        layer = (scale, bias, factor, slope)
         planes = _planes(x, geometry[1])
-        found = _reference(planes, packed, layer, residual, activation, order, geometry, range[1], shuffle)
+        found = _reference(
+            planes, packed, (scale, bias, factor, slope), residual, activation, order, geometry, range[1], shuffle
+        )
         if next_range is not None:
             q.copy_(_interleaved(_levels(found, next_range), next_range[1]))
         return (y.copy_(found) if made & FLOATS else y), q
-    x, residual = x.contiguous(), None if residual is None else residual.contiguous()
-    inverse_scale, next_zero = (0.0, 0) if next_range is None else next_range
-    int8_native.run(
-        int8_native.Call(
-            packed.data_ptr(), x.data_ptr(), _pointer(y), _pointer(q), scale.data_ptr(), _pointer(bias),
-            _pointer(factor), _pointer(residual), _pointer(slope),
-            x.shape[0], geometry[1], *x.shape[2:4], geometry[0], *sizes,
-            inverse_scale, int(next_zero), int(range[1]),
-            native.ACTIVATIONS[activation], native.RESIDUALS[order if residual is not None else 'none'], shuffle,
-            torch.get_num_threads(),
-        )
-    )  # fmt: skip
-    return y, q
+    residual = None if residual is None else residual.contiguous()
+    order = order if residual is not None else 'none'
+    layer = (packed, scale, bias, factor, slope)
+    prepared = prepare_conv2d(x, layer, activation, order, geometry, range[1], shuffle, made, next_range)
+    floats, activations = prepared.run(x.contiguous(), residual, overwrite=False)
+    return y if floats is None else floats, q if activations is None else activations
 
 
 def _fake_conv2d(
@@ -262,7 +325,7 @@ def _int8_linear(
     picture = filled.reshape(1, -1, _TOKENS_ASIDE, x.shape[-1]).movedim(-1, 1)
     after = order == 'before'  # then the activation comes after what is added here
     here = ('none', None) if after else (activation, slope)
-    found, _ = run_conv2d(picture, packed, scale, bias, factor, here[1], None, here[0], 'none', geometry, range)
+    found, _ = _int8_conv2d(picture, packed, scale, bias, factor, here[1], None, here[0], 'none', geometry, range)
     y.copy_(found.flatten(2)[0, :, :count].t().reshape(y.shape))
     if residual is None:
         return y
@@ -277,7 +340,7 @@ def _fake_linear(x, packed, scale, bias, factor, slope, residual, activation, or
 
 for _name, _kernel, _fake in (
     ('int8_quantize', _int8_quantize, lambda x, range: _empty_activations(x)),
-    ('int8_conv2d', run_conv2d, _fake_conv2d),
+    ('int8_conv2d', _int8_conv2d, _fake_conv2d),
     ('int8_linear', _int8_linear, _fake_linear),
 ):
     _library.impl(_name, _kernel, 'CPU')

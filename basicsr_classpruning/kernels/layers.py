@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from basicsr_classpruning.kernels import native
-from basicsr_classpruning.kernels.ops import activate, nm_conv2d, nm_linear, output_size
+from basicsr_classpruning.kernels.ops import activate, nm_conv2d, output_size
 
 
 @dataclass(frozen=True)
@@ -144,22 +144,6 @@ class KernelConv2d(KernelLayer):
         """Calls ``classpruning::nm_conv2d``."""
         epilogue = (self.bias, self.slope_of(activation), residual, activation, order)
         return nm_conv2d(x, self.packed, *epilogue, self.geometry, self.shuffle, self.winograd)
-
-
-class KernelLinear(KernelLayer):
-    """A linear layer. (…, C) float32 to (…, O)."""
-
-    def __init__(self, layer: nn.Linear, epilogue: Epilogue) -> None:
-        super().__init__(layer, linear_geometry(layer), epilogue)
-
-    def output_shape(self, x: Tensor) -> tuple[int, ...]:
-        """(…, O)."""
-        return (*x.shape[:-1], self.geometry[0])
-
-    def run(self, x: Tensor, residual: Tensor | None, activation: str, order: str) -> Tensor:
-        """Calls ``classpruning::nm_linear``."""
-        epilogue = (self.bias, self.slope_of(activation), residual, activation, order)
-        return nm_linear(x, self.packed, *epilogue, self.geometry[0])
 
 
 def conv_geometry(layer: nn.Conv2d) -> list[int]:

@@ -19,7 +19,7 @@ import torch
 from basicsr_classpruning.errors import UsageError
 
 LIBRARY = 'libclasspruning_kernels.so'
-ABI_VERSION = 7
+ABI_VERSION = 8
 MAX_STRIDE = 4
 MAX_SHUFFLE = 4
 
@@ -88,8 +88,8 @@ class Call(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ('packed', 'x', 'y', 'bias', 'residual', 'slope')),
         *((name, ctypes.c_int64) for name in ('batch', 'in_channels', 'height', 'width')),
         *((name, ctypes.c_int64) for name in ('out_channels', 'out_height', 'out_width')),
-        *((name, ctypes.c_int64) for name in ('x_stride_n', 'x_stride_c', 'x_stride_h', 'x_stride_w')),
-        *((name, ctypes.c_int32) for name in ('layout', 'activation', 'order', 'shuffle', 'threads')),
+        *((name, ctypes.c_int64) for name in ('x_stride_n', 'x_stride_c', 'x_stride_h')),
+        *((name, ctypes.c_int32) for name in ('activation', 'order', 'shuffle', 'threads')),
         ('jobs', ctypes.POINTER(Jobs)),
     ]
 
@@ -98,6 +98,7 @@ _FAILURES = {
     1: 'this processor cannot run the instructions that the layer was packed for: accelerate the network again here',
     2: 'the packed weight does not belong to a layer of this geometry',
     3: 'out of memory',
+    4: 'the sizes of the call do not fit each other',
 }
 
 
@@ -158,15 +159,14 @@ class Native:
         source, to = ctypes.c_void_p(cells.data_ptr()), ctypes.c_void_p(jobs.data_ptr())
         return jobs[: self.library.cp_join_cells(source, *cells.shape, to)].clone()
 
-    def pack_pointwise(self, weight: torch.Tensor, geometry: Geometry, isa: str, gate: bool) -> torch.Tensor:
-        """The non-zeros of a layer without taps ``(O, C, 1, 1)``, as int32 words; ``gate``: of ``nm_pointwise``."""
+    def pack_pointwise(self, weight: torch.Tensor, geometry: Geometry, isa: str) -> torch.Tensor:
+        """The non-zeros of a layer without taps ``(O, C, 1, 1)`` as lists, as int32 words."""
         weight = weight.detach().to('cpu', torch.float32).contiguous()
-        packed = torch.empty(64 + 2 * weight.numel() + 2 * weight.numel(), dtype=torch.int32)
+        packed = torch.empty(64 + 4 * weight.numel(), dtype=torch.int32)
         words = self.library.cp_pack_pointwise(
             ctypes.c_void_p(weight.data_ptr()),
             ctypes.byref(geometry),
             ISA_CODES[isa],
-            int(gate),
             ctypes.c_void_p(packed.data_ptr()),
         )
         return packed[:words].clone()

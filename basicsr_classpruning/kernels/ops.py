@@ -1,4 +1,4 @@
-"""The operators ``classpruning::nm_conv2d`` and ``classpruning::nm_linear``, and what they compute, in PyTorch.
+"""The operator ``classpruning::nm_conv2d``, and what it computes, in PyTorch.
 
 ``packed`` is a packed weight: int32 words for the compiled kernels (``native``), or the dense float32 weight, zeros in
 place, for the reference path. Inference only: no gradient is registered.
@@ -27,7 +27,6 @@ _library = torch.library.Library('classpruning', 'DEF')
 _library.define(
     f'nm_conv2d(Tensor x, Tensor packed, {_EPILOGUE}, int[] geometry, int shuffle=1, Tensor? winograd=None) -> Tensor'
 )
-_library.define(f'nm_linear(Tensor x, Tensor packed, {_EPILOGUE}, int out_features) -> Tensor')
 
 # Winograd's algorithm unless skipping the zeros is clearly faster.
 _algorithms = Choices(margin=1.1)
@@ -61,16 +60,6 @@ def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
-def _is_tokens(x: Tensor, geometry: list[int], shuffle: int) -> bool:
-    """Whether a convolution runs on pixels whose channels lie together: pointwise and channels-last."""
-    return (
-        shuffle == 1
-        and geometry[2:] == [1, 1, 1, 1, 0, 0, 1, 1]
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and not x.is_contiguous()
-    )
-
-
 def _empty_conv_output(x: Tensor, geometry: list[int], shuffle: int) -> Tensor:
     """Uninitialised output of a convolution and pixel shuffle.
 
@@ -86,15 +75,8 @@ def _empty_conv_output(x: Tensor, geometry: list[int], shuffle: int) -> Tensor:
         raise ValueError(f'nm_conv2d: a picture of {x.shape[2]} x {x.shape[3]} is smaller than the kernel')
     if not 1 <= shuffle <= native.MAX_SHUFFLE or out_channels % shuffle**2:
         raise ValueError(f'nm_conv2d: {out_channels} channels cannot be shuffled by {shuffle}')
-    layout = torch.channels_last if _is_tokens(x, geometry, shuffle) else torch.contiguous_format
     shape = (x.shape[0], out_channels // shuffle**2, height * shuffle, width * shuffle)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
-
-
-def _empty_linear_output(x: Tensor, packed: Tensor, out_features: int) -> Tensor:
-    if x.dtype != torch.float32:
-        raise ValueError(f'nm_linear: x must be float32, not {x.dtype}')
-    return x.new_empty((*x.shape[:-1], out_features))
+    return torch.empty(shape, dtype=x.dtype, device=x.device)
 
 
 def _pointer(x: Tensor | None) -> int | None:
@@ -145,16 +127,13 @@ def _nm_conv2d(
         stride, padding, dilation = geometry[4:6], geometry[6:8], geometry[8:10]
         reference = F.conv2d(x, packed, bias, stride, padding, dilation)
         return y.copy_(_finish(reference, slope, residual, activation, order, shuffle))
-    layout = native.TOKENS if _is_tokens(x, geometry, shuffle) else native.PLANES
-    if layout == native.PLANES and x.stride(3) != 1 and x.shape[3] > 1:
+    if x.stride(3) != 1 and x.shape[3] > 1:
         x = x.contiguous()
-    stride_w = 1 if layout == native.PLANES else x.stride(3)
     batch, channels, height, width = x.shape
     call = native.Call(
         packed.data_ptr(), x.data_ptr(), y.data_ptr(), _pointer(bias), _pointer(residual), _pointer(slope),
         batch, channels, height, width, geometry[0], y.shape[2] // shuffle, y.shape[3] // shuffle,
-        *x.stride()[:3], stride_w,
-        layout, native.ACTIVATIONS[activation], native.RESIDUALS[order], shuffle, torch.get_num_threads(),
+        *x.stride()[:3], native.ACTIVATIONS[activation], native.RESIDUALS[order], shuffle, torch.get_num_threads(),
     )  # fmt: skip
     if winograd is not None:
         call.packed = _faster(call, packed, winograd, geometry).data_ptr()
@@ -175,38 +154,6 @@ def _faster(call: native.Call, packed: Tensor, winograd: Tensor, geometry: list[
     ways = {'winograd': lambda: run(winograd), 'direct': lambda: run(packed)}
     found = native.forced_algorithm() or _algorithms.choose(case, ways)
     return packed if found == 'direct' else winograd
-
-
-def _nm_linear(
-    x: Tensor,
-    packed: Tensor,
-    bias: Tensor | None,
-    slope: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-    order: str,
-    out_features: int,
-) -> Tensor:
-    y = _empty_linear_output(x, packed, out_features)
-    residual = _laid_out_as(y, residual)
-    _check_epilogue(out_features, bias, slope, activation)
-    if y.numel() == 0:
-        return y
-    if packed.dtype == torch.float32:
-        reference = F.linear(x, packed[:, :, 0, 0], bias).movedim(-1, 0).unsqueeze(0)  # channels second, for PReLU
-        moved = None if residual is None else residual.movedim(-1, 0).unsqueeze(0)
-        return y.copy_(_finish(reference, slope, moved, activation, order)[0].movedim(0, -1))
-    rows = x.reshape(-1, x.shape[-1])
-    rows = rows if rows.stride(1) == 1 else rows.contiguous()
-    count, features = rows.shape
-    _run(
-        native.Call(
-            packed.data_ptr(), rows.data_ptr(), y.data_ptr(), _pointer(bias), _pointer(residual), _pointer(slope),
-            1, features, 1, count, out_features, 1, count, 0, 1, 0, rows.stride(0),
-            native.TOKENS, native.ACTIVATIONS[activation], native.RESIDUALS[order], 1, torch.get_num_threads(),
-        )
-    )  # fmt: skip
-    return y
 
 
 def conv2d_in_jobs(
@@ -241,8 +188,8 @@ def conv2d_in_jobs(
     listed = native.Jobs(jobs.data_ptr(), len(jobs), ctypes.addressof(weights), len(weights), cell)
     call = native.Call(
         None, x.data_ptr(), y.data_ptr(), None, _pointer(residual), _pointer(slope),
-        batch, channels, height, width, y.shape[1] * shuffle**2, height, width, *x.stride()[:3], 1,
-        native.PLANES, native.ACTIVATIONS[activation], native.RESIDUALS[order], shuffle,
+        batch, channels, height, width, y.shape[1] * shuffle**2, height, width, *x.stride()[:3],
+        native.ACTIVATIONS[activation], native.RESIDUALS[order], shuffle,
         threads or torch.get_num_threads(), ctypes.pointer(listed),
     )  # fmt: skip
     _run(call)
@@ -259,16 +206,7 @@ def _fake_conv2d(x, packed, bias, slope, residual, activation, order, geometry, 
     return _empty_conv_output(x, list(geometry), shuffle)
 
 
-def _fake_linear(x, packed, bias, slope, residual, activation, order, out_features):
-    return _empty_linear_output(x, packed, out_features)
-
-
-for _name, _kernel, _fake in (
-    ('nm_conv2d', _nm_conv2d, _fake_conv2d),
-    ('nm_linear', _nm_linear, _fake_linear),
-):
-    _library.impl(_name, _kernel, 'CPU')
-    torch.library.register_fake(f'classpruning::{_name}', _fake, lib=_library)
+_library.impl('nm_conv2d', _nm_conv2d, 'CPU')
+torch.library.register_fake('classpruning::nm_conv2d', _fake_conv2d, lib=_library)
 
 nm_conv2d = torch.ops.classpruning.nm_conv2d
-nm_linear = torch.ops.classpruning.nm_linear

@@ -1,22 +1,39 @@
-"""Writes the tables of docs/kernels.md from results of tools/benchmark_kernels.py, tools/benchmark_int8.py and
-``classpruning benchmark``."""
+"""Writes the tables of docs/kernels.md from results of tools/benchmark_kernels.py and tools/benchmark_int8.py."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from tools.pages import int8
 from tools.pages.markdown import markdown_table, write_blocks
 from tools.pages.results import read_result, versions_of
 
 DENSE_FP32 = ('eager', 'torch-compile', 'onnxruntime', 'ncnn', 'openvino', 'openvino-fp32')  # as far as they were run
-PATTERNS = ('8:16 block 1', '4:16 block 1', '8:16 block 4', '4:16 block 4')
-WANTED_LAYERS = {'8:16 block 1': 1.6, '4:16 block 1': 2.6, '8:16 block 4': 1.9, '4:16 block 4': 3.3}
-WANTED_NETWORKS = {1: 1.35, 4: 1.15}  # times the MACs fraction, by block
-WANTED_ROUTED = {1: 0.65, 4: 0.58}  # times the fastest dense fp32 engine, by block
-BF16, INT8 = 'openvino-bf16', 'openvino-int8'
+INT8 = 'openvino-int8'
+HEADINGS = {
+    'kernels': 'dense',
+    '8:16 block 1': '8:16',
+    '4:16 block 1': '4:16',
+    '8:16 block 4': '8:16 block 4',
+    '4:16 block 4': '4:16 block 4',
+    'openvino-bf16': 'dense bf16 (OpenVINO)',
+}
+FP32_COLUMN = 'fp32'
+HEADINGS_INT8 = {'dense': 'int8 dense', '8:16': 'int8 8:16', '4:16': 'int8 4:16', FP32_COLUMN: 'fastest fp32'}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a table's last row says: floor and goal by column."""
+
+    columns: dict[str, tuple[float, float]]
+
+    def cells(self, names: Iterable[str]) -> list[str]:
+        """The row's cells."""
+        found = [self.columns.get(name) for name in names]
+        return ['' if one is None else f'{one[0]:.1f} to {one[1]:.1f}×' for one in found]
 
 
 def times(row: dict) -> dict[str, float]:
@@ -36,79 +53,58 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(sum(logarithms) / len(logarithms))
 
 
-def heading(name: str) -> str:
-    """Name of a column."""
-    return {BF16: 'dense bf16 (OpenVINO)', INT8: 'dense int8 (OpenVINO)'}.get(name, name)
+def name_of(row: dict) -> str:
+    """A row's first cell."""
+    return row['network'] if 'network' in row else f'{row["channels"]} × {row["size"]} px'
 
 
-def layer_table(result: dict) -> str:
-    """Speed-up of each pattern over the fastest dense fp32 engine, by layer."""
-    names = (*PATTERNS, *([BF16] if BF16 in result['rows'][0]['seconds'] else []))
-    rows = []
-    ratios: dict[str, list[float]] = {name: [] for name in names}
-    for row in result['rows']:
-        seconds = times(row)
-        best = fastest_fp32(seconds)
-        for name in ratios:
-            ratios[name].append(seconds[best] / seconds[name])
-        cells = [f'{values[-1]:.2f}×' for values in ratios.values()]
-        rows.append([f'{row["channels"]} × {row["size"]} px', f'{seconds[best] * 1e3:.2f} ms ({best})', *cells])
-    means = [f'**{geometric_mean(values):.2f}×**' for values in ratios.values()]
-    rows.append(['**geometric mean**', '', *means])
-    rows.append(['wanted', '', *(f'{WANTED_LAYERS[name]}×' if name in WANTED_LAYERS else '' for name in names)])
-    return markdown_table(['channels × size', 'fastest dense fp32', *map(heading, names)], rows)
+def speed_table(
+    rows: list[dict], rival: Callable[[dict[str, float]], str], headings: dict[str, str], wanted: Wanted
+) -> str:
+    """How many times as fast as a rival each column is, by row, with one thread and with two."""
+    names = [name for name in headings if all(name in row['seconds'] or name == FP32_COLUMN for row in rows)]
+    lines: list[list[str]] = []
+    for threads in sorted({row['threads'] for row in rows}):
+        ratios: dict[str, list[float]] = {name: [] for name in names}
+        for row in (row for row in rows if row['threads'] == threads):
+            seconds = times(row)
+            best = rival(seconds)
+            seconds[FP32_COLUMN] = seconds[fastest_fp32(seconds)]
+            for name, values in ratios.items():
+                values.append(seconds[best] / seconds[name])
+            milliseconds = seconds[best] / row.get('depth', 1) * 1e3
+            cells = [f'{values[-1]:.2f}×' for values in ratios.values()]
+            lines.append([name_of(row), str(threads), f'{milliseconds:.2f} ms ({best})', *cells])
+        means = [f'**{geometric_mean(values):.2f}×**' for values in ratios.values()]
+        lines.append(['**geometric mean**', str(threads), '', *means])
+    if wanted.columns:
+        lines.append(['wanted', '', '', *wanted.cells(names)])
+    what = 'network' if 'network' in rows[0] else 'channels × size'
+    return markdown_table([what, 'threads', 'rival', *(headings[name] for name in names)], lines)
+
+
+def layer_table(side: int, wanted: Wanted) -> Callable[[dict], str]:
+    """Of layers with a kernel of one size."""
+
+    def table(result: dict) -> str:
+        rows = [row for row in result['rows'] if row['kernel_size'] == side]
+        return speed_table(rows, fastest_fp32, HEADINGS, wanted)
+
+    return table
 
 
 def network_table(result: dict) -> str:
-    """Time of each pattern over MACs fraction times the fastest dense fp32 time, by network."""
-    rows = []
-    lossy = [BF16, *([INT8] if any(INT8 in row['seconds'] for row in result['rows']) else [])]
-    for row in result['rows']:
-        seconds = times(row)
-        best = fastest_fp32(seconds)
-        cells = []
-        for name in PATTERNS:
-            relative, fraction = seconds[name] / seconds[best], row['macs'][name]
-            cells.append(f'{relative:.2f} at {fraction:.2f} MACs: {relative / fraction:.2f}×')
-        others = [f'{seconds[name] / seconds[best]:.2f}' if name in seconds else 'missing' for name in lossy]
-        rows.append([row['network'], f'{seconds[best] * 1e3:.0f} ms ({best})', *cells, *others])
-    limits = [f'at most {WANTED_NETWORKS[int(name[-1])]}×' for name in PATTERNS]
-    rows.append(['wanted', '', *limits, *('' for _ in lossy)])
-    return markdown_table(['network', 'fastest dense fp32', *PATTERNS, *map(heading, lossy)], rows)
+    """Of whole networks."""
+    return speed_table(result['rows'], fastest_fp32, HEADINGS, Wanted({}))
 
 
-def routed_table(result: dict) -> str:
-    """Time of a folder of pictures relative to the fastest dense fp32 engine, beside quality and MACs."""
-    dense = {row['backend']: row for row in result['rows'] if row['kind'] == 'dense'}
-    best = min((dense[name] for name in DENSE_FP32 if name in dense), key=lambda row: row['seconds'])
-    rows = []
-    for row in result['rows']:
-        if row['kind'] in ('oracle', 'random'):
-            continue
-        block = next((block for block in WANTED_ROUTED if row['model'].endswith(f'block{block}')), 0)
-        budget = row['kind'] == 'budget'
-        rows.append(
-            [
-                row['model'],
-                f'budget {row["budget"]:g}' if budget else row['candidate'] or f'dense ({row["backend"]})',
-                f'{row["psnr"]:.2f}',
-                f'{row["macs"] / row["macs_dense"]:.2f}',
-                f'**{row["seconds"] / best["seconds"]:.2f}**' if budget else f'{row["seconds"] / best["seconds"]:.2f}',
-                f'at most {WANTED_ROUTED[block]}' if budget else '',
-            ]
-        )
-    header = ['model', 'what', 'PSNR (dB)', 'MACs', f'time / {best["backend"]}', 'wanted']
-    return markdown_table(header, rows)
+def int8_table(wanted: Wanted) -> Callable[[dict], str]:
+    """Against OpenVINO's int8."""
+    return lambda result: speed_table(result['rows'], lambda seconds: INT8, HEADINGS_INT8, wanted)
 
 
 def caption(result: dict) -> str:
     """What a table was measured on."""
-    if 'machine' in result:
-        about = result['machine']
-        return (
-            f'{about["processor"]}, {about["cores"]} cores, {result["threads"]} thread; {versions_of(about)}; '
-            f'{result["pictures"]} pictures of `{result["gt"]}`, {result["degrade"]}, {result["tile"]}-px tiles'
-        )
     about = result['environment']
     return (
         f'{about["processor"]}, {about["cores"]} cores; {about["kernels"]}; {versions_of(about)}; load of the machine '
@@ -116,27 +112,24 @@ def caption(result: dict) -> str:
     )
 
 
-TABLES: dict[str, Callable[[dict], str]] = {
-    'kernels_layers_t1': layer_table,
-    'kernels_layers_t2': layer_table,
-    'kernels_layers_avx2_t1': layer_table,
-    'kernels_layers_avx2_t2': layer_table,
-    'kernels_layers_zen3_t1': layer_table,
-    'kernels_layers_zen3_t2': layer_table,
-    'kernels_networks_t1': network_table,
-    'kernels_networks_t2': network_table,
-    'kernels_routed': routed_table,
-    'int8_layers_t1': int8.layer_table,
-    'int8_layers_avx2_t1': int8.layer_table,
-    'int8_networks_t1': int8.network_table,
+TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
+    'kernels_layers_3x3': ('kernels_layers', layer_table(3, Wanted({}))),
+    'kernels_layers_1x1': (
+        'kernels_layers',
+        layer_table(1, Wanted({'8:16 block 1': (1.5, 1.8), '4:16 block 1': (2.4, 3.2)})),
+    ),
+    'kernels_networks': ('kernels_networks', network_table),
+    'int8_layers': ('int8_layers', int8_table(Wanted({'dense': (0.9, 1.0), '8:16': (1.4, 1.7), '4:16': (2.3, 3.0)}))),
+    'int8_networks': ('int8_networks', int8_table(Wanted({'8:16': (1.3, 1.6), '4:16': (2.0, 2.6)}))),
 }
+"""The result file of each table's place in the page, and what makes the table."""
 
 
 def write(root: Path) -> None:
     """Writes the tables into docs/kernels.md, as far as their result files are there."""
     blocks = {}
-    for name, table in TABLES.items():
-        path = root / 'docs' / 'results' / f'{name}.json'
+    for name, (result_name, table) in TABLES.items():
+        path = root / 'docs' / 'results' / f'{result_name}.json'
         if path.exists():
             result = read_result(path)
             blocks[name] = f'{caption(result)}\n\n{table(result)}'

@@ -11,9 +11,7 @@ union word {
 
 enum cp_isa { CP_AVX2 = 0, CP_AVX512 = 1, CP_WIDE = 2 };  // CP_WIDE: the 16-wide code in AVX2 instructions, for tests
 
-enum cp_status { CP_OK = 0, CP_NOT_SUPPORTED = 1, CP_NOT_PACKED_FOR_THIS = 2, CP_NO_MEMORY = 3 };
-
-enum cp_layout { CP_PLANES = 0, CP_TOKENS = 1 };
+enum cp_status { CP_OK = 0, CP_NOT_SUPPORTED = 1, CP_NOT_PACKED_FOR_THIS = 2, CP_NO_MEMORY = 3, CP_WRONG_SIZES = 4 };
 
 enum cp_activation { CP_NONE = 0, CP_RELU = 1, CP_LEAKY = 2, CP_PRELU = 3, CP_GELU = 4 };
 
@@ -29,10 +27,8 @@ struct cp_geometry {
 
 // y = activation(conv(x) + bias [+ residual]) [+ residual]
 //
-// CP_PLANES: x_stride_w is 1, y is (batch, out_channels, out_height, out_width), contiguous. With a pixel shuffle by r,
-// y = shuffle(activation(conv(x) + bias)) [+ residual], (batch, out_channels / r^2, out_height r, out_width r). CP_TOKENS: x_stride_c is 1,
-// the kernel 1 x 1 without stride and padding, the pixels of all images x_stride_w apart, and y is (batch, out_height,
-// out_width, out_channels), contiguous.
+// The pixels of a row of x lie side by side; y is (batch, out_channels, out_height, out_width), contiguous. With a pixel
+// shuffle by r, y = shuffle(activation(conv(x) + bias)) [+ residual], (batch, out_channels / r^2, out_height r, out_width r).
 struct cp_call {
   const word* packed;
   const float* x;
@@ -42,13 +38,12 @@ struct cp_call {
   const float* slope;     // CP_PRELU: (out_channels); CP_LEAKY: one value; otherwise null
   int64_t batch, in_channels, height, width;
   int64_t out_channels, out_height, out_width;
-  int64_t x_stride_n, x_stride_c, x_stride_h, x_stride_w;
-  int32_t layout;      // cp_layout
+  int64_t x_stride_n, x_stride_c, x_stride_h;
   int32_t activation;  // cp_activation
   int32_t order;       // cp_residual
   int32_t shuffle;     // 1: none
   int32_t threads;
-  const cp_jobs* jobs;  // null: the whole output. Otherwise what is computed; `packed` and `bias` are not read. CP_PLANES
+  const cp_jobs* jobs;  // null: the whole output. Otherwise what is computed; `packed` and `bias` are not read
 };
 
 #define CP_EXPORT __attribute__((visibility("default")))

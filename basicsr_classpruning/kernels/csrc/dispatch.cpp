@@ -2,10 +2,12 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <cstddef>
 #include <cstring>
 
 #include "between_layout.h"
 #include "machine.h"
+#include "pointwise_layout.h"
 
 namespace cp {
 namespace {
@@ -34,7 +36,7 @@ void ask_for_huge_pages(const void* memory, int64_t bytes) {
   constexpr uintptr_t page = 2 << 20;
   const uintptr_t first = reinterpret_cast<uintptr_t>(memory);
   const uintptr_t begin = (first + page - 1) / page * page, end = (first + bytes) / page * page;
-  if (bytes >= static_cast<int64_t>(4 * page) && begin < end)
+  if (bytes >= static_cast<int64_t>(page) && begin < end)
     madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 
@@ -61,7 +63,7 @@ bool can_shuffle(const cp_call& c, const header& h) {
   const int32_t r = c.shuffle;
   // Winograd's blocks of output channels end within a row of three pixels
   if (h.magic == winograd_magic && r == 3) return false;
-  return r == 1 || (r > 1 && r <= cp_most_shuffle && c.layout == CP_PLANES && c.out_channels % (r * r) == 0 &&
+  return r == 1 || (r > 1 && r <= cp_most_shuffle && c.out_channels % (r * r) == 0 &&
                     c.order != CP_BEFORE_ACTIVATION);
 }
 
@@ -83,9 +85,26 @@ cp_call flattened(const cp_call& c, int width) {
   return flat;
 }
 
+// Whether an activation has what it needs.
+bool has_slope(int32_t activation, const float* slope) {
+  if (activation < CP_NONE || activation > CP_GELU) return false;
+  return slope || (activation != CP_LEAKY && activation != CP_PRELU);
+}
+
+// Whether the sizes of calls without a packed weight fit each other.
+bool fits(const cp_depthwise_call& c) {
+  return c.batch >= 0 && c.channels > 0 && c.height > 0 && c.width > 0 && has_slope(c.activation, c.slope);
+}
+
+bool fits(const cp_attention_call& c) {
+  return c.batch >= 0 && c.heads > 0 && c.channels > 0 && c.channels % c.heads == 0 && c.window > 0 &&
+         c.window * c.window % 16 == 0 && c.height > 0 && c.height % c.window == 0 && c.width > 0 &&
+         c.width % c.window == 0 && c.shift >= 0 && c.shift < c.window;
+}
+
 // A call whose parts take weights of their own.
 int run_jobs(const cp_call& c) {
-  if (c.layout != CP_PLANES || c.x_stride_w != 1 || !jobs_fit(c)) return CP_NOT_PACKED_FOR_THIS;
+  if (!jobs_fit(c)) return CP_NOT_PACKED_FOR_THIS;
   header first = {};
   for (int k = c.jobs->weight_count - 1; k >= 0; k--) {
     header h;
@@ -104,7 +123,7 @@ int run_jobs(const cp_call& c) {
 }  // namespace
 }  // namespace cp
 
-int32_t cp_abi_version() { return 7; }
+int32_t cp_abi_version() { return 8; }
 
 int32_t cp_supported(int32_t isa) {
 #if defined(__x86_64__)
@@ -128,20 +147,30 @@ int32_t cp_run(const cp_call* call) {
   if (!engine) return CP_NOT_SUPPORTED;
   cp::ask_for_huge_pages(call->y, cp::output_bytes(*call));
   const bool pointwise = cp::is_pointwise(head.geometry);
-  if (call->layout == CP_PLANES && call->x_stride_w == 1) {
-    if (winograd) return engine->winograd(*call);
-    return engine->planes(pointwise ? cp::flattened(*call, cp::machine_of(head.isa).width) : *call);
-  }
-  if (!winograd && call->layout == CP_TOKENS && call->x_stride_c == 1 && pointwise) return engine->tokens(*call);
-  return CP_NOT_PACKED_FOR_THIS;
+  if (winograd) return engine->winograd(*call);
+  return engine->planes(pointwise ? cp::flattened(*call, cp::machine_of(head.isa).width) : *call);
+}
+
+int32_t cp_run_pointwise(const cp_pointwise_call* call) {
+  cp::header head;  // the first fields are those of both packings
+  std::memcpy(&head, call->packed, offsetof(cp::header, copies));
+  const cp_geometry& g = head.geometry;
+  const int64_t outputs = call->out_channels * (call->gate ? 2 : 1);
+  if ((head.magic != cp::magic && head.magic != cp::pointwise_magic) || !cp::is_pointwise(g) || g.in_channels != call->in_channels || g.out_channels != outputs)
+    return CP_NOT_PACKED_FOR_THIS;
+  if (!cp::has_slope(call->activation, call->slope)) return CP_WRONG_SIZES;
+  const cp::engine* engine = cp::engine_of(head.isa);
+  return engine ? engine->pointwise(*call) : static_cast<int32_t>(CP_NOT_SUPPORTED);
 }
 
 int32_t cp_run_depthwise(const cp_depthwise_call* call) {
+  if (!cp::fits(*call)) return CP_WRONG_SIZES;
   const cp::engine* engine = cp::engine_of(call->isa);
   return engine ? engine->depthwise(*call) : static_cast<int32_t>(CP_NOT_SUPPORTED);
 }
 
 int32_t cp_run_attention(const cp_attention_call* call) {
+  if (!cp::fits(*call)) return CP_WRONG_SIZES;
   const cp::engine* engine = cp::engine_of(call->isa);
   return engine ? engine->attention(*call) : static_cast<int32_t>(CP_NOT_SUPPORTED);
 }

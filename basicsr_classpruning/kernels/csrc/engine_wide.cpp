@@ -9,5 +9,5 @@
 #include "patches.h"
 #include "pointwise.h"
 
-const cp::engine cp::wide_engine = {run_planes,    run_tokens,    run_winograd, run_jobs,
-                                   run_pointwise, run_depthwise, run_attention};
+const cp::engine cp::wide_engine = {run_planes, run_winograd, run_jobs,
+                                    run_pointwise, run_depthwise, run_attention};

@@ -197,49 +197,6 @@ inline void transpose(vec (&m)[CP_WIDTH]) {
   }
 }
 
-// Stores up to CP_WIDTH channels, from o on, of up to CP_WIDTH tokens, from t0 on: m[token].
-template <int ACTIVATION>
-void store_token_block(const vec (&m)[CP_WIDTH], long t0, int tokens, int o, int n, const cp_call& e) {
-  const vec slope = e.activation == CP_PRELU ? load_some(e.slope + o, n) : slope_of(e, 0);
-  for (int t = 0; t < tokens; t++) {
-    const long i = (t0 + t) * e.out_channels + o;
-    const vec residual = e.order ? load_some(e.residual + i, n) : vec{};
-    store_some(e.y + i, finish<ACTIVATION>(m[t], residual, slope, e.order), n);
-  }
-}
-
-// Stores a tile of tokens: row r of the sums holds the tokens from first + r * CP_WIDTH on.
-template <int ACTIVATION>
-void store_tokens(const vec* sums, long first, long tokens, int channels, const cp_call& e) {
-  for (long t0 = first; t0 < tokens; t0 += CP_WIDTH, sums++) {
-    const int count = tokens - t0 < CP_WIDTH ? static_cast<int>(tokens - t0) : CP_WIDTH;
-    for (int o = 0; o < channels; o += CP_WIDTH) {
-      const int n = channels - o < CP_WIDTH ? channels - o : CP_WIDTH;
-      vec m[CP_WIDTH];
-      if (n == CP_WIDTH) {  // in registers
-#pragma GCC unroll 16
-        for (int j = 0; j < CP_WIDTH; j++) m[j] = sums[(o + j) * CP_ROWS];
-        transpose(m);
-        if (count == CP_WIDTH && !e.order && ACTIVATION != CP_GELU) {
-          const vec slope = e.activation == CP_PRELU ? load_some(e.slope + o, n) : slope_of(e, 0);
-          float* to = e.y + t0 * channels + o;
-#pragma GCC unroll 16
-          for (int t = 0; t < CP_WIDTH; t++)
-            *reinterpret_cast<unaligned_vec*>(to + static_cast<long>(t) * channels) = activate<ACTIVATION>(m[t], slope);
-          continue;
-        }
-      } else {
-        for (int j = 0; j < CP_WIDTH; j++) m[j] = j < n ? sums[(o + j) * CP_ROWS] : vec{};
-        transpose(m);
-      }
-      vec all[CP_WIDTH];
-#pragma GCC unroll 16
-      for (int t = 0; t < CP_WIDTH; t++) all[t] = m[t];
-      store_token_block<ACTIVATION>(all, t0, count, o, n, e);
-    }
-  }
-}
-
 // Calls Store<activation>(arguments...).
 #define CP_WITH_ACTIVATION(activation, store, ...)           \
   switch (activation) {                                      \

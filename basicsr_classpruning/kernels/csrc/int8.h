@@ -14,7 +14,7 @@ struct cp_int8_call {
   const word* packed;
   const uint8_t* x;       // (batch, ceil(in_channels / 4), height, width, 4)
   float* y;               // (batch, out_channels, out_height, out_width), shuffled; or null
-  uint8_t* q;             // (batch, ceil(out_channels / 4), out_height, out_width, 4), or null; not with a pixel shuffle
+  uint8_t* q;             // (batch, ceil(out_channels / 4), out_height, out_width, 4), shuffled; or null
   const float* scale;     // (out_channels)
   const float* bias;      // (out_channels) or null
   const float* factor;    // (out_channels) or null

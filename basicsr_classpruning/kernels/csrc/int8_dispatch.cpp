@@ -29,8 +29,7 @@ bool fits(const cp_int8_call& c, const int8_header& h) {
          output_size(c.height, g.kernel_h, g.stride_h, g.pad_h, g.dilation_h) == c.out_height &&
          output_size(c.width, g.kernel_w, g.stride_w, g.pad_w, g.dilation_w) == c.out_width &&
          c.activation != CP_GELU &&
-         (r == 1 || (r > 1 && r <= cp_most_shuffle && c.out_channels % (r * r) == 0 && !c.q &&
-                     c.order != CP_BEFORE_ACTIVATION));
+         (r == 1 || (r > 1 && r <= cp_most_shuffle && c.out_channels % (r * r) == 0 && c.order != CP_BEFORE_ACTIVATION));
 }
 
 // A pointwise convolution as one of pictures a vector wide: the tiles are then whole runs of memory.
@@ -64,6 +63,7 @@ int32_t cp_int8_run(const cp_int8_call* call) {
   const cp::int8_engine* engine = cp::int8_engine_of(head.isa);
   const int64_t outputs = call->batch * call->out_channels * call->out_height * call->out_width;
   if (call->y) cp::ask_for_huge_pages(call->y, outputs * static_cast<int64_t>(sizeof(float)));
+  if (call->q) cp::ask_for_huge_pages(call->q, outputs);
   return engine ? engine->run(cp::flattened(*call, head)) : CP_NOT_SUPPORTED;
 }
 

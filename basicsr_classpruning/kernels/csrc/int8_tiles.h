@@ -2,6 +2,7 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in GCC 12's own immintrin.h
 #include <immintrin.h>
 
+#include <array>
 #include <cstring>
 #include <utility>
 
@@ -69,7 +70,7 @@ inline const word* walk(const word* s, int32_t entries, const uint8_t* tile, ive
 #pragma GCC unroll 4
     for (int j = 0; j < GROUP; j++)
       if (MASK >> j & 1) w[j] = broadcast(s++->i);
-#pragma GCC unroll 6
+#pragma GCC unroll 12
     for (int r = 0; r < ROWS; r++) {
       ivec v = x[r];
       if (shared) asm("" : "+v"(v));  // else it may be loaded once for each channel
@@ -106,10 +107,10 @@ inline const word* walk_all(const word* s, const uint8_t* tile, ivec (&sums)[GRO
   int32_t single = s[0].i, twins = s[1].i;
   s += 2;
   for (; single > 0; single--, s += 2)
-#pragma GCC unroll 6
+#pragma GCC unroll 12
     for (int r = 0; r < ROWS; r++) sums[0][r] += widened(products(tile + s[0].i + r * row_bytes, s[1].i));
   for (; twins > 0; twins--, s += 4)
-#pragma GCC unroll 6
+#pragma GCC unroll 12
     for (int r = 0; r < ROWS; r++)
       sums[0][r] += widened(_mm256_add_epi16(products(tile + s[0].i + r * row_bytes, s[1].i),
                                              products(tile + s[2].i + r * row_bytes, s[3].i)));
@@ -123,21 +124,25 @@ const word* run_rows(const word* stream, const uint8_t* tile, ivec* sums, const 
   ivec a[GROUP][ROWS];
 #pragma GCC unroll 4
   for (int j = 0; j < GROUP; j++)
-#pragma GCC unroll 6
+#pragma GCC unroll 12
     for (int r = 0; r < ROWS; r++) a[j][r] = start ? broadcast(start[j]) : sums[j * tile_rows + r];
   stream = walk_all<GROUP, ROWS>(stream, tile, a);
 #pragma GCC unroll 4
   for (int j = 0; j < GROUP; j++)
-#pragma GCC unroll 6
+#pragma GCC unroll 12
     for (int r = 0; r < ROWS; r++) sums[j * tile_rows + r] = a[j][r];
   return stream;
 }
 
 typedef const word* (*run_rows_of)(const word*, const uint8_t*, ivec*, const int32_t*);
 
+template <int... ROWS>
+constexpr std::array<run_rows_of, rows_at_once> all_rows(std::integer_sequence<int, ROWS...>) {
+  return {run_rows<group, ROWS + 1>...};
+}
+
 const word* run_job(const word* stream, const uint8_t* tile, int rows, ivec* sums, const int32_t* start) {
-  static constexpr run_rows_of runs[rows_at_once] = {run_rows<group, 1>, run_rows<group, 2>, run_rows<group, 3>,
-                                                     run_rows<group, 4>, run_rows<group, 5>, run_rows<group, 6>};
+  static constexpr auto runs = all_rows(std::make_integer_sequence<int, rows_at_once>{});
   const int blocks = static_cast<int>(ceil_div(rows, rows_at_once));
   const word* end = stream;
   for (int i = 0; i < blocks; i++) {
@@ -154,39 +159,104 @@ inline fvec all(float f) { return fvec{} + f; }
 
 // The first n of a vector; the others are 0.
 inline fvec load_floats(const float* p, long n) {
-  fvec v = {};
-  if (n >= width)
+  fvec v;
+  if (n >= width) {
     std::memcpy(&v, p, sizeof v);
-  else
-    std::memcpy(&v, p, n * sizeof(float));
-  return v;
+    return v;
+  }
+#if CP_INT8_WIDTH == 16
+  return reinterpret_cast<fvec>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p));
+#else
+  return reinterpret_cast<fvec>(load_between(reinterpret_cast<const uint8_t*>(p), 0, static_cast<int>(n), ivec{}));
+#endif
 }
 
+// The first n of a vector.
 template <class V>
 inline void store(void* p, V v, long n) {
-  if (n >= width)
+  if (n >= width) {
     std::memcpy(p, &v, sizeof v);
-  else
-    std::memcpy(p, &v, n * 4);
+    return;
+  }
+#if CP_INT8_WIDTH == 16
+  _mm512_mask_storeu_epi32(p, static_cast<__mmask16>((1u << n) - 1), reinterpret_cast<__m512i>(v));
+#else
+  const ivec index = {0, 1, 2, 3, 4, 5, 6, 7}, mask = index < static_cast<int>(n);
+  _mm256_maskstore_epi32(static_cast<int*>(p), reinterpret_cast<__m256i>(mask), reinterpret_cast<__m256i>(v));
+#endif
 }
 
-// Floats to levels from 0 to 255, of four channels in one lane. Limits of whole numbers are the same before rounding and
-// after it. What is not a number becomes 0.
-struct quantizer {
-  fvec inverse_scale, low, high;
-  uvec zeros;
-
-  quantizer(float inverse, int32_t zero)
-      : inverse_scale(all(inverse)),
-        low(all(static_cast<float>(-zero))),
-        high(all(static_cast<float>(255 - zero))),
-        zeros(four(zero)) {}
-
-  // The levels of channel j of a unit, less the zero point.
-  uvec part(fvec y, int j) const {
-    return reinterpret_cast<uvec>(rounded(smaller(larger(y * inverse_scale, low), high))) << (8 * j);
+// Puts the elements of R vectors in turns: a0 b0 … a1 b1 …
+template <int R>
+inline void interleave(fvec (&line)[R]) {
+  if constexpr (R == 2) {
+    ivec low, high;
+#pragma GCC unroll 16
+    for (int i = 0; i < width; i++) {
+      low[i] = i / 2 + i % 2 * width;
+      high[i] = low[i] + width / 2;
+    }
+    const fvec a = line[0], b = line[1];
+    line[0] = __builtin_shuffle(a, b, low);
+    line[1] = __builtin_shuffle(a, b, high);
+  } else if constexpr (R == 4) {
+    fvec even[2] = {line[0], line[2]}, odd[2] = {line[1], line[3]};
+    interleave(even);
+    interleave(odd);
+    for (int i = 0; i < 2; i++) {
+      fvec both[2] = {even[i], odd[i]};
+      interleave(both);
+      line[2 * i] = both[0];
+      line[2 * i + 1] = both[1];
+    }
+  } else {
+    float all[R * width];
+    for (int i = 0; i < width; i++)
+      for (int j = 0; j < R; j++) all[i * R + j] = line[j][i];
+    std::memcpy(line, all, sizeof all);
   }
-  // Sums of such parts are taken to levels by adding the zero points.
+}
+
+// Floats to levels from 0 to 255, of four channels in one lane. Beyond 16 bits, where numbers saturate before the zero
+// point is added, all levels are 0 or 255. What is not a number becomes 0.
+struct quantizer {
+  fvec inverse_scale;
+#if CP_INT8_WIDTH == 16
+  __m512i zero;
+#else
+  __m256i zero;
+#endif
+
+  quantizer(float inverse, int32_t zero_point) : inverse_scale(all(inverse)) {
+#if CP_INT8_WIDTH == 16
+    zero = _mm512_set1_epi16(static_cast<int16_t>(zero_point));
+#else
+    zero = _mm256_set1_epi16(static_cast<int16_t>(zero_point));
+#endif
+  }
+
+  // The conversion knows no number beyond 32 bits; the second operand comes through where it is not a number.
+  auto whole(fvec y) const {
+    const ivec i = rounded(smaller(all(1e6f), y * inverse_scale));
+#if CP_INT8_WIDTH == 16
+    return reinterpret_cast<__m512i>(i);
+#else
+    return reinterpret_cast<__m256i>(i);
+#endif
+  }
+
+  uvec levels(const fvec (&y)[4]) const {
+    const __m128i by_pixel = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+#if CP_INT8_WIDTH == 16
+    const __m512i low = _mm512_adds_epi16(_mm512_packs_epi32(whole(y[0]), whole(y[1])), zero);
+    const __m512i high = _mm512_adds_epi16(_mm512_packs_epi32(whole(y[2]), whole(y[3])), zero);
+    return reinterpret_cast<uvec>(_mm512_shuffle_epi8(_mm512_packus_epi16(low, high), _mm512_broadcast_i32x4(by_pixel)));
+#else
+    const __m256i low = _mm256_adds_epi16(_mm256_packs_epi32(whole(y[0]), whole(y[1])), zero);
+    const __m256i high = _mm256_adds_epi16(_mm256_packs_epi32(whole(y[2]), whole(y[3])), zero);
+    return reinterpret_cast<uvec>(_mm256_shuffle_epi8(_mm256_packus_epi16(low, high), _mm256_broadcastsi128_si256(by_pixel)));
+#endif
+  }
 };
 
 // --- tiles ----------------------------------------------------------------------------------------------------------
@@ -206,6 +276,7 @@ struct layer {
   const cp_int8_call& call;
   cp::int8_header head;
   long row_blocks, column_blocks, units, out_padded;
+  int together;  // channels that are stored together: four, behind a pixel shuffle
   int32_t phases[cp::max_stride];  // the row phases that are used
   int failed = 0;
 
@@ -215,6 +286,7 @@ struct layer {
     column_blocks = ceil_div(c.out_width, width);
     units = cp::int8_units(c.in_channels);
     out_padded = 4 * cp::int8_units(c.out_channels);
+    together = 4 * c.shuffle * c.shuffle;
     int32_t index[cp::max_stride];
     cp::used_phases(head.geometry, index);
     for (int p = 0; p < head.geometry.stride_h; p++)
@@ -223,9 +295,13 @@ struct layer {
 
   long tiles() const { return call.batch * row_blocks * column_blocks; }
 
+  // Then sums are done with one group of channels after the other, and need not be kept.
+  bool one_chunk() const { return head.chunk >= units; }
+
   workspace get_workspace() const {
     const long tile = static_cast<long>(head.chunk) * head.geometry.kernel_w * head.phases * head.plane_rows * width;
-    const long tile_words = ceil_div(tile, 16) * 16, sums = out_padded * tile_rows * width;
+    const long tile_words = ceil_div(tile, 16) * 16, kept = one_chunk() ? together : out_padded;
+    const long sums = kept * tile_rows * width;
     float* memory = cp::scratch(tile_words + sums + out_padded);
     if (!memory) return {};
     return {reinterpret_cast<uint8_t*>(memory), reinterpret_cast<ivec*>(memory + tile_words),
@@ -285,70 +361,166 @@ struct layer {
     }
   }
 
-  // Four channels of a tile, the order of operations that of sparsity/int8.py and what follows it; behind them comes a
-  // pixel shuffle, or nothing.
+  // What is made of sums before a pixel shuffle, each step rounded; the order that of sparsity/int8.py and what follows.
   template <int ACTIVATION, int ORDER>
-  void store_four(ivec* sums, long o, const place& at) const {
-    const int channels = static_cast<int>(at_most(4, call.out_channels - o));
-    const quantizer levels(call.q_inverse_scale, call.q_zero);
-    const long plane = call.out_height * call.out_width, first = at.y0 * call.out_width + at.x0;
-    uvec parts[tile_rows] = {};
-    for (int j = 0; j < channels; j++) {
-      const long start = (at.image * call.out_channels + o + j) * plane + first;
-      const fvec scale = all(call.scale[o + j]), bias = all(call.bias ? call.bias[o + j] : 0.f);
-      const fvec factor = all(call.factor ? call.factor[o + j] : 1.f);
-      const fvec slope = all(ACTIVATION == CP_PRELU ? call.slope[call.activation == CP_LEAKY ? 0 : o + j] : 0.f);
-      for (int r = 0; r < at.rows; r++) {
-        const long i = start + r * call.out_width;
-        ivec& sum = sums[j * tile_rows + r];
-        fvec v = __builtin_convertvector(sum, fvec) * scale + bias;
-        if (call.factor) v *= factor;
-        if (ORDER == CP_BEFORE_ACTIVATION) v += load_floats(call.residual + i, at.columns);
-        if (ACTIVATION == CP_RELU) v = larger(fvec{}, v);
-        if (ACTIVATION == CP_PRELU) v = v > 0.f ? v : v * slope;
-        if (ORDER == CP_AFTER_ACTIVATION) v += load_floats(call.residual + i, at.columns);
-        if (call.shuffle > 1)
-          std::memcpy(&sum, &v, sizeof v);
-        else if (call.y)
-          store(call.y + i, v, at.columns);
-        if (call.q) parts[r] += levels.part(v, j);
-      }
+  struct steps {
+    fvec scale, bias, factor, slope;
+    bool with_factor;
+
+    steps() = default;
+    steps(const cp_int8_call& c, long o)
+        : scale(all(c.scale[o])),
+          bias(all(c.bias ? c.bias[o] : 0.f)),
+          factor(all(c.factor ? c.factor[o] : 1.f)),
+          slope(all(ACTIVATION == CP_PRELU ? c.slope[c.activation == CP_LEAKY ? 0 : o] : 0.f)),
+          with_factor(c.factor) {}
+
+    fvec operator()(ivec sum, fvec residual) const {
+      fvec v = __builtin_convertvector(sum, fvec) * scale + bias;
+      if (with_factor) v *= factor;
+      if (ORDER == CP_BEFORE_ACTIVATION) v += residual;
+      if (ACTIVATION == CP_RELU) v = larger(fvec{}, v);
+      if (ACTIVATION == CP_PRELU) v = v > 0.f ? v : v * slope;
+      if (ORDER == CP_AFTER_ACTIVATION) v += residual;
+      return v;
     }
-    if (!call.q) return;
-    uint8_t* to = call.q + ((at.image * (out_padded / 4) + o / 4) * plane + first) * 4;
-    for (int r = 0; r < at.rows; r++) store(to + r * call.out_width * 4, parts[r] + levels.zeros, at.columns);
+  };
+
+  // Up to four channels of a tile, from o on: floats, levels, or both. WHOLE: four channels of whole vectors.
+  template <int ACTIVATION, int ORDER, bool FLOATS, bool LEVELS, bool WHOLE>
+  void store_four(const ivec* sums, long o, int channels_left, const place& at) const {
+    const long pitch = call.out_width, plane = call.out_height * pitch, first = at.y0 * pitch + at.x0;
+    const long start = (at.image * call.out_channels + o) * plane + first;
+    const int channels = WHOLE ? 4 : channels_left, rows = at.rows, columns = WHOLE ? width : at.columns;
+    const float* const residual = ORDER ? call.residual + start : nullptr;
+    float* const y = FLOATS ? call.y + start : nullptr;
+    uint8_t* const q = LEVELS ? call.q + ((at.image * (out_padded / 4) + o / 4) * plane + first) * 4 : nullptr;
+    const quantizer quantized(call.q_inverse_scale, call.q_zero);
+    steps<ACTIVATION, ORDER> finish[4];
+    for (int j = 0; j < channels; j++) finish[j] = {call, o + j};
+    for (int r = 0; r < rows; r++) {
+      fvec v[4] = {};
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) {
+        if (j >= channels) continue;
+        const long i = j * plane + r * pitch;
+        v[j] = finish[j](sums[j * tile_rows + r], ORDER ? load_floats(residual + i, columns) : fvec{});
+        if (FLOATS) store(y + i, v[j], columns);
+      }
+      if (LEVELS) store(q + r * pitch * 4, quantized.levels(v), columns);
+    }
   }
 
+  template <int ACTIVATION, int ORDER, bool FLOATS, bool LEVELS>
+  void store_four(const ivec* sums, long o, int channels, const place& at) const {
+    if (channels == 4 && at.columns == width)
+      store_four<ACTIVATION, ORDER, FLOATS, LEVELS, true>(sums, o, channels, at);
+    else
+      store_four<ACTIVATION, ORDER, FLOATS, LEVELS, false>(sums, o, channels, at);
+  }
+
+  template <int ACTIVATION, int ORDER>
+  void store_four(const ivec* sums, long o, int channels, const place& at) const {
+    if (!call.q) return store_four<ACTIVATION, ORDER, true, false>(sums, o, channels, at);
+    if (!call.y) return store_four<ACTIVATION, ORDER, false, true>(sums, o, channels, at);
+    store_four<ACTIVATION, ORDER, true, true>(sums, o, channels, at);
+  }
+
+  // `channels` of a tile, from o on: stored, or, before a pixel shuffle, floats in place of their sums.
   template <int ACTIVATION>
-  void store_four(ivec* sums, long o, const place& at) const {
-    if (call.shuffle > 1 || call.order == CP_NO_RESIDUAL) return store_four<ACTIVATION, CP_NO_RESIDUAL>(sums, o, at);
-    if (call.order == CP_BEFORE_ACTIVATION) return store_four<ACTIVATION, CP_BEFORE_ACTIVATION>(sums, o, at);
-    store_four<ACTIVATION, CP_AFTER_ACTIVATION>(sums, o, at);
+  void finish(ivec* sums, long o, int channels, const place& at) const {
+    if (call.shuffle > 1) {
+      for (int j = 0; j < channels; j++) {
+        const steps<ACTIVATION, CP_NO_RESIDUAL> finish(call, o + j);
+        for (int r = 0; r < at.rows; r++) {
+          const fvec v = finish(sums[j * tile_rows + r], fvec{});
+          std::memcpy(sums + j * tile_rows + r, &v, sizeof v);
+        }
+      }
+      return;
+    }
+    if (call.order == CP_NO_RESIDUAL) return store_four<ACTIVATION, CP_NO_RESIDUAL>(sums, o, channels, at);
+    if (call.order == CP_BEFORE_ACTIVATION) return store_four<ACTIVATION, CP_BEFORE_ACTIVATION>(sums, o, channels, at);
+    store_four<ACTIVATION, CP_AFTER_ACTIVATION>(sums, o, channels, at);
   }
 
-  void store_four(ivec* sums, long o, const place& at) const {
-    if (call.activation == CP_NONE) return store_four<CP_NONE>(sums, o, at);
-    if (call.activation == CP_RELU) return store_four<CP_RELU>(sums, o, at);
-    store_four<CP_PRELU>(sums, o, at);
+  // Up to four channels behind a pixel shuffle by R, from the channels that are `o` and following before it. WHOLE: four
+  // channels of whole vectors.
+  template <int R, bool WHOLE>
+  void store_shuffled(const ivec* sums, long o, int channels, const place& at) const {
+    const long row = call.out_width * R, plane = call.out_height * R * row, planes = call.out_channels / (R * R);
+    const long c = o / (R * R), first = at.y0 * R * row + at.x0 * R;
+    const int together = WHOLE ? 4 : channels / (R * R), columns = (WHOLE ? width : at.columns) * R, rows = at.rows;
+    const long start = (at.image * planes + c) * plane + first;
+    const float* const residual = call.order == CP_AFTER_ACTIVATION ? call.residual + start : nullptr;
+    float* const y = call.y ? call.y + start : nullptr;
+    uint8_t* const q = call.q ? call.q + ((at.image * cp::int8_units(planes) + c / 4) * plane + first) * 4 : nullptr;
+    const quantizer quantized(call.q_inverse_scale, call.q_zero);
+    for (int r = 0; r < rows; r++)
+      for (int i = 0; i < R; i++) {
+        const long to = (r * R + i) * row;
+        fvec lines[R][4] = {};
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k++) {
+          if (k >= together) continue;
+          fvec line[R];
+#pragma GCC unroll 4
+          for (int j = 0; j < R; j++) std::memcpy(line + j, sums + ((k * R + i) * R + j) * tile_rows + r, sizeof(fvec));
+          interleave(line);
+#pragma GCC unroll 4
+          for (int p = 0; p < R; p++) {
+            const long offset = k * plane + to + p * width, left = columns - p * width;
+            if (!WHOLE && left <= 0) continue;
+            if (residual) line[p] += load_floats(residual + offset, left);
+            if (y) store(y + offset, line[p], left);
+            lines[p][k] = line[p];
+          }
+        }
+        if (!q) continue;
+#pragma GCC unroll 4
+        for (int p = 0; p < R; p++)
+          if (WHOLE || columns > p * width)
+            store(q + to * 4 + p * row_bytes, quantized.levels(lines[p]), columns - p * width);
+      }
   }
 
   template <int R>
-  void store_shuffled(const ivec* sums, const place& at) const {
-    const long row = call.out_width * R, plane = call.out_height * R * row;
-    const long channels = call.out_channels / (R * R);
-    for (long c = 0; c < channels; c++)
-      for (int i = 0; i < R; i++)
-        for (int r = 0; r < at.rows; r++) {
-          const long start = (at.image * channels + c) * plane + ((at.y0 + r) * R + i) * row + at.x0 * R;
-          const float* from = reinterpret_cast<const float*>(sums + ((c * R + i) * R * tile_rows + r));
-          float line[R * width];
-          for (int x = 0; x < width; x++)
-            for (int j = 0; j < R; j++) line[x * R + j] = from[j * tile_rows * width + x];
-          const long count = static_cast<long>(at.columns) * R;
-          if (call.order == CP_AFTER_ACTIVATION)
-            for (long x = 0; x < count; x++) line[x] += call.residual[start + x];
-          std::memcpy(call.y + start, line, count * sizeof(float));
-        }
+  void store_shuffled(const ivec* sums, long o, int channels, const place& at) const {
+    if (channels == 4 * R * R && at.columns == width)
+      store_shuffled<R, true>(sums, o, channels, at);
+    else
+      store_shuffled<R, false>(sums, o, channels, at);
+  }
+
+  // `together` channels of a tile, or as many as are left, from o on.
+  void store_block(ivec* sums, long o, const place& at) const {
+    const int channels = static_cast<int>(at_most(together, call.out_channels - o));
+    if (call.activation == CP_NONE)
+      finish<CP_NONE>(sums, o, channels, at);
+    else if (call.activation == CP_RELU)
+      finish<CP_RELU>(sums, o, channels, at);
+    else
+      finish<CP_PRELU>(sums, o, channels, at);
+    if (call.shuffle == 2) store_shuffled<2>(sums, o, channels, at);
+    if (call.shuffle == 3) store_shuffled<3>(sums, o, channels, at);
+    if (call.shuffle == 4) store_shuffled<4>(sums, o, channels, at);
+  }
+
+  static void fetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
+
+  // Fetches what four channels from o on are added to and stored in, while their sums are computed.
+  void fetch_four(long o, const place& at) const {
+    const long plane = call.out_height * call.out_width, first = at.y0 * call.out_width + at.x0;
+    const long start = (at.image * call.out_channels + o) * plane + first;
+    const int channels = static_cast<int>(at_most(4, call.out_channels - o));
+    for (int r = 0; r < at.rows; r++) {
+      const long i = start + r * call.out_width;
+      if (call.q) fetch(call.q + ((at.image * (out_padded / 4) + o / 4) * plane + first + r * call.out_width) * 4);
+      for (int j = 0; j < channels; j++) {
+        if (call.order != CP_NO_RESIDUAL) fetch(call.residual + i + j * plane);
+        if (call.y) fetch(call.y + i + j * plane);
+      }
+    }
   }
 
   void run_tile(const place& at) {
@@ -364,17 +536,14 @@ struct layer {
       const long u1 = at_most(u0 + head.chunk, units);
       copy_chunk(u0, u1, at, w.tile);
       for (long o = 0; o < call.out_channels; o += group) {
-        stream = run_job(stream, w.tile, at.rows, w.sums + o * tile_rows, u0 ? nullptr : w.start + o);
-        const long done = at_most(o + group, call.out_channels);
-        if (u1 == units && (done % 4 == 0 || done == call.out_channels)) {
-          const long four = (done - 1) / 4 * 4;
-          store_four(w.sums + four * tile_rows, four, at);
-        }
+        ivec* const sums = w.sums + (one_chunk() ? o % together : o) * tile_rows;
+        if (u1 == units && o % 4 == 0 && call.shuffle == 1) fetch_four(o, at);
+        stream = run_job(stream, w.tile, at.rows, sums, u0 ? nullptr : w.start + o);
+        const long done = at_most(o + group, call.out_channels), first = (done - 1) / together * together;
+        if (u1 == units && (done == call.out_channels || done % together == 0))
+          store_block(w.sums + (one_chunk() ? 0 : first) * tile_rows, first, at);
       }
     }
-    if (call.shuffle == 2) store_shuffled<2>(w.sums, at);
-    if (call.shuffle == 3) store_shuffled<3>(w.sums, at);
-    if (call.shuffle == 4) store_shuffled<4>(w.sums, at);
   }
 
   void run_index(long index) {
@@ -404,20 +573,18 @@ void quantize_row(void* context, long index) {
   const int channels = static_cast<int>(at_most(4, c.channels - 4 * u));
   const float* from = c.x + n * c.x_stride_n + 4 * u * c.x_stride_c + y * c.x_stride_h;
   uint8_t* to = c.q + index * c.width * 4;
-  const quantizer levels(c.inverse_scale, c.zero);
+  const quantizer quantized(c.inverse_scale, c.zero);
   for (long x = 0; x < c.width; x += width) {
     const long n_x = at_most(width, c.width - x);
-    uvec parts = {};
+    fvec v[4] = {};
     for (int j = 0; j < channels; j++) {
       const float* p = from + j * c.x_stride_c + x * c.x_stride_w;
-      fvec v = {};
       if (c.x_stride_w == 1)
-        v = load_floats(p, n_x);
+        v[j] = load_floats(p, n_x);
       else
-        for (long i = 0; i < n_x; i++) v[i] = p[i * c.x_stride_w];
-      parts += levels.part(v, j);
+        for (long i = 0; i < n_x; i++) v[j][i] = p[i * c.x_stride_w];
     }
-    store(to + 4 * x, parts + levels.zeros, n_x);
+    store(to + 4 * x, quantized.levels(v), n_x);
   }
 }
 

@@ -129,7 +129,6 @@ bool jobs_fit(const cp_call& call);
 // The tile loops of one instruction set. A call returns cp_status.
 struct engine {
   int (*planes)(const cp_call&);
-  int (*tokens)(const cp_call&);
   int (*winograd)(const cp_call&);
   int (*jobs)(const cp_call&, const part*, const ticket*, long tickets);
   int (*pointwise)(const cp_pointwise_call&);

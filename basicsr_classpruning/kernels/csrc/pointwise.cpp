@@ -1,4 +1,4 @@
-// Packs layers without taps, and checks calls of them before they reach the code of an instruction set.
+// Packs layers without taps as lists.
 #include <algorithm>
 #include <cstring>
 #include <vector>
@@ -20,11 +20,7 @@ struct lists {
 
   int channels() const { return head.geometry.in_channels; }
 
-  // The weights of the output channel at position i of the lists.
-  const float* row(int i) const {
-    const int o = head.gate ? i / 2 + (i & 1) * (head.geometry.out_channels / 2) : i;
-    return weight + static_cast<int64_t>(o) * channels();
-  }
+  const float* row(int o) const { return weight + static_cast<int64_t>(o) * channels(); }
 
   // Whether four channels from position i on have few zeros that the others lack.
   bool share(int i) const {
@@ -63,7 +59,7 @@ struct lists {
         put(w[c]);
         channels.push_back(static_cast<uint8_t>(c - c0));
       }
-    std::memcpy(out + size, channels.data(), channels.size());
+    if (!channels.empty()) std::memcpy(out + size, channels.data(), channels.size());
     size += index_words(static_cast<int64_t>(channels.size()));
   }
 
@@ -107,24 +103,14 @@ void choose_sizes(pointwise_header& head, const machine& cpu, double kept) {
 }  // namespace
 }  // namespace cp
 
-int64_t cp_pack_pointwise(const float* weight, const cp_geometry* geometry, int32_t isa, int32_t gate, word* packed) {
+int64_t cp_pack_pointwise(const float* weight, const cp_geometry* geometry, int32_t isa, word* packed) {
   const cp_geometry& g = *geometry;
   const cp::machine& cpu = cp::machine_of(isa);
-  cp::pointwise_header head = {cp::pointwise_magic, isa, g, 0, 0, gate};
+  cp::pointwise_header head = {cp::pointwise_magic, isa, g, 0, 0};
   const int64_t weights = static_cast<int64_t>(g.out_channels) * g.in_channels;
   const int64_t used = weights - std::count(weight, weight + weights, 0.f);
   cp::choose_sizes(head, cpu, static_cast<double>(used) / g.out_channels);
   cp::lists lists{weight, head, packed};
   lists.write(head.rows * cpu.width * static_cast<int>(sizeof(float)));
   return lists.size;
-}
-
-int32_t cp_run_pointwise(const cp_pointwise_call* call) {
-  cp::pointwise_header head;
-  std::memcpy(&head, call->packed, sizeof head);
-  const int64_t stored = head.geometry.out_channels / (head.gate ? 2 : 1);
-  if (head.magic != cp::pointwise_magic || head.geometry.in_channels != call->in_channels || stored != call->out_channels)
-    return CP_NOT_PACKED_FOR_THIS;
-  const cp::engine* engine = cp::engine_of(head.isa);
-  return engine ? engine->pointwise(*call) : static_cast<int32_t>(CP_NOT_SUPPORTED);
 }

@@ -1,11 +1,10 @@
 // Layers without taps (1 x 1 convolutions, linear layers), and what stands before and after them in a block: the
 // normalisation of each pixel's channels, a factor of each input channel, a gate, activation, residual.
 //
-// A tile is up to `rows` vectors of pixels that follow each other. Input channels are copied in chunks that fit the L1
-// cache into a buffer [channel][rows][CP_WIDTH]; each output channel then walks through its list of weights and channels:
-// one broadcast, then a multiply-add with an aligned operand in memory for each vector. Every output channel keeps as
-// many weights, so the lists of a chunk are equally long and their ends are foreseen. Four channels with a common mask
-// (dense ones too) share what they load.
+// A tile is up to head.rows vectors of pixels that follow each other. Input channels are copied in chunks that fit the L1
+// cache; then run the loops of all other layers (micro.h), or, where there are few pixels, each output channel walks
+// through its list of weights and channels: one broadcast, then a multiply-add with an aligned operand in memory for each
+// vector.
 #pragma once
 #include "pointwise_layout.h"
 #include "tiles.h"
@@ -51,50 +50,20 @@ inline vec square_root(vec x) {
 #endif
 }
 
-// The same of four channels with a common mask, whose sums are `pitch` vectors apart.
-template <int R>
-void list_quad_kernel(const char* tile, const word* e, long count, vec* sum, long pitch) {
-  vec s[4][R];
-#pragma GCC unroll 4
-  for (int o = 0; o < 4; o++)
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++) s[o][r] = sum[o * pitch + r];
-  const word* const end = e + 5 * count;
-  for (; e != end; e += 5) {
-    const vec* p = reinterpret_cast<const vec*>(tile + e[0].i);
-    vec x[R];
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++) x[r] = p[r];
-#pragma GCC unroll 4
-    for (int o = 0; o < 4; o++) {
-      const vec w = broadcast(e[1 + o].f);
-#pragma GCC unroll 16
-      for (int r = 0; r < R; r++) s[o][r] += w * x[r];
-    }
-  }
-#pragma GCC unroll 4
-  for (int o = 0; o < 4; o++)
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++) sum[o * pitch + r] = s[o][r];
-}
-
 typedef void (*list_function)(const char*, long, const word*, long, vec*);
-typedef void (*list_quad_function)(const char*, const word*, long, vec*, long);
 constexpr list_function list_kernels[cp::pointwise_rows + 1] = {
     nullptr,        list_kernel<1>, list_kernel<2>, list_kernel<3>, list_kernel<4>,  list_kernel<5>,  list_kernel<6>,
     list_kernel<7>, list_kernel<8>, list_kernel<9>, list_kernel<10>, list_kernel<11>, list_kernel<12>};
-#if CP_QUAD_ROWS == 6
-constexpr list_quad_function list_quad_kernels[] = {nullptr,
-                                                    list_quad_kernel<1>,
-                                                    list_quad_kernel<2>,
-                                                    list_quad_kernel<3>,
-                                                    list_quad_kernel<4>,
-                                                    list_quad_kernel<5>,
-                                                    list_quad_kernel<6>};
-#else
-constexpr list_quad_function list_quad_kernels[] = {nullptr, list_quad_kernel<1>, list_quad_kernel<2>,
-                                                    list_quad_kernel<3>};
-#endif
+
+// The geometry, rows and chunk of both packings lie at different places.
+inline cp::pointwise_header pointwise_head(const word* packed) {
+  cp::pointwise_header lists;
+  std::memcpy(&lists, packed, sizeof lists);
+  if (lists.magic == cp::pointwise_magic) return lists;
+  cp::header head;
+  std::memcpy(&head, packed, sizeof head);
+  return {head.magic, head.isa, head.geometry, head.rows, head.chunk};
+}
 
 struct pointwise {
   const cp_pointwise_call& call;
@@ -102,8 +71,7 @@ struct pointwise {
   long blocks;  // tiles of a picture
   int failed = 0;
 
-  explicit pointwise(const cp_pointwise_call& c) : call(c) {
-    std::memcpy(&head, c.packed, sizeof head);
+  explicit pointwise(const cp_pointwise_call& c) : call(c), head(pointwise_head(c.packed)) {
     blocks = ceil_div(ceil_div(c.pixels, CP_WIDTH), head.rows);
   }
   long tiles() const { return call.batch * blocks; }
@@ -150,6 +118,23 @@ struct pointwise {
       }
   }
 
+  // What is copied after channels up to c1 of a tile; of tokens nothing, which lie together.
+  prefetcher next_rows(long index, int c1) const {
+    prefetcher p = {};
+    const int channels = static_cast<int>(call.in_channels);
+    const bool here = c1 < channels;
+    if (call.layout != CP_PLANES || (!here && index + 1 == tiles())) return p;
+    const span at = span_of(here ? index : index + 1);
+    const long c0 = here ? c1 : 0, count = at_most(head.chunk, channels - c0), pitch = CP_WIDTH * sizeof(float);
+    p.row = reinterpret_cast<uintptr_t>(call.x + at.image * call.x_stride_n + c0 * call.x_stride + at.first);
+    p.pitch = pitch;
+    p.channel_pitch = call.x_stride * static_cast<long>(sizeof(float)) - (at.vectors - 1) * pitch;
+    p.rows = at.vectors;
+    p.left = static_cast<int>(at.vectors * count);
+    p.per_channel_of_output = static_cast<int>(ceil_div(p.left, head.geometry.out_channels));
+    return p;
+  }
+
   // Copies channels [c0, c1) of a tile, each times its factor.
   void copy(int c0, int c1, const span& at, vec* tile) const {
     const float* x = call.x + at.image * call.x_stride_n;
@@ -185,7 +170,7 @@ struct pointwise {
   }
 
   // Output channel that the lists have at position i: with a gate, the two halves take turns.
-  long channel_at(long i) const { return head.gate ? i / 2 + (i & 1) * (head.geometry.out_channels / 2) : i; }
+  long channel_at(long i) const { return call.gate ? i / 2 + (i & 1) * (head.geometry.out_channels / 2) : i; }
 
   template <int ACTIVATION>
   void store_one(const vec* sums, long o, const span& at) const {
@@ -194,7 +179,7 @@ struct pointwise {
     for (int r = 0; r < at.vectors; r++) {
       const long i = start + r * CP_WIDTH;
       const int n = static_cast<int>(at_most(CP_WIDTH, at.count - r * CP_WIDTH));
-      const vec x = head.gate ? sums[r] * sums[head.rows + r] : sums[r];
+      const vec x = call.gate ? sums[r] * sums[CP_ROWS + r] : sums[r];
       const vec residual = call.order ? load_some(call.residual + i, n) : vec{};
       store_some(call.y + i, finish<ACTIVATION>(x, residual, slope, call.order), n);
     }
@@ -208,7 +193,7 @@ struct pointwise {
       vec m[CP_WIDTH];
       for (int j = 0; j < CP_WIDTH; j++) {
         const vec* s = sums + j * step + r;
-        m[j] = j >= n ? vec{} : head.gate ? *s * s[head.rows] : *s;
+        m[j] = j >= n ? vec{} : call.gate ? *s * s[CP_ROWS] : *s;
       }
       transpose(m);
       vec all[CP_WIDTH];
@@ -226,19 +211,44 @@ struct pointwise {
 
   // Stores what is complete once the lists up to position i are done, from position `stored` on. Returns where it ended.
   long store(const vec* sums, long stored, long i, const span& at) const {
-    const int turn = head.gate ? 2 : 1;
+    const int turn = call.gate ? 2 : 1;
     if (call.layout == CP_PLANES) {
       for (; stored + turn <= i; stored += turn)
-        CP_WITH_ACTIVATION(call.activation, store_one, sums + stored * head.rows, stored / turn, at);
+        CP_WITH_ACTIVATION(call.activation, store_one, sums + stored * CP_ROWS, stored / turn, at);
       return stored;
     }
     const bool last = i == head.geometry.out_channels;
     while (stored < i && (last || i - stored >= CP_WIDTH * turn)) {
       const int n = static_cast<int>(at_most(CP_WIDTH, (i - stored) / turn));
-      CP_WITH_ACTIVATION(call.activation, store_block, sums + stored * head.rows, turn * head.rows, stored / turn, n, at);
+      CP_WITH_ACTIVATION(call.activation, store_block, sums + stored * CP_ROWS, turn * CP_ROWS, stored / turn, n, at);
       stored += n * turn;
     }
     return stored;
+  }
+
+  // The lists of one chunk. Returns where they end.
+  template <class After>
+  const word* run_lists(const word* job, const char* from, int vectors, vec* sums, After after) const {
+    const int parts = (vectors + CP_QUAD_ROWS - 1) / CP_QUAD_ROWS;
+    const long pitch = head.rows * static_cast<long>(sizeof(vec));
+    const int outputs = head.geometry.out_channels;
+    for (int i = 0; i < outputs;) {
+      const int together = job[0].i;
+      const long count = job[1].i;
+      const word* end = job + 2 + count + cp::index_words(count);
+      if (together == 1)
+        list_kernels[vectors](from, pitch, job + 2, count, sums + static_cast<long>(i) * CP_ROWS);
+      else
+        for (int part = 0, r = 0; part < parts; part++) {
+          const int n = (vectors - r) / (parts - part);
+          end = quad_kernels.table[n](from + r * sizeof(vec), sizeof(vec), job + 1, sums + static_cast<long>(i) * CP_ROWS + r);
+          r += n;
+        }
+      job = end;
+      after(i, together);
+      i += together;
+    }
+    return job;
   }
 
   void run_tile(long index) {
@@ -246,7 +256,7 @@ struct pointwise {
     const long outputs = head.geometry.out_channels;
     const bool norm = call.eps >= 0;
     const long tile_vectors = static_cast<long>(norm ? channels : head.chunk) * head.rows;
-    vec* const tile = reinterpret_cast<vec*>(cp::scratch((tile_vectors + outputs * head.rows) * CP_WIDTH));
+    vec* const tile = reinterpret_cast<vec*>(cp::scratch((tile_vectors + outputs * CP_ROWS) * CP_WIDTH));
     if (!tile) {
       __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
       return;
@@ -255,37 +265,25 @@ struct pointwise {
     const span at = span_of(index);
     for (long i = 0; i < outputs; i++) {
       const vec bias = broadcast(call.bias ? call.bias[channel_at(i)] : 0.f);
-      for (int r = 0; r < at.vectors; r++) sums[i * head.rows + r] = bias;
+      for (int r = 0; r < at.vectors; r++) sums[i * CP_ROWS + r] = bias;
     }
     if (norm) {
       copy(0, channels, at, tile);
       normalise(tile, at.vectors);
     }
-    const int parts = (at.vectors + CP_QUAD_ROWS - 1) / CP_QUAD_ROWS;
-    const long pitch = head.rows * static_cast<long>(sizeof(vec));
-    const word* job = call.packed + cp::pointwise_words;
+    const bool lists = head.magic == cp::pointwise_magic;
+    const word* stream = call.packed + (lists ? cp::pointwise_words : cp::header_words);
     for (int c0 = 0; c0 < channels; c0 += head.chunk) {
       const int c1 = static_cast<int>(at_most(c0 + head.chunk, channels));
       if (!norm) copy(c0, c1, at, tile);
-      const char* const from = reinterpret_cast<const char*>(norm ? tile + static_cast<long>(c0) * head.rows : tile);
+      const float* const from = reinterpret_cast<const float*>(norm ? tile + static_cast<long>(c0) * head.rows : tile);
+      prefetcher next = next_rows(index, c1);
       long stored = 0;
-      for (long i = 0; i < outputs;) {
-        const long count = job[1].i;
-        if (job[0].i == 1) {
-          list_kernels[at.vectors](from, pitch, job + 2, count, sums + i * head.rows);
-          job += 2 + count + cp::index_words(count);
-          i++;
-        } else {
-          for (int part = 0, r = 0; part < parts; part++) {
-            const int n = (at.vectors - r) / (parts - part);
-            list_quad_kernels[n](from + r * sizeof(vec), job + 2, count, sums + i * head.rows + r, head.rows);
-            r += n;
-          }
-          job += 2 + 5 * count;
-          i += 4;
-        }
-        if (c1 == channels) stored = store(sums, stored, i, at);
-      }
+      const auto after = [&](int o, int count) {
+        if (c1 == channels) stored = store(sums, stored, o + count, at);
+      };
+      stream = lists ? run_lists(stream, reinterpret_cast<const char*>(from), at.vectors, sums, after)
+                     : run_chunk(stream, from, CP_WIDTH, at.vectors, sums, next, after);
     }
   }
 };
@@ -294,7 +292,6 @@ void run_pointwise_tile(void* layer, long index) { static_cast<pointwise*>(layer
 
 int run_pointwise(const cp_pointwise_call& call) {
   pointwise layer(call);
-  if (layer.head.rows > cp::pointwise_rows) return CP_NOT_PACKED_FOR_THIS;
   cp::parallel_for(layer.tiles(), call.threads, run_pointwise_tile, &layer);
   return layer.failed ? CP_NO_MEMORY : CP_OK;
 }

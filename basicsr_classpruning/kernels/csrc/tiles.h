@@ -167,64 +167,6 @@ struct planes {
   }
 };
 
-// A linear layer or 1 x 1 convolution whose channels lie together: a tile is up to head.rows x CP_WIDTH tokens.
-struct tokens {
-  const cp_call& call;
-  cp::header head;
-  int failed = 0;
-
-  long count, vectors, blocks;  // tokens, vectors of tokens, tiles
-
-  explicit tokens(const cp_call& c) : call(c) {
-    std::memcpy(&head, c.packed, sizeof head);
-    count = c.batch * c.height * c.width;
-    vectors = ceil_div(count, CP_WIDTH);
-    blocks = ceil_div(vectors, head.rows);
-  }
-  long tiles() const { return blocks; }
-
-  void copy_chunk(int c0, int c1, long first, long last, float* tile) const {
-    for (long t0 = first; t0 < last; t0 += CP_WIDTH, tile += CP_WIDTH)
-      for (int c = c0; c < c1; c += CP_WIDTH) {
-        const int n = static_cast<int>(at_most(CP_WIDTH, c1 - c));
-        const float* from = call.x + t0 * call.x_stride_w + c;
-        vec* to = reinterpret_cast<vec*>(tile) + (c - c0) * head.rows;
-        vec m[CP_WIDTH];
-        if (n == CP_WIDTH && t0 + CP_WIDTH <= last) {  // in registers
-#pragma GCC unroll 16
-          for (int t = 0; t < CP_WIDTH; t++) m[t] = load_all(from + t * call.x_stride_w);
-          transpose(m);
-#pragma GCC unroll 16
-          for (int j = 0; j < CP_WIDTH; j++) to[j * head.rows] = m[j];
-          continue;
-        }
-        for (int t = 0; t < CP_WIDTH; t++) m[t] = t0 + t < last ? load_some(from + t * call.x_stride_w, n) : vec{};
-        transpose(m);
-        for (int j = 0; j < n; j++) to[j * head.rows] = m[j];
-      }
-  }
-
-  void run_tile(long index) {
-    const cp_geometry& g = head.geometry;
-    const workspace w = get_workspace(head);
-    if (!w.tile) {
-      __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
-      return;
-    }
-    const long first = index * vectors / blocks * CP_WIDTH;
-    const long last = at_most((index + 1) * vectors / blocks * CP_WIDTH, count);
-    const int rows = static_cast<int>(ceil_div(last - first, CP_WIDTH));
-    start_with_bias(w.sums, call.bias, g.out_channels, rows);
-    const word* stream = call.packed + cp::header_words;
-    for (int c0 = 0; c0 < g.in_channels; c0 += head.chunk) {
-      copy_chunk(c0, static_cast<int>(at_most(c0 + head.chunk, g.in_channels)), first, last, w.tile);
-      prefetcher next = {};
-      stream = run_chunk(stream, w.tile, head.pitch, rows, w.sums, next, [](int, int) {});
-    }
-    CP_WITH_ACTIVATION(call.activation, store_tokens, w.sums, first, last, g.out_channels, call);
-  }
-};
-
 // Neighbouring tiles share cache lines of the output: a thread takes a whole line's worth at once.
 template <class Layer>
 constexpr long tiles_at_once = 16 / CP_WIDTH;
@@ -245,6 +187,5 @@ int run_layer(const cp_call& call) {
 }
 
 int run_planes(const cp_call& call) { return run_layer<planes>(call); }
-int run_tokens(const cp_call& call) { return run_layer<tokens>(call); }
 
 }  // namespace
