@@ -25,7 +25,7 @@ MOST_BYTES = 25e6
 
 
 def test_lists_every_file():
-    listed = {name for entry in ENTRIES for name in (entry['model'], entry['dense'])}
+    listed = {name for entry in ENTRIES for name in (entry['model'], entry['dense']) if name}
     assert listed == {path.name for path in ZOO.glob('*.pth')}
     assert sum(path.stat().st_size for path in ZOO.iterdir()) < MOST_BYTES
 
@@ -34,7 +34,11 @@ def test_lists_every_file():
 def test_is_what_the_index_says(entry):
     for name, checksum in entry['sha256'].items():
         assert hashlib.sha256((ZOO / name).read_bytes()).hexdigest() == checksum
-    net, dense = load(ZOO / entry['model']), load(ZOO / entry['dense'])
+    dense = load(ZOO / entry['dense'])
+    assert dense.scale == entry['scale']
+    if entry['model'] is None:  # too large for the repository, and made in minutes by `prune`
+        return
+    net = load(ZOO / entry['model'])
     assert isinstance(net, ClassPruning)
     assert list(net.candidates) == entry['candidates']
     assert net.scale == dense.scale == entry['scale'] == Degradation.parse(entry['degrade']).scale
