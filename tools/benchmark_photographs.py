@@ -24,16 +24,11 @@ from pathlib import Path
 if not __package__:  # run as a file: Python looks for modules in its folder, and not in the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from basicsr_classpruning import load
-from basicsr_classpruning.archs.forms import as_routed
-from basicsr_classpruning.safe_files import write_atomically
-from tools.benchmark_pruning import write_degraded
-from tools.commands import classpruning
-
 RESULTS = Path(__file__).resolve().parents[1] / 'docs' / 'results' / 'photographs'
 CALIBRATION = 'datasets/photos2k/train'
 TEST = 'datasets/photos2k/test'
 IDLE = 0.2
+_LOAD = os.getloadavg()[0]  # before this program's own work counts, imports that take seconds included
 _TIMED = 2  # photographs that all engines restore
 BUDGETS = ('0.1', '0.15', '0.2', '0.25', '0.3', '0.4', '0.5', '0.63', '0.8', '1.0')
 TIMED_BUDGETS = ('0.2', '0.25', '0.3', '0.4', '0.5')
@@ -92,7 +87,13 @@ NETWORKS = (
 
 def measure(network: Network, engines: bool, threads: int) -> None:
     """Makes the routed network unless it is there, compares it, and keeps the result; in the current folder."""
-    idle = os.getloadavg()[0] <= IDLE
+    from basicsr_classpruning import load
+    from basicsr_classpruning.archs.forms import as_routed
+    from basicsr_classpruning.safe_files import write_atomically
+    from tools.benchmark_pruning import write_degraded
+    from tools.commands import classpruning
+
+    idle = _LOAD <= IDLE
     for folder in ('models', 'results'):
         Path(folder).mkdir(exist_ok=True)
     calibration, how = CALIBRATION, ['--degrade', network.degrade]

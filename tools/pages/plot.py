@@ -43,7 +43,11 @@ def drawn_from(figure: Path) -> str | None:
 
 
 def rows_of(comparison: Comparison) -> list[Row]:
-    """Of the dense network in every engine, and of ClassPruning, with the PSNR that is compared."""
-    rows = comparison.rows('dense', 'candidate', 'budget')
+    """Of the dense network in every engine, and of ClassPruning, with the PSNR that is compared.
+
+    What loses more than 0.5 dB is left out: it would flatten all others.
+    """
+    least = comparison.psnr(comparison.dense) - 0.5
+    rows = [row for row in comparison.rows('dense', 'candidate', 'budget') if comparison.psnr(row) >= least]
     named = ['dense' if row['kind'] == 'dense' else 'ClassPruning' for row in rows]
     return [Row(**{**row, 'model': name, 'psnr': comparison.psnr(row)}) for name, row in zip(named, rows)]
