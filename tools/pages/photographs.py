@@ -17,6 +17,7 @@ from tools.pages.results import read_result, versions_of
 RESULTS = Path('docs/results/photographs')
 _SHOWN_BUDGETS = (0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 _STEEP = (0.25, 0.4, 0.5)  # budgets at which a denoiser is compared with the best fixed candidate or mix
+_ENGINES = {'auto': 'kernels of this package', 'eager': 'PyTorch', 'torch-compile': 'torch.compile'}
 _TARGETS = {
     ('super-resolution', 'saved'): ('70 %', '80 % at ≤ 0.02 dB'),
     ('super-resolution', 'gain'): ('+0.18', '+0.25'),
@@ -144,7 +145,8 @@ def engines(comparisons: Sequence[Comparison]) -> str:
         for row in one.rows('dense', 'candidate', 'budget'):
             what = {'dense': 'dense', 'candidate': f'{row["candidate"]} everywhere'}.get(row['kind'])
             speed = f'{rival["seconds"] / row["seconds"]:.2f}×' if one.report['idle'] else ''
-            cells = [row['backend'], _to_dense(one, row) or 'equal', f'{_spent(row):.1%}', speed]
+            loss = 'equal' if abs(_loss(one, row)) < 0.0005 else _to_dense(one, row)
+            cells = [_ENGINES.get(row['backend'], row['backend']), loss, f'{_spent(row):.1%}', speed]
             lines.append([what or f'ClassPruning, budget {row["budget"]:g} of the time', *cells])
         header = ['what', 'engine', 'dB to dense', 'MACs', f'speed over {rival["backend"]}']
         parts.append(f'{caption(one)}\n\n{markdown_table(header, lines)}')
@@ -183,3 +185,4 @@ def write(root: Path) -> None:
         write_blocks(root / 'README.md', {'photographs': tables['photographs']})
     if found['_engines']:
         write_blocks(root / 'docs/benchmarks.md', {'engines': engines(found['_engines'])})
+        write_blocks(root / 'README.md', {'engines': engines(found['_engines'][:1])})
