@@ -73,7 +73,6 @@ def test_training_mixes_candidates_as_they_run(name, weights):
     assert net.selection.mixture is None
 
 
-@pytest.mark.parametrize(('name', 'width'), [('EDSR', 1), ('DnCNN', 2)])
 @pytest.mark.parametrize('name', ['EDSR', 'DnCNN'])
 def test_training_deals_patches_and_rings_as_they_run(name):
     net = classpruning(name, candidates=LADDER)
@@ -90,6 +89,7 @@ def test_training_deals_patches_and_rings_as_they_run(name):
         assert 0 < used.mean() < 1
 
 
+@pytest.mark.parametrize(('name', 'width'), [('EDSR', 1), ('DnCNN', 2)])
 def test_the_ring_is_the_densest_neighbour_around_what_runs(name, width):
     patched = PatchedNetwork(classpruning(name, candidates=LADDER).routed())
     cells = np.zeros((7, 8), int)
