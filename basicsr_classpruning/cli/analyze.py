@@ -96,10 +96,10 @@ def _report(network: RoutedNetwork, macs: NetworkMacs) -> dict[str, Any]:
 
 def _why_no_patches(network: RoutedNetwork) -> str:
     """Why patches of a tile cannot get a candidate each; empty where they can."""
-    from basicsr_classpruning.inference.patched import NotPatchable, PatchedNetwork
+    from basicsr_classpruning.inference.patched import NotPatchable, patchable_graph
 
     try:
-        PatchedNetwork(network)
+        patchable_graph(network)
     except NotPatchable as error:
         return str(error)
     return ''

@@ -7,6 +7,8 @@ them, so that what they read at their border is nearly right.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from torch import Tensor, fx, nn
 
@@ -42,6 +44,20 @@ def ring_width(scale: int) -> int:
     return 2 if scale == 1 else 1
 
 
+def with_ring(cells: np.ndarray, running: Sequence[int], width: int) -> np.ndarray:
+    """What runs in each cell of ``(rows, columns)``, see ``PatchedNetwork.with_ring``.
+
+    Args:
+        cells: places of candidates.
+        running: of those that run layers of the base network, sparsest first.
+        width: of the ring, in cells.
+    """
+    found = np.full_like(cells, NOTHING)
+    for place in running:
+        found[dilated(cells == place, width)] = place
+    return np.where(np.isin(cells, running), cells, found)
+
+
 class NotPatchable(Exception):
     """A network that cannot run patch by patch; the message says which of its layers sees more than a patch."""
 
@@ -58,20 +74,13 @@ class PatchedNetwork:
     """
 
     def __init__(self, network: RoutedNetwork, backend: str = 'dense') -> None:
+        graph = patchable_graph(network)
         self.running = tuple(k for k, one in enumerate(network.subnetworks) if one.runs_base)
         """Places of the candidates that run layers of the base network."""
-        if not self.running:
-            raise NotPatchable('its candidates are networks of their own')
         places = np.full(len(network.subnetworks) + 1, NOTHING, np.int32)  # the last one is that of NOTHING
         places[list(self.running)] = np.arange(len(self.running))
         self._places = places
         self._ring = ring_width(network.sizes.scale)
-        try:
-            graph = trace(network.dense.net)
-        except NotTraceable as error:
-            raise NotPatchable(str(error)) from None
-        for node in graph.graph.nodes:
-            _check(graph, node)
         on_kernels = backend in ('auto', 'cpu') and device_of(network.module).type == 'cpu' and kernels.available()
         candidates = [network.subnetworks[k].net for k in self.running]
         self._net = kernels.PatchedNet(graph, candidates, bool(on_kernels))
@@ -85,10 +94,7 @@ class PatchedNetwork:
         Returns:
             The same with ``NOTHING`` where nothing runs.
         """
-        running = np.full_like(cells, NOTHING)
-        for place in self.running:
-            running[dilated(cells == place, self._ring)] = place
-        return np.where(self._places[cells] != NOTHING, cells, running)
+        return with_ring(cells, self.running, self._ring)
 
     def prepare(self, x: Tensor) -> None:
         """Lets the kernels choose how each layer runs in patches, so that nothing is measured while others compute.
@@ -109,6 +115,19 @@ class PatchedNetwork:
             ``(B, C', H · scale, W · scale)``.
         """
         return self._net(x, self._places[cells])
+
+
+def patchable_graph(network: RoutedNetwork) -> fx.GraphModule:
+    """The dense network's graph. Raises NotPatchable where it cannot run patch by patch."""
+    if not any(one.runs_base for one in network.subnetworks):
+        raise NotPatchable('its candidates are networks of their own')
+    try:
+        graph = trace(network.dense.net)
+    except NotTraceable as error:
+        raise NotPatchable(str(error)) from None
+    for node in graph.graph.nodes:
+        _check(graph, node)
+    return graph
 
 
 def _check(graph: fx.GraphModule, node: fx.Node) -> None:

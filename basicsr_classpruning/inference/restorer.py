@@ -14,7 +14,7 @@ from basicsr_classpruning.archs.forms import as_routed
 from basicsr_classpruning.devices import device_of, pick_device
 from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.inference.engines import Engines
-from basicsr_classpruning.inference.patched import PART, NotPatchable, PatchedNetwork
+from basicsr_classpruning.inference.patched import PART, NotPatchable, PatchedNetwork, patchable_graph
 from basicsr_classpruning.inference.patched_restoration import PatchedRestoration
 from basicsr_classpruning.inference.prices import Prices, prices_in_macs
 from basicsr_classpruning.inference.receptive_field import tile_margin
@@ -202,7 +202,7 @@ def usual_patch(network: RoutedNetwork, tile: int | None = None) -> int | None:
     if network.router is None or network.router.stride != PART or (tile is not None and tile < _USUAL_PATCH):
         return None
     try:
-        PatchedNetwork(network)
+        patchable_graph(network)
     except NotPatchable:
         return None
     return _USUAL_PATCH

@@ -18,7 +18,7 @@ from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.checkpoint import read_checkpoint
 from basicsr_classpruning.config.training import ClassPruningTestVal, ClassPruningTrain, ClassPruningVal
 from basicsr_classpruning.errors import UsageError, UserError
-from basicsr_classpruning.inference.patched import NotPatchable, PatchedNetwork
+from basicsr_classpruning.inference.patched import NotPatchable, patchable_graph
 from basicsr_classpruning.losses.classpruning_loss import batch_mean
 from basicsr_classpruning.models.collapse import CollapseWatch
 from basicsr_classpruning.models.guarded_model import GuardedSRModel
@@ -130,7 +130,7 @@ class ClassPruningModel(GuardedSRModel):
         self.schedule = Schedule(train_opt)
         if train_opt['patch'] is not None:
             try:
-                PatchedNetwork(self.net_g.routed())
+                patchable_graph(self.net_g.routed())
             except NotPatchable as error:
                 raise UsageError(f'train.patch: {error}; leave it out') from None
         self.decay = train_opt['srste_decay']

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
-from basicsr_classpruning.inference.patched import CELL, NOTHING, ring_width
+from basicsr_classpruning.inference.patched import CELL, ring_width, with_ring
 
 
 @dataclass(frozen=True)
@@ -131,15 +132,12 @@ def _mixed(net: ClassPruning, images: Tensor, patch: int) -> Deal:
     """Deals patches of images to all candidates alike, the bypass among them; see ``PatchedNetwork.with_ring``."""
     rows, columns = (-(-side // patch) for side in images.shape[2:])
     drawn = torch.randint(len(net.candidates), (len(images), 1, rows, columns), device=images.device)
-    places = _enlarged(drawn, patch // CELL)
-    runs, width = torch.zeros_like(places, dtype=torch.bool), ring_width(net.scale)
-    running = torch.full_like(places, NOTHING)
-    for place, runs_base in enumerate(net.router.runs_base or ()):
-        if runs_base:
-            own = places == place
-            runs |= own
-            running[functional.max_pool2d(own.float(), 2 * width + 1, 1, width) > 0] = place
-    running = torch.where(runs, places, running)
+    cells = _enlarged(drawn, patch // CELL)
+    subnetworks = [place for place, runs_base in enumerate(net.router.runs_base or ()) if runs_base]
+    width = ring_width(net.scale)
+    rings = [with_ring(image, subnetworks, width) for image in cells[:, 0].cpu().numpy()]
+    running = torch.from_numpy(np.stack(rings))[:, None].to(images.device)
+    runs = torch.isin(cells, torch.tensor(subnetworks, device=images.device))
     height, width = images.shape[2:]
     candidates = _enlarged(running, CELL)[:, 0, :height, :width]
     used = functional.interpolate(_enlarged(runs.float(), CELL)[..., :height, :width], scale_factor=net.scale) > 0

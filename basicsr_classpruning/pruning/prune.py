@@ -212,15 +212,14 @@ def prune_with_data(
         options = replace(options, fp32=(*options.fp32, *(f'^{re.escape(name)}$' for name in sensitive)))
     alternative = None if trial.int8 else build(_copy(dense), options.alternative, {'type': 'BandClassifier'})
     net = build(dense, options, {'type': 'BandClassifier'})
-    both, start = [net], time.perf_counter()
-    _set_weights(net, list(weight_crops.lq.split(8)), ranges, progress)
-    _fit_bypass(net, weight_crops)
-    if time.perf_counter() - start > _PATIENCE:
-        alternative = None
-    if alternative is not None:
-        both.append(alternative)
-        _set_weights(alternative, list(weight_crops.lq.split(8)), ranges, progress)
-        _fit_bypass(alternative, weight_crops)
+    both = [net] if alternative is None else [net, alternative]
+    start = time.perf_counter()
+    for each in both:
+        if each is alternative and time.perf_counter() - start > _PATIENCE:
+            both, alternative = [net], None
+            break
+        _set_weights(each, list(weight_crops.lq.split(8)), ranges, progress)
+        _fit_bypass(each, weight_crops)
     if len(net.candidates) > 1:
         _fit(net, pictures, degradation, options.seed, progress)
         if alternative is not None:

@@ -133,8 +133,7 @@ class Restoring:
             'restore', self.source, '--model', self.model, '--output', self.output, '--threads', self.threads,
             '--backend', self.backend, '--tile', self.tile, '--json', self._report, '--overwrite',
         ]  # fmt: skip
-        if self.patch is not None:
-            arguments += ['--patch', self.patch, '--budget', 0.6]
+        arguments += ['--patch', 0] if self.patch is None else ['--patch', self.patch, '--budget', 0.6]
         # The environment's number of threads must not matter either. Which algorithm is the faster one is measured by
         # each process: where both are as fast, two may find otherwise, and round otherwise.
         environment = {**os.environ, 'OMP_NUM_THREADS': str(3 - self.threads), 'CLASSPRUNING_ALGORITHM': 'winograd'}
