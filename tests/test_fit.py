@@ -14,6 +14,8 @@ from basicsr_classpruning import load
 from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.checkpoint import write_checkpoint
 from basicsr_classpruning.cli import main
+from basicsr_classpruning.pruning import classifier
+from basicsr_classpruning.pruning.crops import Crops
 
 
 @pytest.fixture(scope='module')
@@ -57,6 +59,16 @@ def test_the_same_seed_gives_the_same_file_and_the_fit_changes_what_is_chosen(fi
     assert (tmp_path / 'a.pth').read_bytes() == (tmp_path / 'b.pth').read_bytes()
     routed = json.loads((tmp_path / 'a.json').read_text())['routed']
     assert any(one['after'] != one['before'] for one in routed)  # with random weights denser is not better
+
+
+def test_a_slow_network_is_measured_on_fewer_crops(monkeypatch):
+    crops = Crops(torch.rand(10, 1, 16, 16), None)
+    network = build('DnCNN').eval().routed()
+    monkeypatch.setattr(classifier, 'LEAST_CROPS', 4)
+    fewer, all_of_them = (classifier.measure_errors(network, crops, 2, patience=seconds) for seconds in (0, 1000))
+    assert len(fewer.lq) == len(fewer.errors) == 4
+    torch.testing.assert_close(fewer.errors, all_of_them.errors[:4])
+    assert len(all_of_them.lq) == 10
 
 
 def test_a_device_that_is_not_there_is_refused(files, tmp_path, capsys):

@@ -435,7 +435,9 @@ def training_from(folder, pictures, **train):
     """Options of a training that starts from a network with grids."""
     net = int8_network(candidates=LADDER, classifier={'type': 'BandClassifier'})
     write_checkpoint(folder / 'start.pth', {'params': net.state_dict()}, net.options)
-    options = training_options(pictures, 'DnCNN', split='none', stages={'supernet': 4}, **DISTILL, **train)
+    options = training_options(
+        pictures, 'DnCNN', split='none', stages={'supernet': 4}, freeze_dense=True, **DISTILL, **train
+    )
     options['network_g'] |= {
         'candidates': LADDER,
         'weights': 'own',

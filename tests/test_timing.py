@@ -83,6 +83,21 @@ def test_prices_of_patches_add_up_to_what_was_measured():
     np.testing.assert_allclose(timing.prices_of(routed, 0.1, 1.0, runs, None).of_tiles, routed)
 
 
+def test_rings_are_paid_as_they_were_measured():
+    net = classpruning('DnCNN', candidates=['0:4', '2:4', '4:4'])
+    restorer = Restorer(net, tile=64, patch=16, device='cpu', threads=1)
+    plan = restorer.start(np.zeros((64, 64, 3), np.float32)).plan
+    one = np.zeros(len(plan.sizes), int)
+    one[5] = 2  # 16 pixels and a ring of 8 around them
+    prices = plan.with_measured_ring(PRICES, one, 0.5)
+    computed = 0.06 + (0.9 * 16**2 + prices.ring * 0.9 * (32**2 - 16**2)) / 64**2
+    assert computed == pytest.approx(0.5)
+    assert prices.ring > 1
+    everywhere = np.full_like(one, 2)
+    assert plan.with_measured_ring(PRICES, everywhere, 3.0) == PRICES  # nothing around it is bypassed
+    assert plan.with_measured_ring(PRICES, one, 0.06) == PRICES  # less than what is asked for is noise
+
+
 @pytest.mark.parametrize('patch', [None, 16])
 def test_the_budget_is_met_in_the_seconds_that_were_measured(monkeypatch, patch):
     monkeypatch.setattr(timing, 'kept_or_measured', None)
@@ -106,3 +121,4 @@ def test_times_are_measured_and_kept():
     assert first.unit == 'time'
     assert (first.candidates == second.candidates).all()
     assert first.dense == second.dense > 0
+    assert first.ring == second.ring >= 1

@@ -188,6 +188,9 @@ class ClassPruningTrain(GuardedTrain):
     """Keeps the classifier confident and all classes in use."""
     distill_opt: DistillLoss | None = None
     """Pulls the candidates' outputs towards the dense network's."""
+    freeze_dense: bool = False
+    """Whether nothing trains that the dense network computes with: the sparse candidates' own weights alone do. For a
+    published network that is to stay as it is, and for candidates that learn from it with `distill_opt`."""
     classifier_lr: Rate = 5e-3
     """Learning rate of the classifier."""
     classifier_share: Ratio = 0.25

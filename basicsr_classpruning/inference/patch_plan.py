@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -75,15 +76,25 @@ class PatchPlan:
         """Of all that is computed, rings and halos included: as a fraction of the dense network's for the image
         without halos."""
         wanted, cells = self.in_cells(classes), self.running_cells(classes)
-        runs = np.append(self.prices.running, 0.0)  # the last one for NOTHING
+        runs = np.append(self.prices.running, 0.0)[cells]  # the last one for NOTHING
+        wanted_runs = self.prices.runs_base[wanted]
+        runs[~wanted_runs] *= self.prices.ring
         computed = 0.0
         for number in range(len(self._grid)):
             place = self.place_of_tile(number, CELL)
-            part = cells[place]
+            part = runs[place]
             # Rings of patches that lie in other tiles alone are not computed.
-            running = runs[part].sum() if self.prices.runs_base[wanted[place]].any() else 0.0
+            running = part.sum() if wanted_runs[place].any() else 0.0
             computed += (running + self.prices.everywhere * part.size) * CELL**2
         return computed / (self.prices.dense * self.pixels)
+
+    def with_measured_ring(self, prices: Prices, classes: np.ndarray, cost: float) -> Prices:
+        """Prices under which these classes cost as much as they did when they were run; rings cost at least 1."""
+        once, twice = (
+            PatchPlan(self._patched, replace(prices, ring=ring), self._grid, self.patch).cost(classes)
+            for ring in (1.0, 2.0)
+        )
+        return replace(prices, ring=max(1.0, 1 + (cost - once) / (twice - once)) if twice > once else 1.0)
 
 
 def route_patches(plans: Sequence[PatchPlan], errors: Sequence[np.ndarray], budget: float) -> list[np.ndarray]:

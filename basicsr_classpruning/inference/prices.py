@@ -25,6 +25,9 @@ class Prices:
     """Of the dense network: budgets are fractions of it."""
     unit: str
     """``macs`` or ``time``."""
+    ring: float = 1.0
+    """What a pixel of the ring around patches costs, as a multiple of one that its candidate restores: more than 1 in
+    time, since at the border of what runs kernels compute more than they are asked for."""
 
     @property
     def running(self) -> np.ndarray:

@@ -20,7 +20,7 @@ from basicsr_classpruning.inference.prices import Prices, prices_in_macs
 from basicsr_classpruning.inference.receptive_field import tile_margin
 from basicsr_classpruning.inference.restoration import Means, Restoration, RestoreStats, TiledRestoration
 from basicsr_classpruning.inference.tiling import TileGrid, check_tile, plan_tiles, usual_tile
-from basicsr_classpruning.inference.timing import conditions_of, in_turn, kept_or_measured, prices_of
+from basicsr_classpruning.inference.timing import Seconds, conditions_of, in_turn, kept_or_measured, prices_of
 from basicsr_classpruning.inference.workers import Workers
 from basicsr_classpruning.routing.network import RoutedNetwork
 from basicsr_classpruning.sizes import SizeRequirements
@@ -139,7 +139,8 @@ class Restorer:
         pixels = shape[0] * shape[1]
         last = len(self.network.subnetworks) - 1
         grid = plan_tiles(*shape[:2], self.tile, self.overlap, self.info.sizes)
-        parts = len(self.start(image).classes)
+        first = self.start(image)
+        parts = len(first.classes)
 
         def seconds(restoration: Restoration) -> float:
             for _ in restoration.bands():
@@ -154,7 +155,14 @@ class Restorer:
             return seconds(TiledRestoration(pinned, image, grid, self.engines, self.batch))
 
         ways = {str(index): partial(candidate, index) for index in range(last + 1)}
-        found = in_turn({**ways, 'routing': lambda: self.start(image).stats().seconds, 'dense': dense})
+        others: dict[str, Seconds] = {'routing': lambda: self.start(image).stats().seconds, 'dense': dense}
+        runs_base = self.prices.runs_base
+        mixed: np.ndarray | None = None
+        if isinstance(first, PatchedRestoration) and not runs_base.all():
+            rows, columns = np.indices(first.plan.shape) // 2
+            mixed = np.where((rows + columns) % 2, last, np.flatnonzero(~runs_base)[0]).ravel()
+            others['mixed'] = lambda: seconds(self.start(image, mixed))
+        found = in_turn({**ways, **others})
         each = {name: elapsed / pixels for name, elapsed in found.items()}
         routed = np.array([each[name] for name in ways])
         halo = None
@@ -162,7 +170,11 @@ class Restorer:
             cells = plan_cells(*shape[:2], self.tile, self.overlap, self.info.sizes)
             halo = len(cells) * cells.tile_size[0] * cells.tile_size[1] / pixels
         reference = each['dense'] * self.info.macs_dense / self.info.macs[last]  # a ladder may end below the dense one
-        return prices_of(routed, each['routing'], reference, self.prices.runs_base, halo)
+        prices = prices_of(routed, each['routing'], reference, runs_base, halo)
+        if mixed is None:
+            return prices
+        assert isinstance(first, PatchedRestoration)
+        return first.plan.with_measured_ring(prices, mixed, each['mixed'] / reference)
 
     def start(self, image: np.ndarray, classes: np.ndarray | None = None) -> Restoration:
         """Cuts an image ``(H, W, C)`` into tiles and routes them; nothing is restored yet.

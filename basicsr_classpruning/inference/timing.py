@@ -55,6 +55,7 @@ def kept_or_measured(conditions: Mapping[str, Any], measure: Callable[[], Prices
         'runs_base': prices.runs_base.tolist(),
         'classifier': prices.classifier,
         'dense': prices.dense,
+        'ring': prices.ring,
         'conditions': conditions,
     }
     with contextlib.suppress(OSError, UserError):
@@ -68,13 +69,13 @@ def _read(path: Path, candidates: int) -> Prices | None:
         content = json.loads(path.read_text(encoding='utf-8'))
         runs = np.array([bool(value) for value in content['runs_base']])
         seconds = np.array([float(value) for value in content['candidates']])
-        classifier, dense = float(content['classifier']), float(content['dense'])
+        classifier, dense, ring = (float(content[name]) for name in ('classifier', 'dense', 'ring'))
     except (OSError, ValueError, TypeError, KeyError):
         return None
     sound = np.isfinite(seconds).all() and (seconds >= 0).all() and len(seconds) == len(runs) == candidates
-    if not sound or not 0 <= classifier < math.inf or not 0 < dense < math.inf:
+    if not sound or not 0 <= classifier < math.inf or not 0 < dense < math.inf or not 1 <= ring < math.inf:
         return None
-    return Prices(seconds, runs, classifier, dense, 'time')
+    return Prices(seconds, runs, classifier, dense, 'time', ring)
 
 
 def in_turn(ways: Mapping[str, Seconds]) -> dict[str, float]:

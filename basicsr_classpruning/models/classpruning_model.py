@@ -144,8 +144,10 @@ class ClassPruningModel(GuardedSRModel):
             for name, key in _LOSSES.items()
             if train_opt[key] is not None
         }
-        if 'distill' in self.losses and self.net_g.int8:
-            self.net_g.freeze_dense()  # else candidates and what they learn from would drift together
+        if train_opt['freeze_dense']:
+            if self.net_g.options['weights'] == 'shared':
+                raise UsageError('train.freeze_dense: sparse candidates have no weights of their own; weights own')
+            self.net_g.freeze_dense()
         super().init_training_settings()
         training_pass = TrainingPass(self.net_g)
         # Which parameters a step uses depends on the stage and on the classes of the images at hand.

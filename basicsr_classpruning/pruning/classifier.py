@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +21,7 @@ from basicsr_classpruning.routing.router import Router
 
 _LEARNING_RATE = 5e-3
 _BATCH = 16
+LEAST_CROPS = 24  # that a classifier is fitted to, however slow the network is
 _SIDE = 16  # parts a side of what is learnt from at a time; the noise of an image shows in few of them
 
 
@@ -34,7 +37,9 @@ class ErrorMaps:
 
 
 @torch.no_grad()
-def measure_errors(network: RoutedNetwork, crops: Crops, batch: int, progress: Progress = untold) -> ErrorMaps:
+def measure_errors(
+    network: RoutedNetwork, crops: Crops, batch: int, progress: Progress = untold, patience: float = math.inf
+) -> ErrorMaps:
     """Runs every candidate on every crop.
 
     Args:
@@ -42,13 +47,18 @@ def measure_errors(network: RoutedNetwork, crops: Crops, batch: int, progress: P
         crops: sides must be multiples of the router's stride.
         batch: crops that run together.
         progress: is told how many crops are done.
+        patience: seconds, after which no more crops are measured than ``LEAST_CROPS``; their inputs
+            are left out.
     """
     assert network.router is not None
+    start = time.perf_counter()
     stride = network.router.stride
     side = None if stride is None else stride * network.sizes.scale
     maps: list[Tensor] = []
     done = 0
     for part in crops.batches(batch):
+        if done >= LEAST_CROPS and time.perf_counter() - start > patience:
+            break
         target = network.dense.net(part.lq) if part.gt is None else part.gt
         errors = []
         for subnetwork in network.subnetworks:
@@ -57,7 +67,7 @@ def measure_errors(network: RoutedNetwork, crops: Crops, batch: int, progress: P
         maps.append(torch.cat(errors, dim=1))
         done += len(part)
         progress('measuring errors', done, len(crops))
-    return ErrorMaps(crops.lq, torch.cat(maps))
+    return ErrorMaps(crops.lq[:done], torch.cat(maps))
 
 
 def fit_classifier(router: Router, maps: ErrorMaps, steps: int, seed: int, progress: Progress = untold) -> None:

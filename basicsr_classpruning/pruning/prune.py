@@ -55,6 +55,7 @@ _LAYER_CROPS = 16  # of these, on which single layers are compared
 _TILE = 96  # what `restore` cuts images into
 _ERROR_SIDE = 128  # of the crops that the classifier is fitted to: many, all over the images
 _ERROR_MACS = 4e12  # work spent on measuring the candidates' errors: a minute or two on two cores
+_ERROR_PATIENCE = 90.0  # seconds; attention makes a quarter of the MACs of convolutions in a second
 _GPU_FACTOR = 100  # more of it on a GPU, in less time
 _ERROR_CROPS = (48, 600)
 _FIT_STEPS = 600
@@ -377,7 +378,7 @@ def _routed(net: ClassPruning, maps: ErrorMaps) -> dict[float, tuple[float, floa
 def _fit(net: ClassPruning, pictures: Pictures, degradation: Degradation | None, seed: int, progress: Progress) -> None:
     """Fits the classifier and the price to the errors that the candidates leave in crops of images."""
     crops = _cut(net, pictures, degradation, _error_crops(net), _ERROR_SIDE, seed + 1, progress, attempts=1)
-    maps = measure_errors(net.routed(), crops, 4, progress)
+    maps = measure_errors(net.routed(), crops, 4, progress, _ERROR_PATIENCE)
     fit_classifier(net.router, maps, _FIT_STEPS, seed, progress)
     net.eval()
     set_price(net, maps.lq, DEFAULT_TARGET)

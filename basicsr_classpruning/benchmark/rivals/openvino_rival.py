@@ -18,6 +18,7 @@ from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.inference.engines import Engine
 
 _PACKAGES = ('onnx', 'onnxruntime', 'openvino')
+_COMPARED = 16  # calibration inputs on which two ways to quantise are compared
 
 
 @register_rival('openvino-fp32', packages=_PACKAGES)
@@ -41,7 +42,7 @@ def openvino_int8(conditions: Conditions) -> Engine:
     """Activations and weights in int8, their ranges and the biases from the calibration inputs."""
     if conditions.calibration is None:
         raise UserError('needs `calibration`, a folder of pictures like those to be restored')
-    return _engine(conditions, _quantised(_read(conditions), conditions.calibration), 'f32')
+    return _engine(conditions, _quantised(conditions, conditions.calibration), 'f32')
 
 
 def _read(conditions: Conditions) -> Any:
@@ -50,27 +51,44 @@ def _read(conditions: Conditions) -> Any:
     return openvino.Core().read_model(conditions.graph.content, b'')
 
 
-def _quantised(model: Any, calibration: Tensor) -> Any:
+def _quantised(conditions: Conditions, calibration: Tensor) -> Any:
     """The model in int8, set up for the least loss at the same speed.
 
-    The preset with asymmetric activations gains .5 dB in networks with PReLU and loses nothing in those with ReLU; the
-    slower correction of biases gains .02 to .3 dB; leaving the first or the last layer in fp32 gains nothing.
+    NNCF takes the mean of the pictures' extremes for what layers receive, which cuts what few pictures have: where some
+    are smooth and some are not, EDSR loses 11 dB by it instead of 0.8. Their extremes themselves lose more where all
+    are noisy. Both are made, and the one is taken that is nearer to the network on the calibration inputs. Sums are
+    left in float: 0.2 dB in EDSR, and not slower. The preset with asymmetric activations gains .5 dB in networks with
+    PReLU and loses nothing in those with ReLU; the slower correction of biases gains .02 to .3 dB. The first and the
+    last layer in float gain as much again in EDSR, lose in DnCNN, and take a tenth longer.
     """
     os.environ.setdefault('NNCF_CI', '1')  # else it reports over the network that it was used
     import nncf
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
     nncf.set_log_level(logging.ERROR)
-    _fold_biases(model)
-    transformer = any(operator.get_type_name() == 'Softmax' for operator in model.get_ops())
-    with contextlib.redirect_stdout(io.StringIO()):  # it draws bars
-        return nncf.quantize(
-            model,
-            nncf.Dataset([image[None].numpy() for image in calibration]),
-            preset=nncf.QuantizationPreset.MIXED,
-            subset_size=len(calibration),
-            fast_bias_correction=False,
-            model_type=nncf.ModelType.TRANSFORMER if transformer else None,
-        )
+    read = _read(conditions)
+    transformer = any(operator.get_type_name() == 'Softmax' for operator in read.get_ops())
+    wanted = conditions.network.net(calibration[:_COMPARED])
+
+    def quantised(ranges: Any) -> tuple[float, Any]:
+        model = _read(conditions)
+        _fold_biases(model)
+        with contextlib.redirect_stdout(io.StringIO()):  # it draws bars
+            model = nncf.quantize(
+                model,
+                nncf.Dataset([image[None].numpy() for image in calibration]),
+                preset=nncf.QuantizationPreset.MIXED,
+                subset_size=len(calibration),
+                fast_bias_correction=False,
+                model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+                ignored_scope=nncf.IgnoredScope(types=['Add'], validate=False),
+                advanced_parameters=nncf.AdvancedQuantizationParameters(activations_range_estimator_params=ranges),
+            )
+        found = _engine(conditions, model.clone(), 'f32')(calibration[:_COMPARED])
+        return float((found - wanted).square().mean()), model
+
+    ways = RangeEstimatorParametersSet.MINMAX, RangeEstimatorParametersSet.MEAN_MINMAX
+    return min((quantised(ranges) for ranges in ways), key=lambda way: way[0])[1]
 
 
 def _fold_biases(model: Any) -> None:
