@@ -77,6 +77,19 @@ NETWORKS = (
     Network(
         'dncnn_color_blind', 'DnCNN, published, blind, noise of 1 + half-normal σ 10',
         'checkpoints/dncnn_color_blind.pth', 'noise~10', 'psnr', middle=512,
+        fitted='experiments/dncnn_color_blind_patches/models/net_g_latest.pth',
+    ),
+    Network(
+        'msrresnet_x4_32', 'MSRResNet ×4, 32 features, 8 blocks', 'zoo/msrresnet_x4_32_dense.pth', 'bicubic4', 'psnr_y',
+        candidates=('0:16', '4:16', '6:16', '10:16', '16:16'), per_layer=True,
+    ),
+    Network(
+        'dncnn_jpeg_32', 'DnCNN, 32 features, JPEG of quality 30 to 95', 'zoo/dncnn_jpeg_32_dense.pth', 'jpeg30-95',
+        'psnr', candidates=('0:16', '4:16', '6:16', '10:16', '16:16'), middle=768,
+    ),
+    Network(
+        'dncnn_noise_uniform', 'DnCNN, 32 features, noise of 0 to 50', 'zoo/dncnn_noise_32_dense.pth', 'noise0-50',
+        'psnr', fitted='zoo/dncnn_noise_32_patches.pth', middle=768,
     ),
     Network(
         'realesr-animevideov3', 'SRVGGNetCompact ×4, published', 'checkpoints/realesr-animevideov3.pth', 'bicubic4',

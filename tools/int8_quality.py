@@ -1,6 +1,6 @@
 """What candidates of 8-bit integers lose, beside NNCF's int8 of the same network: ``benchmark_int8.py quality``.
 
-It works in a folder that holds ``datasets/`` and ``checkpoints/``; checkpoints in ``models/`` and trainings in
+It works in a folder that holds ``datasets/``, ``checkpoints/`` and ``zoo/``; checkpoints in ``models/`` and trainings in
 ``experiments/`` are made where they are not there yet, all with the pictures of ``datasets/photos2k/train``. Trained
 candidates start from the calibrated ones and learn the dense network's outputs, with the settings of
 options/train/dncnn_int8.yml. What the result file has already is kept, and not measured again.
@@ -35,7 +35,7 @@ from tools.commands import classpruning
 OPTIONS = Path(__file__).resolve().parents[1] / 'options' / 'train' / 'dncnn_int8.yml'
 CALIBRATION = 'datasets/photos2k/train'
 CANDIDATES = ('4:16-int8', '8:16-int8', '16:16-int8')
-NNCF = {'nncf': CALIBRATION, 'nncf, BSDS500': 'datasets/bsds500_train400'}  # what it takes its ranges from
+NNCF = 'nncf'
 TRAINED = ' + training'
 WEIGHTS = '16:16-int8, inputs in fp32'  # what rounding the weights alone loses
 _NNCF_SIDE = 128  # of the pictures that NNCF takes its ranges from
@@ -48,7 +48,7 @@ class Network:
     """One dense network."""
 
     name: str
-    """Of its file below ``checkpoints/``, without the ending."""
+    """Of its file, without the ending."""
     label: str
     degrade: str
     psnr: str
@@ -57,12 +57,21 @@ class Network:
     """Of the training; 0 where there is none."""
     how: tuple[str, ...] = ()
     """What else ``prune`` is told."""
+    folder: str = 'checkpoints'
+    """Where its file is."""
+
+    @property
+    def checkpoint(self) -> str:
+        """Its file."""
+        return f'{self.folder}/{self.name}.pth'
 
 
 NETWORKS = (
-    Network('dncnn_gray_sigma25', 'DnCNN 64×17, grey, σ = 25', 'noise25-25', 'psnr', 300),
+    Network('dncnn_gray_sigma25', 'DnCNN 64×17, grey, σ = 25', 'noise25-25', 'psnr', 2000),
     Network('dncnn_color_blind', 'DnCNN 64×20, colour, blind, at σ = 25', 'noise25-25', 'psnr', 0),
-    Network('edsr_x2_32_dense', 'EDSR 32×8, ×2, per-layer N', 'bicubic2', 'psnr_y', 200, ('--per-layer',)),
+    Network(
+        'edsr_x2_64_dense', 'EDSR 64×16, ×2, per-layer N', 'bicubic2', 'psnr_y', 600, ('--per-layer',), folder='zoo'
+    ),
 )
 
 
@@ -115,7 +124,7 @@ def make_engines(network: Network, threads: int, known: Collection[str]) -> dict
 
     Trained candidates are called ``NAME + training``.
     """
-    checkpoint, pruned = f'checkpoints/{network.name}.pth', Path(f'models/{network.name}_int8.pth')
+    checkpoint, pruned = network.checkpoint, Path(f'models/{network.name}_int8.pth')
     if not pruned.exists():
         pruned.parent.mkdir(exist_ok=True)
         how = ('--int8', '--no-bypass', '--candidates', *CANDIDATES, *network.how)
@@ -125,10 +134,9 @@ def make_engines(network: Network, threads: int, known: Collection[str]) -> dict
     engines: dict[str, Engine] = {}
     if 'dense' not in known:
         engines['dense'] = kernels.accelerate(dense.net, {})
-    for name, folder in NNCF.items():
-        if name not in known:
-            inputs = calibration_inputs(folder, Degradation.parse(network.degrade), dense, _NNCF_SIDE)
-            engines[name] = openvino_int8(Conditions(dense, threads, _NNCF_SIDE, inputs))
+    if NNCF not in known:
+        inputs = calibration_inputs(CALIBRATION, Degradation.parse(network.degrade), dense, _NNCF_SIDE)
+        engines[NNCF] = openvino_int8(Conditions(dense, threads, _NNCF_SIDE, inputs))
     files = {'': pruned}
     if network.steps:
         files[TRAINED] = train(network, pruned)
@@ -158,7 +166,7 @@ def training_options(network: Network, start: Path) -> dict:
     options = yaml.safe_load(OPTIONS.read_text())
     net = dict(read_checkpoint(str(start)).network_g or {})
     if 'architecture' in net['base']:  # found out by spandrel, whose options are no entry of an options file
-        net['base'] = {'type': 'Spandrel', 'checkpoint': f'checkpoints/{network.name}.pth'}
+        net['base'] = {'type': 'Spandrel', 'checkpoint': network.checkpoint}
     scale = Degradation.parse(network.degrade).scale
     data = options['datasets']['train']
     data |= {'dataroot_gt': CALIBRATION, 'gt_size': data['gt_size'] * scale, 'num_worker_per_gpu': 0}

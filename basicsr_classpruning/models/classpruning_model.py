@@ -201,14 +201,15 @@ class ClassPruningModel(GuardedSRModel):
 
     def _restoration(self, output: Tensor, deal: Deal) -> Iterator[tuple[str, Tensor]]:
         """The terms of the images that were dealt and restored."""
-        self.output = output.float()
-        if deal.used is not None:  # no pixel that another one only reads for its border, or that nothing restores
-            self.output = torch.where(deal.used, self.output, self.gt[deal.images])
-        yield from self.restoration_terms(self.output, self.gt[deal.images])
+        output, truth = output.float(), self.gt[deal.images]
+        # No pixel counts that another one only reads for its border, or that nothing restores.
+        self.output = output if deal.used is None else torch.where(deal.used, output, truth)
+        yield from self.restoration_terms(self.output, truth)
         if 'distill' in self.losses:
             with torch.no_grad(), self.autocast():
-                teacher = self.net_g.run_sparse(self.lq, None).float()
-            yield 'l_distill', self.losses['distill'](self.output, teacher[deal.images])
+                teacher = self.net_g.run_sparse(self.lq, None).float()[deal.images]
+            counted = output if deal.used is None else torch.where(deal.used, output, teacher)
+            yield 'l_distill', self.losses['distill'](counted, teacher, truth)
         if deal.by_all:
             self._remember(
                 [

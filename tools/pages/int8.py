@@ -15,7 +15,7 @@ def quality_table(result: dict) -> str:
     for network in NETWORKS:
         for row in (row for row in result['rows'] if row['network'] == network.name):
             dense = row['psnr']['dense']
-            columns = (*NNCF, WEIGHTS, *reversed(CANDIDATES), *(name + TRAINED for name in reversed(CANDIDATES)))
+            columns = (NNCF, WEIGHTS, *reversed(CANDIDATES), *(name + TRAINED for name in reversed(CANDIDATES)))
             losses = (f'{dense - row["psnr"][name]:.3f}' if name in row['psnr'] else '' for name in columns)
             rows.append([network.label, f'{row["pictures"]} ({row["count"]})', f'{dense:.2f}', *losses])
     names = ['dense' if name.startswith('16') else name.removesuffix('-int8') for name in reversed(CANDIDATES)]
@@ -23,8 +23,7 @@ def quality_table(result: dict) -> str:
         'network',
         'pictures',
         'fp32 (dB)',
-        'NNCF, photographs',
-        'NNCF, BSDS500',
+        'NNCF',
         'dense, weights alone',
         *names,
         *(f'{name}, trained' for name in names),
