@@ -16,13 +16,30 @@ from tools.pages.results import read_result, versions_of
 
 RESULTS = Path('docs/results/photographs')
 _SHOWN_BUDGETS = (0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
-_STEEP = (0.25, 0.4, 0.5)  # budgets at which a denoiser is compared with the best fixed candidate or mix
+_IN_README = ('edsr_x2_64', 'msrresnet_x4_32', 'dncnn_noise_32')
 _ENGINES = {'auto': 'kernels of this package', 'eager': 'PyTorch', 'torch-compile': 'torch.compile'}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What was aimed at for a kind of networks."""
+
+    loss: float
+    """dB below the dense network, at which the saved MACs are told."""
+    saved: tuple[str, str]
+    """Floor and goal of those."""
+    budgets: tuple[float, ...] = ()
+    """At which ClassPruning is compared with the best that does not look at the picture."""
+    gain: tuple[str, str] = ('', '')
+    """Floor and goal of that, in dB."""
+
+
 _TARGETS = {
-    ('super-resolution', 'saved'): ('70 %', '80 % at ≤ 0.02 dB'),
-    ('super-resolution', 'gain'): ('+0.18', '+0.25'),
-    ('noise', 'saved'): ('45 %', '65 %'),
-    ('noise', 'gain'): ('+0.05', '+0.25'),
+    'bicubic2': Target(0.03, ('70 %', '80 % at ≤ 0.02 dB'), (0.25,), ('+0.18', '+0.25')),
+    'bicubic4': Target(0.03, ('50 %', '70 %')),
+    'noise~10': Target(0.05, ('45 %', '65 %'), (0.25, 0.4, 0.5), ('+0.05', '+0.25')),
+    'noise0-50': Target(0.05, ('', ''), (0.25, 0.3, 0.4, 0.5, 0.63, 0.8), ('> 0', '+0.05')),
+    'jpeg30-95': Target(0.03, ('50 %', '65 %')),
 }
 
 
@@ -61,10 +78,6 @@ class Comparison:
         fixed = self.fixed(_spent(row))
         return None if fixed is None else self.psnr(row) - fixed
 
-    @property
-    def task(self) -> str:
-        return 'noise' if self.network.degrade.startswith('noise') else 'super-resolution'
-
 
 def _spent(row: dict[str, Any]) -> float:
     return row['macs'] / row['macs_dense']
@@ -100,13 +113,13 @@ def targets(comparisons: Iterable[Comparison]) -> str:
         budgets = {row['budget']: row for row in one.rows('budget')}
         found: list[tuple[str, str, str, str]] = []
         if not one.network.against_dense:
-            loss = 0.05 if one.task == 'noise' else 0.03
-            found.append((f'MACs saved at ≤ {loss} dB', *_TARGETS[one.task, 'saved'], _saved(one, loss)))
-            at = [0.25] if one.task == 'super-resolution' else [budget for budget in _STEEP if budget in budgets]
-            gains = [(budget, one.gain(budgets[budget])) for budget in at]
-            text = ', '.join(f'{gain:+.3f}' for _, gain in gains if gain is not None)
-            where = ', '.join(f'{budget:g}' for budget in at)
-            found.append((f'dB above one candidate or a mix at budget {where}', *_TARGETS[one.task, 'gain'], text))
+            target = _TARGETS[one.network.degrade]
+            found.append((f'MACs saved at ≤ {target.loss} dB', *target.saved, _saved(one, target.loss)))
+            gains = [(budget, one.gain(budgets[budget])) for budget in target.budgets if budget in budgets]
+            known = [(f'{budget:g}', f'{gain:+.3f}') for budget, gain in gains if gain is not None]
+            if known:
+                where, text = map(', '.join, zip(*known))
+                found.append((f'dB above one candidate or a mix at budget {where}', *target.gain, text))
         found.append(("share of the oracle's gain, budgets 0.15 to 0.4", '60 %', '80 %', _share(one)))
         off = [_spent(row) / row['budget'] - 1 for row in budgets.values() if not row['enough']]
         found.append(('distance from the budget, where it is spent', '±1 %', '', f'{min(off):+.1%} to {max(off):+.1%}'))
@@ -182,7 +195,8 @@ def write(root: Path) -> None:
         tables = {'photographs': quality(found['']), 'targets': targets(found[''])}
         tables['photographs measured'] = '\n'.join(f'* {caption(one)}' for one in found[''])
         write_blocks(root / 'docs/benchmarks.md', tables)
-        write_blocks(root / 'README.md', {'photographs': tables['photographs']})
+        few = [one for one in found[''] if one.network.name in _IN_README]
+        write_blocks(root / 'README.md', {'photographs': quality(few)})
     if found['_engines']:
         write_blocks(root / 'docs/benchmarks.md', {'engines': engines(found['_engines'])})
         write_blocks(root / 'README.md', {'engines': engines(found['_engines'][:1])})
