@@ -54,7 +54,7 @@ def cut_crops(
     attempts: int = ATTEMPTS,
     progress: Progress = untold,
 ) -> Crops:
-    """Cuts random crops, from all images in turn.
+    """Cuts random crops, as many from each image.
 
     Args:
         pictures: clean ones with a degradation, or the network's inputs without.
@@ -84,22 +84,26 @@ def cut_crops(
     lq: list[np.ndarray] = []
     gt: list[np.ndarray] = []
     order: list[int] = []
+    of_each = -(-count // len(pictures))  # at a time: reading a large photograph takes longer than all else
     while len(lq) < count:
         if not order:
             order = rng.permutation(len(pictures)).tolist()
         image = pictures.read(order.pop())
-        part = _place(image, side * factor, factor, attempts, rng)
-        if part is None:
-            continue
-        if degradation is None:
-            lq.append(part.of(image))
-        else:
-            context = degradation.context(part, _whole(image, factor))
-            inner = part.inside(context)
-            clean = context.of(image)
-            lq.append(inner.reduced(factor).of(degradation.degrade(clean, rng)))
-            gt.append(inner.of(clean))
-        progress('reading pictures', len(lq), count)
+        for _ in range(of_each):
+            part = _place(image, side * factor, factor, attempts, rng)
+            if part is None:
+                break
+            if degradation is None:
+                lq.append(part.of(image))
+            else:
+                context = degradation.context(part, _whole(image, factor))
+                inner = part.inside(context)
+                clean = context.of(image)
+                lq.append(inner.reduced(factor).of(degradation.degrade(clean, rng)))
+                gt.append(inner.of(clean))
+        progress('reading pictures', min(len(lq), count), count)
+    mixed = rng.permutation(len(lq))[:count]  # the first ones are from all images, too
+    lq, gt = ([crops[i] for i in mixed] if crops else [] for crops in (lq, gt))
     return Crops(_stack(lq), _stack(gt) if gt else None)
 
 
