@@ -67,6 +67,10 @@ NETWORKS = (
         candidates=('0:16', '4:16', '6:16', '10:16', '16:16'), per_layer=True, middle=768,
     ),
     Network(
+        'edsr_x2_64_int8', 'EDSR ×2, 64 features, 16 blocks, in int8', 'zoo/edsr_x2_64_dense.pth', 'bicubic2', 'psnr_y',
+        candidates=('0:16', '4:16-int8', '8:16-int8', '16:16-int8'), per_layer=True, middle=768,
+    ),
+    Network(
         'edsr_x2_32_layers', 'EDSR ×2, 32 features, 8 blocks, per-layer N', 'zoo/edsr_x2_32_layers_dense.pth',
         'bicubic2', 'psnr_y', fitted='zoo/edsr_x2_32_layers.pth',
     ),
@@ -120,7 +124,8 @@ def measure(network: Network, engines: bool, threads: int) -> None:
             bypass = [] if as_routed(load(network.fitted)).candidates[0].startswith('0:') else ['--bypass']
             classpruning('fit', network.fitted, *bypass, '--out', model, '--calibration', calibration, *how)
         else:
-            classpruning('prune', network.dense, '--out', model, '--candidates', *network.candidates,
+            int8 = any(name.endswith('-int8') for name in network.candidates)
+            classpruning('prune', network.dense, '--out', model, '--candidates', *network.candidates, *['--int8'] * int8,
                          '--calibration', calibration, *how, *['--per-layer'] * network.per_layer)  # fmt: skip
     pictures = _some(TEST, _TIMED) if engines else TEST if network.middle is None else _middles(TEST, network.middle)
     what = ['--gt', pictures, '--degrade', network.degrade]
