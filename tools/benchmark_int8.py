@@ -103,7 +103,7 @@ def layer_rows(arguments: argparse.Namespace) -> Iterator[dict]:
 def network_rows(arguments: argparse.Namespace) -> Iterator[dict]:
     """One row for each network, on one tile."""
     for threads, (name, make) in itertools.product(arguments.threads, networks().items()):
-        if name.startswith('NAFNet') or not any(part in name for part in arguments.networks):
+        if name.startswith(('NAFNet', 'SwinIR')) or not any(part in name for part in arguments.networks):
             continue
         torch.set_num_threads(threads)
         x = torch.rand(1, 1 if name == 'DnCNN' else 3, arguments.tile, arguments.tile)
