@@ -58,8 +58,8 @@ def sparse_weight(weight: Tensor, pattern: Pattern) -> Tensor:
 
 
 def prune(net: nn.Module, pattern: Pattern) -> dict[str, Pattern]:
-    """Prunes every layer of at least M input channels that the pattern fits, in place; returns the pruned layers' names with their
-    pattern."""
+    """Prunes every layer of at least M input channels that the pattern fits, in place; returns the pruned layers' names
+    with their pattern."""
     pruned = {}
     for name, layer in net.named_modules():
         if not isinstance(layer, (nn.Conv2d, nn.Linear)) or getattr(layer, 'groups', 1) != 1:

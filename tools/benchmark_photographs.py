@@ -124,8 +124,8 @@ def measure(network: Network, engines: bool, threads: int) -> None:
             bypass = [] if as_routed(load(network.fitted)).candidates[0].startswith('0:') else ['--bypass']
             classpruning('fit', network.fitted, *bypass, '--out', model, '--calibration', calibration, *how)
         else:
-            int8 = any(name.endswith('-int8') for name in network.candidates)
-            classpruning('prune', network.dense, '--out', model, '--candidates', *network.candidates, *['--int8'] * int8,
+            int8 = ['--int8'] if any(name.endswith('-int8') for name in network.candidates) else []
+            classpruning('prune', network.dense, '--out', model, '--candidates', *network.candidates, *int8,
                          '--calibration', calibration, *how, *['--per-layer'] * network.per_layer)  # fmt: skip
     pictures = _some(TEST, _TIMED) if engines else TEST if network.middle is None else _middles(TEST, network.middle)
     what = ['--gt', pictures, '--degrade', network.degrade]

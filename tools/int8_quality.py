@@ -1,7 +1,7 @@
 """What candidates of 8-bit integers lose, beside NNCF's int8 of the same network: ``benchmark_int8.py quality``.
 
-It works in a folder that holds ``datasets/``, ``checkpoints/`` and ``zoo/``; checkpoints in ``models/`` and trainings in
-``experiments/`` are made where they are not there yet, all with the pictures of ``datasets/photos2k/train``. Trained
+It works in a folder that holds ``datasets/``, ``checkpoints/`` and ``zoo/``; checkpoints in ``models/`` and trainings
+in ``experiments/`` are made where they are not there yet, all with the pictures of ``datasets/photos2k/train``. Trained
 candidates start from the calibrated ones and learn the dense network's outputs, with the settings of
 options/train/dncnn_int8.yml. What the result file has already is kept, and not measured again.
 """
