@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +55,8 @@ class Network:
     """Of what is pruned."""
     per_layer: bool = False
     """Whether pruning gives each layer its own N."""
+    int8: tuple[str, ...] = ()
+    """Candidates of a second model, pruned in 8-bit integers, which takes turns with the others where time counts."""
     against_dense: bool = False
     """Whether the truth is what the dense network makes of the degraded pictures: a network that was trained to please
     the eye is far from the clean ones."""
@@ -65,10 +68,7 @@ NETWORKS = (
     Network(
         'edsr_x2_64', 'EDSR ×2, 64 features, 16 blocks', 'zoo/edsr_x2_64_dense.pth', 'bicubic2', 'psnr_y',
         candidates=('0:16', '4:16', '6:16', '10:16', '16:16'), per_layer=True, middle=768,
-    ),
-    Network(
-        'edsr_x2_64_int8', 'EDSR ×2, 64 features, 16 blocks, in int8', 'zoo/edsr_x2_64_dense.pth', 'bicubic2', 'psnr_y',
-        candidates=('0:16', '4:16-int8', '8:16-int8', '16:16-int8'), per_layer=True, middle=768,
+        int8=('0:16', '4:16-int8', '8:16-int8', '16:16-int8'),
     ),
     Network(
         'edsr_x2_32_layers', 'EDSR ×2, 32 features, 8 blocks, per-layer N', 'zoo/edsr_x2_32_layers_dense.pth',
@@ -124,9 +124,13 @@ def measure(network: Network, engines: bool, threads: int) -> None:
             bypass = [] if as_routed(load(network.fitted)).candidates[0].startswith('0:') else ['--bypass']
             classpruning('fit', network.fitted, *bypass, '--out', model, '--calibration', calibration, *how)
         else:
-            int8 = ['--int8'] if any(name.endswith('-int8') for name in network.candidates) else []
-            classpruning('prune', network.dense, '--out', model, '--candidates', *network.candidates, *int8,
-                         '--calibration', calibration, *how, *['--per-layer'] * network.per_layer)  # fmt: skip
+            prune(network, model, network.candidates, calibration, how)
+    models = [model]
+    if engines and network.int8:
+        models.append(f'models/{network.name}_int8_photographs.pth')
+        if not Path(models[-1]).exists():
+            idle = False
+            prune(network, models[-1], network.int8, calibration, [*how, '--int8'])
     pictures = _some(TEST, _TIMED) if engines else TEST if network.middle is None else _middles(TEST, network.middle)
     what = ['--gt', pictures, '--degrade', network.degrade]
     if network.against_dense:
@@ -138,10 +142,11 @@ def measure(network: Network, engines: bool, threads: int) -> None:
         what = ['--gt', gt, '--lq', lq]
     routed = as_routed(load(model))
     budgets = TIMED_BUDGETS if engines else [one for one in BUDGETS if float(one) >= routed.info.costs[0]]
+    fixed = network.int8[-1:] if engines else ()
     others = ['--engines', '--calibration', calibration, '--budget-in', 'time'] if engines else []
     name = f'{network.name}_engines' if engines else network.name
     classpruning(
-        'benchmark', '--models', network.dense, model, *what, '--candidates', *routed.candidates[1:],
+        'benchmark', '--models', network.dense, *models, *what, '--candidates', *routed.candidates[1:], *fixed,
         '--budgets', *budgets, *PATCH, *others, '--repeats', '1', '--threads', str(threads),
         '--json', f'results/{name}.json',
     )  # fmt: skip
@@ -150,6 +155,15 @@ def measure(network: Network, engines: bool, threads: int) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     content = json.dumps(report, indent=1) + '\n'
     write_atomically(RESULTS / f'{name}.json', lambda file: file.write(content.encode()))
+
+
+def prune(network: Network, out: str, candidates: Sequence[str], calibration: str, how: Sequence[str]) -> None:
+    """Prunes the dense network with pictures."""
+    from tools.commands import classpruning
+
+    per_layer = ['--per-layer'] * network.per_layer
+    classpruning('prune', network.dense, '--out', out, '--candidates', *candidates, '--calibration', calibration,
+                 *how, *per_layer)  # fmt: skip
 
 
 def _some(folder: str, count: int) -> str:

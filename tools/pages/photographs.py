@@ -153,22 +153,23 @@ def engines(comparisons: Sequence[Comparison], few: bool = False) -> str:
 
     Args:
         comparisons: of time.
-        few: leaves out what is slower than the rival, but PyTorch, and fixed candidates but the sparsest.
+        few: leaves out what is slower than the rival, but PyTorch, and fixed candidates but the sparsest and the last.
     """
     parts = []
     for one in comparisons:
         rival = _rival(one)
         lines = []
-        sparsest = min(one.rows('candidate'), key=_spent)
+        shown = min(one.rows('candidate'), key=_spent), one.rows('candidate')[-1]
         for row in one.rows('dense', 'candidate', 'budget'):
             slow = row['seconds'] > rival['seconds'] and row['backend'] != 'eager'
-            if few and (slow or (row['kind'] == 'candidate' and row is not sparsest)):
+            if few and (slow or (row['kind'] == 'candidate' and row not in shown)):
                 continue
             what = {'dense': 'dense', 'candidate': f'{row["candidate"]} everywhere'}.get(row['kind'])
             speed = f'{rival["seconds"] / row["seconds"]:.2f}×' if one.report['idle'] else ''
             loss = 'equal' if abs(_loss(one, row)) < 0.0005 else _to_dense(one, row)
             cells = [_ENGINES.get(row['backend'], row['backend']), loss, f'{_spent(row):.1%}', speed]
-            lines.append([what or f'ClassPruning, budget {row["budget"]:g} of the time', *cells])
+            precision = ' in int8' if row['model'].endswith('_int8_photographs') else ''
+            lines.append([what or f'ClassPruning{precision}, budget {row["budget"]:g} of its time', *cells])
         header = ['what', 'engine', 'dB to dense', 'MACs', f'speed over {rival["backend"]}']
         parts.append(f'{caption(one)}\n\n{markdown_table(header, lines)}')
     return '\n\n'.join(parts)
