@@ -69,9 +69,7 @@ class Network:
 NETWORKS = (
     Network('dncnn_gray_sigma25', 'DnCNN 64×17, grey, σ = 25', 'noise25-25', 'psnr', 2000),
     Network('dncnn_color_blind', 'DnCNN 64×20, colour, blind, at σ = 25', 'noise25-25', 'psnr', 0),
-    Network(
-        'edsr_x2_64_dense', 'EDSR 64×16, ×2, per-layer N', 'bicubic2', 'psnr_y', 600, ('--per-layer',), folder='zoo'
-    ),
+    Network('edsr_x2_64_dense', 'EDSR 64×16, ×2, per-layer N', 'bicubic2', 'psnr_y', 0, ('--per-layer',), folder='zoo'),
 )
 
 
@@ -127,7 +125,7 @@ def make_engines(network: Network, threads: int, known: Collection[str]) -> dict
     checkpoint, pruned = network.checkpoint, Path(f'models/{network.name}_int8.pth')
     if not pruned.exists():
         pruned.parent.mkdir(exist_ok=True)
-        how = ('--int8', '--no-bypass', '--candidates', *CANDIDATES, *network.how)
+        how = ('--int8', '--candidates', *CANDIDATES, *network.how)
         data = ('--calibration', CALIBRATION, '--degrade', network.degrade)
         classpruning('prune', checkpoint, '--out', pruned, *how, *data)
     dense = as_dense(load(checkpoint)).routed().dense
@@ -142,7 +140,7 @@ def make_engines(network: Network, threads: int, known: Collection[str]) -> dict
         files[TRAINED] = train(network, pruned)
     for suffix, file in files.items():
         for candidate in load(file).routed().subnetworks:
-            if candidate.name + suffix not in known:
+            if candidate.runs_base and candidate.name + suffix not in known:
                 engines[candidate.name + suffix] = kernels.accelerate(candidate.net, candidate.patterns)
             if candidate.name + suffix == CANDIDATES[-1] and WEIGHTS not in known:
                 engines[WEIGHTS] = kernels.accelerate(as_float(candidate.net), {})
