@@ -51,6 +51,7 @@ def _read(conditions: Conditions) -> Any:
     return openvino.Core().read_model(conditions.graph.content, b'')
 
 
+@torch.no_grad()
 def _quantised(conditions: Conditions, calibration: Tensor) -> Any:
     """The model in int8, set up for the least loss at the same speed.
 
