@@ -81,7 +81,6 @@ NETWORKS = (
     Network(
         'dncnn_color_blind', 'DnCNN, published, blind, noise of 1 + half-normal σ 10',
         'checkpoints/dncnn_color_blind.pth', 'noise~10', 'psnr', middle=512,
-        fitted='experiments/dncnn_color_blind_patches/models/net_g_latest.pth',
     ),
     Network(
         'msrresnet_x4_32', 'MSRResNet ×4, 32 features, 8 blocks', 'zoo/msrresnet_x4_32_dense.pth', 'bicubic4', 'psnr_y',

@@ -5,14 +5,12 @@ The paper speaks of two additional loss terms; their formulas here are this proj
 
 from __future__ import annotations
 
-import math
-
 import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional
 
-from basicsr_classpruning.routing.errors import LEAST_ERROR, reference_errors
+from basicsr_classpruning.routing.errors import reference_errors
 
 _LEAST_ERROR = 1e-6  # in units of the scores: 90 dB, beyond what 8 bits can tell
 _RATIO_SIDES = (2, 8)  # in parts of 8 pixels: what gets one candidate has 16 to 64
@@ -117,34 +115,9 @@ class DistillationLoss(nn.Module):
         super().__init__()
         self.loss_weight = loss_weight
 
-    def forward(self, output: Tensor, teacher: Tensor, truth: Tensor) -> Tensor:
-        """Takes a candidate's and the dense network's outputs and the clean images, ``(B, C, H, W)``; returns a
-        scalar."""
+    def forward(self, output: Tensor, teacher: Tensor) -> Tensor:
+        """Takes a candidate's and the dense network's outputs, ``(B, C, H, W)``; returns a scalar."""
         return self.loss_weight * functional.l1_loss(output, teacher.detach())
-
-
-@LOSS_REGISTRY.register()
-class RelativeDistillationLoss(nn.Module):
-    """What the distance from the dense network's outputs costs in decibels.
-
-    With d_b the mean squared distance from them in image b and e_b their own mean squared error, the mean over images
-    of 10 log10(1 + d_b / e_b): the loss of PSNR, as far as distance and error are uncorrelated. Images in which the
-    dense network leaves little error, smooth or hardly noisy ones, count as much as others.
-
-    Args:
-        loss_weight: factor of the term.
-    """
-
-    def __init__(self, loss_weight: float = 1.0) -> None:
-        super().__init__()
-        self.loss_weight = loss_weight
-
-    def forward(self, output: Tensor, teacher: Tensor, truth: Tensor) -> Tensor:
-        """Takes a candidate's and the dense network's outputs and the clean images, ``(B, C, H, W)``; returns a
-        scalar."""
-        distance = (output - teacher.detach()).square().mean((1, 2, 3))
-        error = (teacher.detach() - truth).square().mean((1, 2, 3)).clamp(min=LEAST_ERROR)
-        return self.loss_weight * 10 / math.log(10) * torch.log1p(distance / error).mean()
 
 
 @LOSS_REGISTRY.register()

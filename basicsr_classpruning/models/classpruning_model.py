@@ -209,7 +209,7 @@ class ClassPruningModel(GuardedSRModel):
             with torch.no_grad(), self.autocast():
                 teacher = self.net_g.run_sparse(self.lq, None).float()[deal.images]
             counted = output if deal.used is None else torch.where(deal.used, output, teacher)
-            yield 'l_distill', self.losses['distill'](counted, teacher, truth)
+            yield 'l_distill', self.losses['distill'](counted, teacher)
         if deal.by_all:
             self._remember(
                 [
