@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -55,6 +57,32 @@ class JobList:
             return self.cells
         near = dilated(self.cells != native.NOTHING, self.zeroed)
         return np.where(near, self.cells, native.LEFT_OUT)
+
+
+def weight_array(
+    packed: Sequence[Tensor], biases: Sequence[Tensor | None], scales: Sequence[Tensor] | None = None
+) -> ctypes.Array[native.Weight]:
+    """What the jobs of a call may take; only 8-bit integers have scales. The tensors must outlive it."""
+    rows = [
+        native.Weight(
+            one.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            None if scales is None else scales[place].data_ptr(),
+        )
+        for place, (one, bias) in enumerate(zip(packed, biases))
+    ]
+    return (native.Weight * len(rows))(*rows)
+
+
+def jobs_of_call(jobs: Tensor, weights: ctypes.Array[native.Weight], cell: int) -> native.Jobs:
+    """The jobs of one call. What they are made of must outlive it.
+
+    Args:
+        jobs: ``(J, 5)`` int32 rows of ``native.JOB_FIELDS``.
+        weights: what they take.
+        cell: side of a cell in pixels.
+    """
+    return native.Jobs(jobs.data_ptr(), len(jobs), ctypes.addressof(weights), len(weights), cell)
 
 
 def dilated(runs: np.ndarray, distance: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from basicsr_classpruning.kernels import native
 from basicsr_classpruning.kernels.choice import Choices
+from basicsr_classpruning.kernels.jobs import jobs_of_call
 
 _EPILOGUE = 'Tensor? bias, Tensor? slope, Tensor? residual, str activation, str order'
 _library = torch.library.Library('classpruning', 'DEF')
@@ -185,7 +186,7 @@ def conv2d_in_jobs(
     x = x if x.stride(3) == 1 else x.contiguous()
     residual = _laid_out_as(y, residual)
     batch, channels, height, width = x.shape
-    listed = native.Jobs(jobs.data_ptr(), len(jobs), ctypes.addressof(weights), len(weights), cell)
+    listed = jobs_of_call(jobs, weights, cell)
     call = native.Call(
         None, x.data_ptr(), y.data_ptr(), None, _pointer(residual), _pointer(slope),
         batch, channels, height, width, y.shape[1] * shuffle**2, height, width, *x.stride()[:3],

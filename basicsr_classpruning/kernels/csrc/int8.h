@@ -28,6 +28,7 @@ struct cp_int8_call {
   int32_t order;       // cp_residual
   int32_t shuffle;     // 1: none
   int32_t threads;
+  const cp_jobs* jobs;  // as of cp_call; `packed`, `scale` and `bias` are then not read
 };
 
 // Floats with any strides to activations; channels that fill the last unit become the zero point.
@@ -86,6 +87,7 @@ constexpr int int8_most_pair = 128;
 
 struct int8_engine {
   int (*run)(const cp_int8_call&);
+  int (*jobs)(const cp_int8_call&, const part*, const ticket*, long tickets);
   int (*quantize)(const cp_int8_quantize_call&);
 };
 extern const int8_engine int8_avx2_engine, int8_avxvnni_engine, int8_avx512_engine;

@@ -546,6 +546,19 @@ struct layer {
     }
   }
 
+  // What is made of sums that are zero.
+  void store_zeros(const place& at) {
+    const workspace w = get_workspace();
+    if (!w.tile) {
+      __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+      return;
+    }
+    for (long o = 0; o < call.out_channels; o += together) {
+      std::memset(w.sums, 0, static_cast<size_t>(together) * tile_rows * row_bytes);
+      store_block(w.sums, o, at);
+    }
+  }
+
   void run_index(long index) {
     const long column = index % column_blocks, block = index / column_blocks % row_blocks;
     const long y0 = block * call.out_height / row_blocks, y1 = (block + 1) * call.out_height / row_blocks;
@@ -562,6 +575,50 @@ int run_layer(const cp_int8_call& call) {
   if (l.head.group != group) return CP_NOT_PACKED_FOR_THIS;
   cp::parallel_for(l.tiles(), call.threads, run_index, &l);
   return l.failed ? CP_NO_MEMORY : CP_OK;
+}
+
+// --- patches --------------------------------------------------------------------------------------------------------
+
+// A call in patches: each job of the list by its own weight.
+struct patches {
+  const cp_int8_call& call;
+  const cp::part* parts;
+  const cp::ticket* tickets;
+  int failed = 0;
+
+  // The call with one of its weights; the first one, without a bias, where there is nothing to do.
+  cp_int8_call with(int32_t weight) const {
+    const cp_weight& w = call.jobs->weights[weight == CP_NOTHING ? 0 : weight];
+    cp_int8_call mine = call;
+    mine.packed = w.packed;
+    mine.scale = w.scale;
+    mine.bias = weight == CP_NOTHING ? nullptr : w.bias;
+    return mine;
+  }
+
+  void run_tile(long index) {
+    const cp::ticket& ticket = tickets[index];
+    const cp::part& p = parts[ticket.first];
+    const cp_int8_call mine = with(ticket.weight);
+    layer l(mine);
+    if (ticket.weight == CP_NOTHING)
+      l.store_zeros({p.image, p.y, p.x, p.rows, p.columns});
+    else
+      l.run_tile({p.image, p.y, p.x, p.rows, p.columns});
+    if (l.failed) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+  }
+};
+
+void run_ticket(void* context, long index) { static_cast<patches*>(context)->run_tile(index); }
+
+int run_jobs(const cp_int8_call& call, const cp::part* parts, const cp::ticket* tickets, long count) {
+  patches p{call, parts, tickets};
+  for (int32_t k = 0; k < call.jobs->weight_count; k++) {
+    const cp_int8_call mine = p.with(k);
+    if (layer(mine).head.group != group) return CP_NOT_PACKED_FOR_THIS;
+  }
+  cp::parallel_for(count, call.threads, run_ticket, &p);
+  return p.failed ? CP_NO_MEMORY : CP_OK;
 }
 
 // --- floats to activations ------------------------------------------------------------------------------------------

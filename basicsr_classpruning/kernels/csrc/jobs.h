@@ -15,7 +15,8 @@ struct cp_job {
 
 struct cp_weight {
   const word* packed;
-  const float* bias;  // (out_channels) or null
+  const float* bias;   // (out_channels) or null
+  const float* scale;  // (out_channels), of 8-bit integers only
 };
 
 // The jobs of a call; a call with none computes its whole output with one weight.
