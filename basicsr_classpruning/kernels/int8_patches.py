@@ -68,7 +68,7 @@ class PatchedInt8Conv2d(Int8KernelConv2d):
             prepared = self._prepare_jobs(x, activation, order, made)
             self._prepared.keep(key, prepared)
         listed = jobs.together if self._alike else jobs.by_weight
-        of_call = jobs_of_call(listed, self._weights, x.shape[2] // jobs.grid[0])
+        of_call = jobs_of_call(listed, self._weights, jobs.part_side(x.shape[2]))
         if residual is not None and residual.dtype != torch.float32:
             raise ValueError(f'residual must be float32, not {residual.dtype}')
         residual = None if residual is None else residual.contiguous()

@@ -25,13 +25,19 @@ class JobList:
     cells: np.ndarray
     """``(rows, columns)`` int32: places of weights, or ``native.NOTHING``."""
     zeroed: int | None
-    """Distance, in cells, of what others may read; None: everything."""
+    """Distance, in parts of cells, of what others may read; None: everything."""
+    parts: int = 1
+    """Of a cell each way: jobs are counted in them, so that no more is zeroed than is read."""
     _members: dict[torch.device, list[Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of cells."""
         return self.cells.shape[0], self.cells.shape[1]
+
+    def part_side(self, height: int) -> int:
+        """Pixels of a part's side in features of a height."""
+        return height // (self.cells.shape[0] * self.parts)
 
     @cached_property
     def by_weight(self) -> Tensor:
@@ -52,11 +58,12 @@ class JobList:
 
     @cached_property
     def _known(self) -> np.ndarray:
-        """Cells, without those that nobody reads."""
+        """Parts of cells, without those that nobody reads."""
+        known = self.cells.repeat(self.parts, 0).repeat(self.parts, 1)
         if self.zeroed is None:
-            return self.cells
-        near = dilated(self.cells != native.NOTHING, self.zeroed)
-        return np.where(near, self.cells, native.LEFT_OUT)
+            return known
+        near = dilated(known != native.NOTHING, self.zeroed)
+        return np.where(near, known, native.LEFT_OUT)
 
 
 def weight_array(
@@ -80,7 +87,7 @@ def jobs_of_call(jobs: Tensor, weights: ctypes.Array[native.Weight], cell: int) 
     Args:
         jobs: ``(J, 5)`` int32 rows of ``native.JOB_FIELDS``.
         weights: what they take.
-        cell: side of a cell in pixels.
+        cell: side in pixels of what jobs are counted in.
     """
     return native.Jobs(jobs.data_ptr(), len(jobs), ctypes.addressof(weights), len(weights), cell)
 

@@ -177,7 +177,7 @@ def conv2d_in_jobs(
         y: the output, contiguous; what is in no job stays as it is.
         jobs: ``(J, 5)`` int32 rows of ``native.JOB_FIELDS``.
         weights: packed for x's number of channels.
-        cell: side of a cell in pixels of x.
+        cell: side, in pixels of x, of what jobs are counted in.
         slope, residual, activation, order, shuffle: as of ``nm_conv2d``.
         threads: by default as many as torch uses; the result does not depend on it.
     """

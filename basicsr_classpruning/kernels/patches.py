@@ -72,8 +72,10 @@ class PatchedNet(nn.Module):
         Returns:
             ``(B, C', H · scale, W · scale)``.
         """
-        zeroed = None if self._reads is None else -(-self._reads * len(cells) // x.shape[2])
-        return self._net(x.contiguous(), JobList(cells, zeroed))
+        side = x.shape[2] // len(cells)
+        # Parts of a pixel, that only what is read is set to zeros; features have no fewer pixels than the input.
+        jobs = JobList(cells, None) if self._reads is None else JobList(cells, self._reads, side)
+        return self._net(x.contiguous(), jobs)
 
 
 class PatchedConv2d(nn.Module):
@@ -115,7 +117,8 @@ class PatchedConv2d(nn.Module):
             weights = self._chosen[cell] = self._choose(cell)
         y = torch.empty(self._output_shape(x))
         listed = jobs.together if self._alike else jobs.by_weight
-        conv2d_in_jobs(x, y, listed, weights, cell, self._slope, residual, activation, order, self._shuffle)
+        part = jobs.part_side(x.shape[2])
+        conv2d_in_jobs(x, y, listed, weights, part, self._slope, residual, activation, order, self._shuffle)
         return y
 
     def _choose(self, cell: int) -> ctypes.Array[native.Weight]:

@@ -546,16 +546,32 @@ struct layer {
     }
   }
 
-  // What is made of sums that are zero.
+  // What is made of sums that are zero: of these pixels neighbours may read some.
   void store_zeros(const place& at) {
+    if (call.order == CP_NO_RESIDUAL) return clear(at);
     const workspace w = get_workspace();
     if (!w.tile) {
       __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
       return;
     }
     for (long o = 0; o < call.out_channels; o += together) {
+      if (call.shuffle == 1 && o + 4 < call.out_channels) fetch_four(o + 4, at);
       std::memset(w.sums, 0, static_cast<size_t>(together) * tile_rows * row_bytes);
       store_block(w.sums, o, at);
+    }
+  }
+
+  // Every activation makes zero of zero, and zero becomes the zero point.
+  void clear(const place& at) const {
+    const long r = call.shuffle, pitch = call.out_width * r, plane = call.out_height * r * pitch;
+    const long first = at.y0 * r * pitch + at.x0 * r, planes = call.out_channels / (r * r);
+    const size_t columns = static_cast<size_t>(at.columns) * r;
+    for (long y = 0; y < at.rows * r; y++) {
+      if (call.y)
+        for (long c = 0; c < planes; c++) std::memset(call.y + (at.image * planes + c) * plane + first + y * pitch, 0, columns * sizeof(float));
+      if (call.q)
+        for (long u = 0; u < cp::int8_units(planes); u++)
+          std::memset(call.q + ((at.image * cp::int8_units(planes) + u) * plane + first + y * pitch) * 4, call.q_zero, columns * 4);
     }
   }
 
@@ -592,7 +608,12 @@ struct patches {
     cp_int8_call mine = call;
     mine.packed = w.packed;
     mine.scale = w.scale;
-    mine.bias = weight == CP_NOTHING ? nullptr : w.bias;
+    mine.bias = w.bias;
+    if (weight == CP_NOTHING) {
+      mine.bias = nullptr;
+      const bool unchanged = call.order == CP_AFTER_ACTIVATION || (call.order == CP_BEFORE_ACTIVATION && call.activation == CP_NONE);
+      if (unchanged && call.y == call.residual) mine.y = nullptr;  // they are there already
+    }
     return mine;
   }
 
@@ -601,6 +622,7 @@ struct patches {
     const cp::part& p = parts[ticket.first];
     const cp_int8_call mine = with(ticket.weight);
     layer l(mine);
+    if (ticket.weight == CP_NOTHING && !mine.y && !mine.q) return;
     if (ticket.weight == CP_NOTHING)
       l.store_zeros({p.image, p.y, p.x, p.rows, p.columns});
     else

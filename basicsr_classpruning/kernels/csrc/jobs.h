@@ -9,7 +9,7 @@ constexpr int32_t CP_NOTHING = -1;  // nothing is computed: the sums are zero, w
 constexpr int cp_most_weights = 32;
 
 struct cp_job {
-  int32_t y, x, rows, columns;  // in cells
+  int32_t y, x, rows, columns;  // in cells, or parts of them
   int32_t weight;               // its place among the call's weights, or CP_NOTHING
 };
 
