@@ -513,12 +513,14 @@ struct layer {
     const long plane = call.out_height * call.out_width, first = at.y0 * call.out_width + at.x0;
     const long start = (at.image * call.out_channels + o) * plane + first;
     const int channels = static_cast<int>(at_most(4, call.out_channels - o));
+    const long last = at.x0 % width ? at.columns - 1 : 0;  // in patches a row may lie in two lines of the cache
     for (int r = 0; r < at.rows; r++) {
       const long i = start + r * call.out_width;
       if (call.q) fetch(call.q + ((at.image * (out_padded / 4) + o / 4) * plane + first + r * call.out_width) * 4);
       for (int j = 0; j < channels; j++) {
         if (call.order != CP_NO_RESIDUAL) fetch(call.residual + i + j * plane);
-        if (call.y) fetch(call.y + i + j * plane);
+        if (call.order != CP_NO_RESIDUAL && last) fetch(call.residual + i + j * plane + last);
+        if (call.y && call.y != call.residual) fetch(call.y + i + j * plane);
       }
     }
   }

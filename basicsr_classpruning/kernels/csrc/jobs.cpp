@@ -1,6 +1,7 @@
 // Job lists: joining cells to rectangles, and cutting rectangles into what a thread takes at once.
 #include <algorithm>
 #include <cstring>
+#include <tuple>
 #include <vector>
 
 #include "layout.h"
@@ -117,6 +118,11 @@ plan make_plan(const cp_jobs& jobs, int64_t batch, int rows, int width) {
   planner p{jobs, batch, made};
   for (int32_t k = 0; k < jobs.weight_count; k++) p.direct(k, rows, width);
   p.direct(CP_NOTHING, rows, width);
+  // Neighbours one after the other, whatever their weights: the lines of the cache at their borders are shared.
+  std::sort(made.tickets.begin(), made.tickets.end(), [&](const ticket& a, const ticket& b) {
+    const part &one = made.parts[a.first], &other = made.parts[b.first];
+    return std::tie(one.image, one.y, one.x) < std::tie(other.image, other.y, other.x);
+  });
   return made;
 }
 
