@@ -79,6 +79,10 @@ constexpr int int8_header_words = sizeof(int8_header) / sizeof(word);
 constexpr int int8_tile_rows = 12;
 inline int int8_classes(int isa, int group) { return isa == CP_INT8_AVX2 ? 2 : (1 << group) - 1; }
 inline int int8_width(int isa) { return isa == CP_INT8_AVX512VNNI ? 16 : 8; }
+// Whether tiles of at most half a vector's width are computed two in one, the lower half of their rows beside the upper.
+inline bool int8_halves(const cp_int8_call& c, const cp_geometry& g) {
+  return c.shuffle == 1 && g.stride_h == 1 && g.stride_w == 1;
+}
 inline int64_t int8_units(int64_t channels) { return (channels + 3) / 4; }
 
 // `vpmaddubsw` adds two products of an unsigned and a signed byte in 16 bits: exactly, if the two weights' magnitudes

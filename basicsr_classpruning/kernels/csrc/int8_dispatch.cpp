@@ -63,7 +63,7 @@ int run_jobs(const cp_int8_call& c) {
   const int8_engine* engine = int8_engine_of(first.isa);
   if (!engine) return CP_NOT_SUPPORTED;
   ask_for_output_pages(c);
-  const plan made = make_plan(*c.jobs, c.batch, int8_tile_rows, int8_width(first.isa));
+  const plan made = make_plan(*c.jobs, c.batch, int8_tile_rows, int8_width(first.isa), int8_halves(c, first.geometry));
   return engine->jobs(c, made.parts.data(), made.tickets.data(), static_cast<long>(made.tickets.size()));
 }
 

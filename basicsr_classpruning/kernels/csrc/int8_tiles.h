@@ -11,6 +11,7 @@
 namespace {
 
 constexpr int width = CP_INT8_WIDTH;
+constexpr int half = width / 2;
 constexpr int row_bytes = 4 * width;
 constexpr int tile_rows = cp::int8_tile_rows;
 
@@ -186,6 +187,17 @@ inline void store(void* p, V v, long n) {
 #endif
 }
 
+// Elements `first` to `last` of a vector.
+template <class V>
+inline void store_between(void* p, V v, int first, int last) {
+#if CP_INT8_WIDTH == 16
+  _mm512_mask_storeu_epi32(p, static_cast<__mmask16>((1u << last) - (1u << first)), reinterpret_cast<__m512i>(v));
+#else
+  const ivec index = {0, 1, 2, 3, 4, 5, 6, 7}, mask = (index >= first) & (index < last);
+  _mm256_maskstore_epi32(static_cast<int*>(p), reinterpret_cast<__m256i>(mask), reinterpret_cast<__m256i>(v));
+#endif
+}
+
 // Puts the elements of R vectors in turns: a0 b0 … a1 b1 …
 template <int R>
 inline void interleave(fvec (&line)[R]) {
@@ -270,6 +282,7 @@ struct workspace {
 struct place {
   long image, y0, x0;
   int rows, columns;
+  int lower = 0;  // rows below these, in the second half of the vectors: as many, or one fewer
 };
 
 struct layer {
@@ -328,6 +341,21 @@ struct layer {
     for (int r = last > first ? last : first; r < rows; r++) std::memcpy(to + r * row_bytes, &padding, row_bytes);
   }
 
+  // The same in both halves of the vectors, the second one `apart` rows below the first.
+  void copy_halves(const uint8_t* plane, long y0, long x0, int rows, long apart, ivec padding, uint8_t* to) const {
+    const int left = static_cast<int>(at_most(x0 < 0 ? -x0 : 0, half));
+    const int right = static_cast<int>(at_most(call.width > x0 ? call.width - x0 : 0, half));
+    for (int r = 0; r < rows; r++, to += row_bytes) {
+      ivec row = padding;
+      for (int i = 0; i < 2; i++) {
+        const long y = y0 + r + i * apart;
+        if (y >= 0 && y < call.height)
+          row = load_between(plane + (y * call.width + x0 - i * half) * 4, left + i * half, right + i * half, row);
+      }
+      std::memcpy(to, &row, row_bytes);
+    }
+  }
+
   // The same of every stride_h-th row from y0 on, and every stride_w-th pixel from x0 on.
   void copy_strided(const uint8_t* plane, long y0, long x0, int rows, ivec padding, uint8_t* to) const {
     for (int r = 0; r < rows; r++, to += row_bytes) {
@@ -354,6 +382,8 @@ struct layer {
           const long y0 = at.y0 * g.stride_h + phases[p] - g.pad_h;
           if (strided)
             copy_strided(plane, y0, x0, rows, padding, tile);
+          else if (at.lower)
+            copy_halves(plane, y0, x0, rows, at.rows, padding, tile);
           else
             copy_rows(plane, y0, x0, rows, padding, tile);
         }
@@ -386,12 +416,29 @@ struct layer {
     }
   };
 
+  // Row r of a tile, of floats or levels: p is where it begins, `pitch` elements from row to row.
+  static fvec load_row(const float* p, const place& at, int r, long pitch) {
+    if (!at.lower) return load_floats(p, at.columns);
+    const auto lanes = [&](long offset, int first, ivec rest) {
+      return load_between(reinterpret_cast<const uint8_t*>(p + offset), first, first + at.columns, rest);
+    };
+    const ivec upper = lanes(0, 0, ivec{});
+    return reinterpret_cast<fvec>(r < at.lower ? lanes(at.rows * pitch - half, half, upper) : upper);
+  }
+
+  template <class V>
+  static void store_row(void* p, V v, const place& at, int r, long pitch) {
+    if (!at.lower) return store(p, v, at.columns);
+    store_between(p, v, 0, at.columns);
+    if (r < at.lower) store_between(static_cast<char*>(p) + (at.rows * pitch - half) * 4, v, half, half + at.columns);
+  }
+
   // Up to four channels of a tile, from o on: floats, levels, or both. WHOLE: four channels of whole vectors.
   template <int ACTIVATION, int ORDER, bool FLOATS, bool LEVELS, bool WHOLE>
   void store_four(const ivec* sums, long o, int channels_left, const place& at) const {
     const long pitch = call.out_width, plane = call.out_height * pitch, first = at.y0 * pitch + at.x0;
     const long start = (at.image * call.out_channels + o) * plane + first;
-    const int channels = WHOLE ? 4 : channels_left, rows = at.rows, columns = WHOLE ? width : at.columns;
+    const int channels = WHOLE ? 4 : channels_left, rows = at.rows;
     const float* const residual = ORDER ? call.residual + start : nullptr;
     float* const y = FLOATS ? call.y + start : nullptr;
     uint8_t* const q = LEVELS ? call.q + ((at.image * (out_padded / 4) + o / 4) * plane + first) * 4 : nullptr;
@@ -404,10 +451,14 @@ struct layer {
       for (int j = 0; j < 4; j++) {
         if (j >= channels) continue;
         const long i = j * plane + r * pitch;
-        v[j] = finish[j](sums[j * tile_rows + r], ORDER ? load_floats(residual + i, columns) : fvec{});
-        if (FLOATS) store(y + i, v[j], columns);
+        fvec added = {};
+        if (ORDER) added = WHOLE ? load_floats(residual + i, width) : load_row(residual + i, at, r, pitch);
+        v[j] = finish[j](sums[j * tile_rows + r], added);
+        if (FLOATS && WHOLE) store(y + i, v[j], width);
+        if (FLOATS && !WHOLE) store_row(y + i, v[j], at, r, pitch);
       }
-      if (LEVELS) store(q + r * pitch * 4, quantized.levels(v), columns);
+      if (LEVELS && WHOLE) store(q + r * pitch * 4, quantized.levels(v), width);
+      if (LEVELS && !WHOLE) store_row(q + r * pitch * 4, quantized.levels(v), at, r, pitch);
     }
   }
 
@@ -514,7 +565,7 @@ struct layer {
     const long start = (at.image * call.out_channels + o) * plane + first;
     const int channels = static_cast<int>(at_most(4, call.out_channels - o));
     const long last = at.x0 % width ? at.columns - 1 : 0;  // in patches a row may lie in two lines of the cache
-    for (int r = 0; r < at.rows; r++) {
+    for (int r = 0; r < at.rows + at.lower; r++) {
       const long i = start + r * call.out_width;
       if (call.q) fetch(call.q + ((at.image * (out_padded / 4) + o / 4) * plane + first + r * call.out_width) * 4);
       for (int j = 0; j < channels; j++) {
@@ -624,11 +675,16 @@ struct patches {
     const cp::part& p = parts[ticket.first];
     const cp_int8_call mine = with(ticket.weight);
     layer l(mine);
-    if (ticket.weight == CP_NOTHING && !mine.y && !mine.q) return;
-    if (ticket.weight == CP_NOTHING)
-      l.store_zeros({p.image, p.y, p.x, p.rows, p.columns});
-    else
-      l.run_tile({p.image, p.y, p.x, p.rows, p.columns});
+    place at{p.image, p.y, p.x, p.rows, p.columns};
+    if (ticket.weight == CP_NOTHING) {
+      if (mine.y || mine.q) l.store_zeros(at);
+    } else {
+      if (p.columns <= half && cp::int8_halves(mine, l.head.geometry)) {
+        at.lower = p.rows / 2;
+        at.rows -= at.lower;
+      }
+      l.run_tile(at);
+    }
     if (l.failed) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
   }
 };

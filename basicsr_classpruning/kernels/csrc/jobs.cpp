@@ -54,12 +54,19 @@ struct planner {
       }
   }
 
-  void direct(int32_t weight, int rows, int width) {
+  void direct(int32_t weight, int rows, int width, bool halves = false) {
+    const auto add = [&](const part& p) {
+      made.parts.push_back(p);
+      end_ticket(weight, made.parts.size() - 1);
+    };
     for_rectangles(weight, [&](const part& whole) {
-      cut(whole, 1, rows, width, [&](const part& p) {
-        made.parts.push_back(p);
-        end_ticket(weight, made.parts.size() - 1);
-      });
+      const int rest = whole.columns % width, narrow = halves && rest <= width / 2 ? rest : 0;
+      part left = whole, right = whole;
+      left.columns -= narrow;
+      right.x += left.columns;
+      right.columns = narrow;
+      cut(left, 1, rows, width, add);
+      cut(right, 1, 2 * rows, width, add);
     });
   }
 
@@ -113,10 +120,10 @@ plan make_plan(const cp_jobs& jobs, int64_t batch, const machine& cpu) {
   return made;
 }
 
-plan make_plan(const cp_jobs& jobs, int64_t batch, int rows, int width) {
+plan make_plan(const cp_jobs& jobs, int64_t batch, int rows, int width, bool halves) {
   plan made;
   planner p{jobs, batch, made};
-  for (int32_t k = 0; k < jobs.weight_count; k++) p.direct(k, rows, width);
+  for (int32_t k = 0; k < jobs.weight_count; k++) p.direct(k, rows, width, halves);
   p.direct(CP_NOTHING, rows, width);
   // Neighbours one after the other, whatever their weights: the lines of the cache at their borders are shared.
   std::sort(made.tickets.begin(), made.tickets.end(), [&](const ticket& a, const ticket& b) {
