@@ -285,6 +285,11 @@ struct place {
   int lower = 0;  // rows below these, in the second half of the vectors: as many, or one fewer
 };
 
+// Whether sums that are zero leave a residual as it is.
+inline bool keeps_residual(const cp_int8_call& c) {
+  return c.order == CP_AFTER_ACTIVATION || (c.order == CP_BEFORE_ACTIVATION && c.activation == CP_NONE);
+}
+
 struct layer {
   const cp_int8_call& call;
   cp::int8_header head;
@@ -602,6 +607,7 @@ struct layer {
   // What is made of sums that are zero: of these pixels neighbours may read some.
   void store_zeros(const place& at) {
     if (call.order == CP_NO_RESIDUAL) return clear(at);
+    if (keeps_residual(call) && !call.y && call.shuffle == 1 && at.columns <= half) return store_levels(at);
     const workspace w = get_workspace();
     if (!w.tile) {
       __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
@@ -609,8 +615,34 @@ struct layer {
     }
     for (long o = 0; o < call.out_channels; o += together) {
       if (call.shuffle == 1 && o + 4 < call.out_channels) fetch_four(o + 4, at);
-      std::memset(w.sums, 0, static_cast<size_t>(together) * tile_rows * row_bytes);
+      if (call.shuffle > 1 || o == 0) std::memset(w.sums, 0, static_cast<size_t>(together) * tile_rows * row_bytes);
       store_block(w.sums, o, at);
+    }
+  }
+
+  // The levels of a residual, its pixels row by row: most of what is set to zeros is one pixel wide.
+  void store_levels(const place& at) const {
+    const long plane = call.out_height * call.out_width, first = at.y0 * call.out_width + at.x0;
+    const quantizer quantized(call.q_inverse_scale, call.q_zero);
+    const int pixels = at.rows * at.columns;
+    long offsets[tile_rows * half];
+    for (int i = 0; i < pixels; i++) offsets[i] = first + i / at.columns * call.out_width + i % at.columns;
+    for (long o = 0; o < call.out_channels; o += 4) {
+      const float* const from = call.residual + (at.image * call.out_channels + o) * plane;
+      uint8_t* const to = call.q + (at.image * out_padded + o) * plane;
+      const int channels = static_cast<int>(at_most(4, call.out_channels - o));
+      for (int i = 0; i < pixels; i += width) {
+        const int n = static_cast<int>(at_most(width, pixels - i));
+        float lanes[4][width] = {};
+        for (int j = 0; j < channels; j++)
+          for (int k = 0; k < n; k++) lanes[j][k] = from[j * plane + offsets[i + k]];
+        fvec v[4];
+        std::memcpy(v, lanes, sizeof v);
+        const uvec levels = quantized.levels(v);
+        uint32_t found[width];
+        std::memcpy(found, &levels, sizeof found);
+        for (int k = 0; k < n; k++) std::memcpy(to + offsets[i + k] * 4, found + k, 4);
+      }
     }
   }
 
@@ -664,8 +696,7 @@ struct patches {
     mine.bias = w.bias;
     if (weight == CP_NOTHING) {
       mine.bias = nullptr;
-      const bool unchanged = call.order == CP_AFTER_ACTIVATION || (call.order == CP_BEFORE_ACTIVATION && call.activation == CP_NONE);
-      if (unchanged && call.y == call.residual) mine.y = nullptr;  // they are there already
+      if (keeps_residual(call) && call.y == call.residual) mine.y = nullptr;  // they are there already
     }
     return mine;
   }
