@@ -109,7 +109,8 @@ def test_each_cell_is_its_candidates_layer(isa, case):
 
 @pytest.mark.parametrize('isa', ISAS)
 @pytest.mark.parametrize('winograd', [False, True])
-def test_nothing_else_is_read_or_written(isa, winograd, monkeypatch):
+@pytest.mark.parametrize('parts', [1, 4])
+def test_nothing_else_is_read_or_written(isa, winograd, parts, monkeypatch):
     """Where nothing runs and nobody reads, the input may be no number and the output stays as it was."""
     monkeypatch.setenv(native.ISA_VARIABLE, isa)
     layers = [layer(torch.Generator().manual_seed(k), 24, 20, 3) for k in range(2)]
@@ -121,13 +122,14 @@ def test_nothing_else_is_read_or_written(isa, winograd, monkeypatch):
     pixels = torch.from_numpy(np.kron(cells != NOTHING, np.ones((4, 4), bool)))
     read = F.max_pool2d(pixels[None, None].float(), 3, 1, 1)[0, 0] > 0
     poisoned = torch.where(read, x, torch.nan)
-    jobs = JobList(cells, 1)
+    jobs = JobList(cells, 1, parts)
     y = torch.full((1, 20, 36, 48), 7.0)
     weights = weight_array([one.packed for one in net.weights], [one.bias for one in net.weights])
-    ops.conv2d_in_jobs(poisoned, y, jobs.by_weight, weights, 4)
+    ops.conv2d_in_jobs(poisoned, y, jobs.by_weight, weights, jobs.part_side(36))
     scale = wanted.abs().max()
     assert (y - wanted).abs()[:, :, pixels].max() <= TOLERANCE * scale
-    known = torch.from_numpy(np.kron(dilated(cells != NOTHING, 1), np.ones((4, 4), bool)))
+    fine = np.kron(cells != NOTHING, np.ones((parts, parts), bool))
+    known = torch.from_numpy(np.kron(dilated(fine, 1), np.ones((4 // parts, 4 // parts), bool)))
     assert (y[:, :, known & ~pixels] == 0).all()
     assert (y[:, :, ~known] == 7).all()
 
@@ -209,7 +211,8 @@ def integer_cases(draw):
 
 def in_turns(net: PatchedInt8Conv2d, x, cells, residual):
     """Floats and levels: of one call, of calls that make only one of them, and of two threads."""
-    jobs = JobList(cells, None)
+    side = x.shape[2] // len(cells)
+    jobs = JobList(cells, None, side if side % 2 else side // 2)
     net.makes, net.makes_floats = None, True
     yield net(x, jobs, residual), None
     net.makes = NEXT
@@ -264,22 +267,25 @@ def test_a_residual_of_another_shape_is_added_to_integers(isa, order, monkeypatc
 
 
 @pytest.mark.parametrize('isa', INT8_ISAS)
-def test_nothing_else_is_read_or_written_in_integers(isa, monkeypatch):
+@pytest.mark.parametrize('parts', [1, 2, 4])
+def test_nothing_else_is_read_or_written_in_integers(isa, parts, monkeypatch):
     """As of floats: what is far from all that runs has no influence, and the residual stays there as it was."""
     monkeypatch.setenv(int8_native.ISA_VARIABLE, isa)
     layers = [integer_layer(torch.Generator().manual_seed(k), 24, 20, 3) for k in range(2)]
     net = PatchedInt8Conv2d(layers, Epilogue(order='after'))
-    net.may_overwrite = True
+    net.may_overwrite, net.makes = True, NEXT
     cells = np.full((9, 12), NOTHING)
     cells[3:5, 2:7], cells[5, 4:6] = 1, 0
     pixels = torch.from_numpy(np.kron(cells != NOTHING, np.ones((4, 4), bool)))
     read = F.max_pool2d(pixels[None, None].float(), 3, 1, 1)[0, 0] > 0
     x, residual = torch.randn(1, 24, 36, 48), torch.randn(1, 20, 36, 48)
     wanted = expected(layers, Epilogue(order='after'), x, cells, residual)
-    known = torch.from_numpy(np.kron(dilated(cells != NOTHING, 1), np.ones((4, 4), bool)))
+    fine = np.kron(cells != NOTHING, np.ones((parts, parts), bool))
+    known = torch.from_numpy(np.kron(dilated(fine, 1), np.ones((4 // parts, 4 // parts), bool)))
     added = residual.masked_fill(~known, 7.0)
-    y = net(torch.where(read, x, torch.nan), JobList(cells, 1), added)
+    y, q = net(torch.where(read, x, torch.nan), JobList(cells, 1, parts), added)
     assert torch.equal(y[..., known], wanted[..., known])
+    assert torch.equal(q[:, :, known], int8_quantize(wanted, NEXT.numbers)[:, :, known])
     assert (y[..., ~known] == 7).all()
 
 
