@@ -19,7 +19,7 @@ class JobList:
     """A map of cells, and the rectangles that the kernels compute one by one.
 
     A layer's features have as many pixels a cell as there are at its place in the network. Where nothing runs, nothing
-    is written, but in cells that others may read: those get what the layer's epilogue makes of zeros.
+    is written, but in parts of cells that others may read: those get what the layer's epilogue makes of zeros.
     """
 
     cells: np.ndarray

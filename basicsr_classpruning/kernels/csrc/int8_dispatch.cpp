@@ -58,7 +58,8 @@ int run_jobs(const cp_int8_call& c) {
   std::memcpy(&first, c.jobs->weights[0].packed, sizeof first);
   for (int k = 0; k < c.jobs->weight_count; k++) {
     std::memcpy(&h, c.jobs->weights[k].packed, sizeof h);
-    if (h.isa != first.isa || !fits(c, h)) return CP_NOT_PACKED_FOR_THIS;
+    const bool alike = h.isa == first.isa && !std::memcmp(&h.geometry, &first.geometry, sizeof h.geometry);
+    if (!alike || !fits(c, h)) return CP_NOT_PACKED_FOR_THIS;
   }
   const int8_engine* engine = int8_engine_of(first.isa);
   if (!engine) return CP_NOT_SUPPORTED;
