@@ -58,9 +58,12 @@ class GatheredConv2d(nn.Module):
 def alike(layers: Sequence[nn.Conv2d]) -> bool:
     """Whether layers compute the same."""
     first = layers[0]
-    return all(
-        type(one) is type(first) and _equal(one.weight, first.weight) and _equal(one.bias, first.bias) for one in layers
-    )
+    return all(type(one) is type(first) and all(map(_equal, _numbers(one), _numbers(first))) for one in layers)
+
+
+def _numbers(layer: nn.Conv2d) -> list[Tensor | None]:
+    grid = (layer.weight_scale, layer.input_scale, layer.input_zero) if isinstance(layer, Int8Conv2d) else ()
+    return [layer.weight, layer.bias, *grid]
 
 
 def _without_padding(layer: nn.Conv2d, windows: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ class Call(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ('out_channels', 'out_height', 'out_width')),
         ('q_inverse_scale', ctypes.c_float),
         *((name, ctypes.c_int32) for name in ('q_zero', 'x_zero', 'activation', 'order', 'shuffle', 'threads')),
+        ('jobs', ctypes.POINTER(native.Jobs)),
     ]
 
 

@@ -9,6 +9,7 @@ reference path. Both give the same bits, whatever the processor and the number o
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -180,8 +181,13 @@ class PreparedConv2d:
         fits = residual.shape == self.shape and residual.dtype == torch.float32
         return fits and residual.is_contiguous() and x.is_contiguous()
 
-    def run(self, x: Tensor, residual: Tensor | None, overwrite: bool) -> tuple[Tensor | None, Tensor | None]:
-        """Floats and activations of inputs that it takes; ``overwrite``: the floats are stored over the residual."""
+    def run(
+        self, x: Tensor, residual: Tensor | None, overwrite: bool, jobs: native.Jobs | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Floats and activations of inputs that it takes; ``overwrite``: the floats are stored over the residual.
+
+        With ``jobs`` only what they name is computed, with their weights; the rest stays as it was.
+        """
         y = None
         if self.makes_floats:
             y = residual if overwrite and residual is not None else torch.empty(self.shape, dtype=torch.float32)
@@ -189,6 +195,8 @@ class PreparedConv2d:
         call = int8_native.Call.from_buffer_copy(self.call)
         call.x, call.threads = x.data_ptr(), torch.get_num_threads()
         call.y, call.q, call.residual = _pointer(y), _pointer(q), _pointer(residual)
+        if jobs is not None:
+            call.jobs = ctypes.pointer(jobs)
         int8_native.run(call)
         return y, q
 
@@ -208,7 +216,7 @@ def prepare_conv2d(
 
     Args:
         x: activations.
-        layer: packed weight, scale, bias, factor and slope.
+        layer: packed weight, scale, bias, factor and slope; for a call with jobs, None for the first three.
         order: ``'none'`` where there is no residual.
         activation, geometry, shuffle, made, next_range: as of ``int8_conv2d``; zero: the input range's.
     """

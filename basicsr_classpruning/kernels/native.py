@@ -19,7 +19,7 @@ import torch
 from basicsr_classpruning.errors import UsageError
 
 LIBRARY = 'libclasspruning_kernels.so'
-ABI_VERSION = 8
+ABI_VERSION = 9
 MAX_STRIDE = 4
 MAX_SHUFFLE = 4
 
@@ -61,7 +61,7 @@ class Geometry(ctypes.Structure):
 class Weight(ctypes.Structure):
     """``cp_weight``: what a job may be computed with."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in ('packed', 'bias')]
+    _fields_ = [(name, ctypes.c_void_p) for name in ('packed', 'bias', 'scale')]
 
 
 class Jobs(ctypes.Structure):

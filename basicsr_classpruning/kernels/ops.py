@@ -18,6 +18,7 @@ from torch import Tensor
 
 from basicsr_classpruning.kernels import native
 from basicsr_classpruning.kernels.choice import Choices
+from basicsr_classpruning.kernels.jobs import jobs_of_call
 
 _EPILOGUE = 'Tensor? bias, Tensor? slope, Tensor? residual, str activation, str order'
 _library = torch.library.Library('classpruning', 'DEF')
@@ -176,7 +177,7 @@ def conv2d_in_jobs(
         y: the output, contiguous; what is in no job stays as it is.
         jobs: ``(J, 5)`` int32 rows of ``native.JOB_FIELDS``.
         weights: packed for x's number of channels.
-        cell: side of a cell in pixels of x.
+        cell: side, in pixels of x, of what jobs are counted in.
         slope, residual, activation, order, shuffle: as of ``nm_conv2d``.
         threads: by default as many as torch uses; the result does not depend on it.
     """
@@ -185,7 +186,7 @@ def conv2d_in_jobs(
     x = x if x.stride(3) == 1 else x.contiguous()
     residual = _laid_out_as(y, residual)
     batch, channels, height, width = x.shape
-    listed = native.Jobs(jobs.data_ptr(), len(jobs), ctypes.addressof(weights), len(weights), cell)
+    listed = jobs_of_call(jobs, weights, cell)
     call = native.Call(
         None, x.data_ptr(), y.data_ptr(), None, _pointer(residual), _pointer(slope),
         batch, channels, height, width, y.shape[1] * shuffle**2, height, width, *x.stride()[:3],

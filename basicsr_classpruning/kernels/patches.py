@@ -13,16 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from basicsr_classpruning.kernels import native
+from basicsr_classpruning.kernels import int8_native, native
 from basicsr_classpruning.kernels.acceleration import why_torch
 from basicsr_classpruning.kernels.choice import Choices
 from basicsr_classpruning.kernels.fusion import fuse_graph
 from basicsr_classpruning.kernels.gathering import GatheredConv2d, alike
-from basicsr_classpruning.kernels.int8_layers import is_int8
-from basicsr_classpruning.kernels.jobs import JobList
+from basicsr_classpruning.kernels.int8_graph import keep_integers
+from basicsr_classpruning.kernels.int8_layers import Range
+from basicsr_classpruning.kernels.int8_patches import PatchedInt8Conv2d
+from basicsr_classpruning.kernels.jobs import JobList, weight_array
 from basicsr_classpruning.kernels.layers import Epilogue, KernelConv2d
 from basicsr_classpruning.kernels.ops import activate, conv2d_in_jobs
 from basicsr_classpruning.kernels.tracing import function_name, module_of
+from basicsr_classpruning.sparsity.int8 import Int8Conv2d
 
 _PATCH, _APART = 8, 10  # cells of the side of patches that algorithms are measured on, and from one to the next
 
@@ -45,8 +48,11 @@ class PatchedNet(nn.Module):
         super().__init__()
         names = dict.fromkeys(str(n.target) for n in graph.graph.nodes if isinstance(module_of(graph, n), nn.Conv2d))
         layers = {name: [_conv(net, name) for net in candidates] for name in names}
-        fused = {name for name in layers if use_kernels and not any(map(_why_gathered, layers[name]))}
-        fuse_graph(graph, fused, lambda name, epilogue, _: PatchedConv2d(layers[name], epilogue), with_around=False)
+        fused = {name for name in layers if use_kernels and _runs_in_jobs(layers[name])}
+        for name in fused:
+            graph.set_submodule(name, layers[name][0])  # what is fused depends on whether it is of integers
+        fuse_graph(graph, fused, lambda name, epilogue, _: _patched(layers[name], epilogue), with_around=False)
+        keep_integers(graph)
         for name in layers.keys() - fused:
             graph.set_submodule(name, GatheredConv2d(layers[name]))
         _pass_jobs(graph)
@@ -66,8 +72,10 @@ class PatchedNet(nn.Module):
         Returns:
             ``(B, C', H · scale, W · scale)``.
         """
-        zeroed = None if self._reads is None else -(-self._reads * len(cells) // x.shape[2])
-        return self._net(x.contiguous(), JobList(cells, zeroed))
+        side = x.shape[2] // len(cells)
+        # Parts of a pixel, that only what is read is set to zeros; features have no fewer pixels than the input.
+        jobs = JobList(cells, None) if self._reads is None else JobList(cells, self._reads, side)
+        return self._net(x.contiguous(), jobs)
 
 
 class PatchedConv2d(nn.Module):
@@ -109,13 +117,19 @@ class PatchedConv2d(nn.Module):
             weights = self._chosen[cell] = self._choose(cell)
         y = torch.empty(self._output_shape(x))
         listed = jobs.together if self._alike else jobs.by_weight
-        conv2d_in_jobs(x, y, listed, weights, cell, self._slope, residual, activation, order, self._shuffle)
+        part = jobs.part_side(x.shape[2])
+        conv2d_in_jobs(x, y, listed, weights, part, self._slope, residual, activation, order, self._shuffle)
         return y
 
     def _choose(self, cell: int) -> ctypes.Array[native.Weight]:
         """Of each candidate the faster packing for patches, measured on four of them."""
         found = [_faster(layer, cell) for layer in self._layers]
         return weight_array(found, [layer.bias for layer in self._layers])
+
+
+def _patched(layers: Sequence[nn.Conv2d], epilogue: Epilogue) -> PatchedConv2d | PatchedInt8Conv2d:
+    integers = [layer for layer in layers if isinstance(layer, Int8Conv2d)]
+    return PatchedInt8Conv2d(integers, epilogue) if integers else PatchedConv2d(layers, epilogue)
 
 
 def _faster(layer: KernelConv2d, cell: int) -> Tensor:
@@ -138,17 +152,15 @@ def _faster(layer: KernelConv2d, cell: int) -> Tensor:
     return ways[found or _algorithms.choose(case, {name: functools.partial(run, one) for name, one in ways.items()})]
 
 
-def weight_array(packed: Sequence[Tensor], biases: Sequence[Tensor | None]) -> ctypes.Array[native.Weight]:
-    """What the jobs of a call may take. The tensors must outlive it."""
-    rows = [
-        native.Weight(one.data_ptr(), None if bias is None else bias.data_ptr()) for one, bias in zip(packed, biases)
-    ]
-    return (native.Weight * len(rows))(*rows)
-
-
-def _why_gathered(layer: nn.Conv2d) -> str:
-    """Why a layer does not run in jobs on the kernels; empty where it does."""
-    return '8-bit integers' if is_int8(layer) else why_torch(layer, True)
+def _runs_in_jobs(layers: Sequence[nn.Conv2d]) -> bool:
+    """Whether the kernels run one layer of several candidates: all of floats, or all of 8-bit integers in one range."""
+    if any(why_torch(layer, True) for layer in layers):
+        return False
+    integers = [layer for layer in layers if isinstance(layer, Int8Conv2d)]
+    if not integers:
+        return True
+    alone = len(integers) == len(layers) and len({Range.of(layer) for layer in integers}) == 1
+    return alone and int8_native.available() is not None
 
 
 def _reads(layer: nn.Conv2d) -> int:
@@ -168,7 +180,7 @@ def _pass_jobs(graph: fx.GraphModule) -> None:
     with graph.graph.inserting_after(inputs[-1]):
         jobs = graph.graph.placeholder('jobs')
     for node in graph.graph.nodes:
-        if isinstance(module_of(graph, node), (PatchedConv2d, GatheredConv2d)):
+        if isinstance(module_of(graph, node), (PatchedConv2d, PatchedInt8Conv2d, GatheredConv2d)):
             node.args = (node.args[0], jobs, *node.args[1:])
     graph.graph.lint()
     graph.recompile()

@@ -104,7 +104,7 @@ bool fits(const cp_attention_call& c) {
 
 // A call whose parts take weights of their own.
 int run_jobs(const cp_call& c) {
-  if (!jobs_fit(c)) return CP_NOT_PACKED_FOR_THIS;
+  if (!jobs_fit(*c.jobs, c.out_height, c.out_width)) return CP_NOT_PACKED_FOR_THIS;
   header first = {};
   for (int k = c.jobs->weight_count - 1; k >= 0; k--) {
     header h;
@@ -116,14 +116,14 @@ int run_jobs(const cp_call& c) {
   const engine* engine = engine_of(first.isa);
   if (!engine) return CP_NOT_SUPPORTED;
   ask_for_huge_pages(c.y, output_bytes(c));
-  const plan made = make_plan(c, machine_of(first.isa));
+  const plan made = make_plan(*c.jobs, c.batch, machine_of(first.isa));
   return engine->jobs(c, made.parts.data(), made.tickets.data(), static_cast<long>(made.tickets.size()));
 }
 
 }  // namespace
 }  // namespace cp
 
-int32_t cp_abi_version() { return 8; }
+int32_t cp_abi_version() { return 9; }
 
 int32_t cp_supported(int32_t isa) {
 #if defined(__x86_64__)

@@ -28,6 +28,7 @@ struct cp_int8_call {
   int32_t order;       // cp_residual
   int32_t shuffle;     // 1: none
   int32_t threads;
+  const cp_jobs* jobs;  // as of cp_call; `packed`, `scale` and `bias` are then not read
 };
 
 // Floats with any strides to activations; channels that fill the last unit become the zero point.
@@ -78,6 +79,10 @@ constexpr int int8_header_words = sizeof(int8_header) / sizeof(word);
 constexpr int int8_tile_rows = 12;
 inline int int8_classes(int isa, int group) { return isa == CP_INT8_AVX2 ? 2 : (1 << group) - 1; }
 inline int int8_width(int isa) { return isa == CP_INT8_AVX512VNNI ? 16 : 8; }
+// Whether tiles of at most half a vector's width are computed two in one, the lower half of their rows beside the upper.
+inline bool int8_halves(const cp_int8_call& c, const cp_geometry& g) {
+  return c.shuffle == 1 && g.stride_h == 1 && g.stride_w == 1;
+}
 inline int64_t int8_units(int64_t channels) { return (channels + 3) / 4; }
 
 // `vpmaddubsw` adds two products of an unsigned and a signed byte in 16 bits: exactly, if the two weights' magnitudes
@@ -86,6 +91,7 @@ constexpr int int8_most_pair = 128;
 
 struct int8_engine {
   int (*run)(const cp_int8_call&);
+  int (*jobs)(const cp_int8_call&, const part*, const ticket*, long tickets);
   int (*quantize)(const cp_int8_quantize_call&);
 };
 extern const int8_engine int8_avx2_engine, int8_avxvnni_engine, int8_avx512_engine;

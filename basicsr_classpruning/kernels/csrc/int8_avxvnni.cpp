@@ -7,7 +7,7 @@
 #define CP_INT8_WIDTH 8
 #include "int8_tiles.h"
 
-const cp::int8_engine cp::int8_avxvnni_engine = {run_layer, quantize};
+const cp::int8_engine cp::int8_avxvnni_engine = {run_layer, run_jobs, quantize};
 #ifdef __AVXVNNI__
 const bool cp::int8_avxvnni_compiled = true;
 #else

@@ -45,6 +45,29 @@ cp_int8_call flattened(const cp_int8_call& c, const int8_header& h) {
   return flat;
 }
 
+void ask_for_output_pages(const cp_int8_call& c) {
+  const int64_t outputs = c.batch * c.out_channels * c.out_height * c.out_width;
+  if (c.y) ask_for_huge_pages(c.y, outputs * static_cast<int64_t>(sizeof(float)));
+  if (c.q) ask_for_huge_pages(c.q, outputs);
+}
+
+// A call whose parts take weights of their own.
+int run_jobs(const cp_int8_call& c) {
+  if (!jobs_fit(*c.jobs, c.out_height, c.out_width)) return CP_NOT_PACKED_FOR_THIS;
+  int8_header first, h;
+  std::memcpy(&first, c.jobs->weights[0].packed, sizeof first);
+  for (int k = 0; k < c.jobs->weight_count; k++) {
+    std::memcpy(&h, c.jobs->weights[k].packed, sizeof h);
+    const bool alike = h.isa == first.isa && !std::memcmp(&h.geometry, &first.geometry, sizeof h.geometry);
+    if (!alike || !fits(c, h)) return CP_NOT_PACKED_FOR_THIS;
+  }
+  const int8_engine* engine = int8_engine_of(first.isa);
+  if (!engine) return CP_NOT_SUPPORTED;
+  ask_for_output_pages(c);
+  const plan made = make_plan(*c.jobs, c.batch, int8_tile_rows, int8_width(first.isa), int8_halves(c, first.geometry));
+  return engine->jobs(c, made.parts.data(), made.tickets.data(), static_cast<long>(made.tickets.size()));
+}
+
 }  // namespace
 }  // namespace cp
 
@@ -57,13 +80,12 @@ int32_t cp_int8_supported(int32_t isa) {
 }
 
 int32_t cp_int8_run(const cp_int8_call* call) {
+  if (call->jobs) return cp::run_jobs(*call);
   cp::int8_header head;
   std::memcpy(&head, call->packed, sizeof head);
   if (!cp::fits(*call, head)) return CP_NOT_PACKED_FOR_THIS;
   const cp::int8_engine* engine = cp::int8_engine_of(head.isa);
-  const int64_t outputs = call->batch * call->out_channels * call->out_height * call->out_width;
-  if (call->y) cp::ask_for_huge_pages(call->y, outputs * static_cast<int64_t>(sizeof(float)));
-  if (call->q) cp::ask_for_huge_pages(call->q, outputs);
+  cp::ask_for_output_pages(*call);
   return engine ? engine->run(cp::flattened(*call, head)) : CP_NOT_SUPPORTED;
 }
 

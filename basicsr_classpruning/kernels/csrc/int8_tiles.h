@@ -11,6 +11,7 @@
 namespace {
 
 constexpr int width = CP_INT8_WIDTH;
+constexpr int half = width / 2;
 constexpr int row_bytes = 4 * width;
 constexpr int tile_rows = cp::int8_tile_rows;
 
@@ -186,6 +187,17 @@ inline void store(void* p, V v, long n) {
 #endif
 }
 
+// Elements `first` to `last` of a vector.
+template <class V>
+inline void store_between(void* p, V v, int first, int last) {
+#if CP_INT8_WIDTH == 16
+  _mm512_mask_storeu_epi32(p, static_cast<__mmask16>((1u << last) - (1u << first)), reinterpret_cast<__m512i>(v));
+#else
+  const ivec index = {0, 1, 2, 3, 4, 5, 6, 7}, mask = (index >= first) & (index < last);
+  _mm256_maskstore_epi32(static_cast<int*>(p), reinterpret_cast<__m256i>(mask), reinterpret_cast<__m256i>(v));
+#endif
+}
+
 // Puts the elements of R vectors in turns: a0 b0 … a1 b1 …
 template <int R>
 inline void interleave(fvec (&line)[R]) {
@@ -270,7 +282,13 @@ struct workspace {
 struct place {
   long image, y0, x0;
   int rows, columns;
+  int lower = 0;  // rows below these, in the second half of the vectors: as many, or one fewer
 };
+
+// Whether sums that are zero leave a residual as it is.
+inline bool keeps_residual(const cp_int8_call& c) {
+  return c.order == CP_AFTER_ACTIVATION || (c.order == CP_BEFORE_ACTIVATION && c.activation == CP_NONE);
+}
 
 struct layer {
   const cp_int8_call& call;
@@ -328,6 +346,21 @@ struct layer {
     for (int r = last > first ? last : first; r < rows; r++) std::memcpy(to + r * row_bytes, &padding, row_bytes);
   }
 
+  // The same in both halves of the vectors, the second one `apart` rows below the first.
+  void copy_halves(const uint8_t* plane, long y0, long x0, int rows, long apart, ivec padding, uint8_t* to) const {
+    const int left = static_cast<int>(at_most(x0 < 0 ? -x0 : 0, half));
+    const int right = static_cast<int>(at_most(call.width > x0 ? call.width - x0 : 0, half));
+    for (int r = 0; r < rows; r++, to += row_bytes) {
+      ivec row = padding;
+      for (int i = 0; i < 2; i++) {
+        const long y = y0 + r + i * apart;
+        if (y >= 0 && y < call.height)
+          row = load_between(plane + (y * call.width + x0 - i * half) * 4, left + i * half, right + i * half, row);
+      }
+      std::memcpy(to, &row, row_bytes);
+    }
+  }
+
   // The same of every stride_h-th row from y0 on, and every stride_w-th pixel from x0 on.
   void copy_strided(const uint8_t* plane, long y0, long x0, int rows, ivec padding, uint8_t* to) const {
     for (int r = 0; r < rows; r++, to += row_bytes) {
@@ -354,6 +387,8 @@ struct layer {
           const long y0 = at.y0 * g.stride_h + phases[p] - g.pad_h;
           if (strided)
             copy_strided(plane, y0, x0, rows, padding, tile);
+          else if (at.lower)
+            copy_halves(plane, y0, x0, rows, at.rows, padding, tile);
           else
             copy_rows(plane, y0, x0, rows, padding, tile);
         }
@@ -386,12 +421,29 @@ struct layer {
     }
   };
 
+  // Row r of a tile, of floats or levels: p is where it begins, `pitch` elements from row to row.
+  static fvec load_row(const float* p, const place& at, int r, long pitch) {
+    if (!at.lower) return load_floats(p, at.columns);
+    const auto lanes = [&](long offset, int first, ivec rest) {
+      return load_between(reinterpret_cast<const uint8_t*>(p + offset), first, first + at.columns, rest);
+    };
+    const ivec upper = lanes(0, 0, ivec{});
+    return reinterpret_cast<fvec>(r < at.lower ? lanes(at.rows * pitch - half, half, upper) : upper);
+  }
+
+  template <class V>
+  static void store_row(void* p, V v, const place& at, int r, long pitch) {
+    if (!at.lower) return store(p, v, at.columns);
+    store_between(p, v, 0, at.columns);
+    if (r < at.lower) store_between(static_cast<char*>(p) + (at.rows * pitch - half) * 4, v, half, half + at.columns);
+  }
+
   // Up to four channels of a tile, from o on: floats, levels, or both. WHOLE: four channels of whole vectors.
   template <int ACTIVATION, int ORDER, bool FLOATS, bool LEVELS, bool WHOLE>
   void store_four(const ivec* sums, long o, int channels_left, const place& at) const {
     const long pitch = call.out_width, plane = call.out_height * pitch, first = at.y0 * pitch + at.x0;
     const long start = (at.image * call.out_channels + o) * plane + first;
-    const int channels = WHOLE ? 4 : channels_left, rows = at.rows, columns = WHOLE ? width : at.columns;
+    const int channels = WHOLE ? 4 : channels_left, rows = at.rows;
     const float* const residual = ORDER ? call.residual + start : nullptr;
     float* const y = FLOATS ? call.y + start : nullptr;
     uint8_t* const q = LEVELS ? call.q + ((at.image * (out_padded / 4) + o / 4) * plane + first) * 4 : nullptr;
@@ -404,10 +456,14 @@ struct layer {
       for (int j = 0; j < 4; j++) {
         if (j >= channels) continue;
         const long i = j * plane + r * pitch;
-        v[j] = finish[j](sums[j * tile_rows + r], ORDER ? load_floats(residual + i, columns) : fvec{});
-        if (FLOATS) store(y + i, v[j], columns);
+        fvec added = {};
+        if (ORDER) added = WHOLE ? load_floats(residual + i, width) : load_row(residual + i, at, r, pitch);
+        v[j] = finish[j](sums[j * tile_rows + r], added);
+        if (FLOATS && WHOLE) store(y + i, v[j], width);
+        if (FLOATS && !WHOLE) store_row(y + i, v[j], at, r, pitch);
       }
-      if (LEVELS) store(q + r * pitch * 4, quantized.levels(v), columns);
+      if (LEVELS && WHOLE) store(q + r * pitch * 4, quantized.levels(v), width);
+      if (LEVELS && !WHOLE) store_row(q + r * pitch * 4, quantized.levels(v), at, r, pitch);
     }
   }
 
@@ -513,12 +569,14 @@ struct layer {
     const long plane = call.out_height * call.out_width, first = at.y0 * call.out_width + at.x0;
     const long start = (at.image * call.out_channels + o) * plane + first;
     const int channels = static_cast<int>(at_most(4, call.out_channels - o));
-    for (int r = 0; r < at.rows; r++) {
+    const long last = at.x0 % width ? at.columns - 1 : 0;  // in patches a row may lie in two lines of the cache
+    for (int r = 0; r < at.rows + at.lower; r++) {
       const long i = start + r * call.out_width;
       if (call.q) fetch(call.q + ((at.image * (out_padded / 4) + o / 4) * plane + first + r * call.out_width) * 4);
       for (int j = 0; j < channels; j++) {
         if (call.order != CP_NO_RESIDUAL) fetch(call.residual + i + j * plane);
-        if (call.y) fetch(call.y + i + j * plane);
+        if (call.order != CP_NO_RESIDUAL && last) fetch(call.residual + i + j * plane + last);
+        if (call.y && call.y != call.residual) fetch(call.y + i + j * plane);
       }
     }
   }
@@ -546,6 +604,62 @@ struct layer {
     }
   }
 
+  // What is made of sums that are zero: of these pixels neighbours may read some.
+  void store_zeros(const place& at) {
+    if (call.order == CP_NO_RESIDUAL) return clear(at);
+    if (keeps_residual(call) && !call.y && call.shuffle == 1 && at.columns <= half) return store_levels(at);
+    const workspace w = get_workspace();
+    if (!w.tile) {
+      __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+      return;
+    }
+    for (long o = 0; o < call.out_channels; o += together) {
+      if (call.shuffle == 1 && o + 4 < call.out_channels) fetch_four(o + 4, at);
+      if (call.shuffle > 1 || o == 0) std::memset(w.sums, 0, static_cast<size_t>(together) * tile_rows * row_bytes);
+      store_block(w.sums, o, at);
+    }
+  }
+
+  // The levels of a residual, its pixels row by row: most of what is set to zeros is one pixel wide.
+  void store_levels(const place& at) const {
+    const long plane = call.out_height * call.out_width, first = at.y0 * call.out_width + at.x0;
+    const quantizer quantized(call.q_inverse_scale, call.q_zero);
+    const int pixels = at.rows * at.columns;
+    long offsets[tile_rows * half];
+    for (int i = 0; i < pixels; i++) offsets[i] = first + i / at.columns * call.out_width + i % at.columns;
+    for (long o = 0; o < call.out_channels; o += 4) {
+      const float* const from = call.residual + (at.image * call.out_channels + o) * plane;
+      uint8_t* const to = call.q + (at.image * out_padded + o) * plane;
+      const int channels = static_cast<int>(at_most(4, call.out_channels - o));
+      for (int i = 0; i < pixels; i += width) {
+        const int n = static_cast<int>(at_most(width, pixels - i));
+        float lanes[4][width] = {};
+        for (int j = 0; j < channels; j++)
+          for (int k = 0; k < n; k++) lanes[j][k] = from[j * plane + offsets[i + k]];
+        fvec v[4];
+        std::memcpy(v, lanes, sizeof v);
+        const uvec levels = quantized.levels(v);
+        uint32_t found[width];
+        std::memcpy(found, &levels, sizeof found);
+        for (int k = 0; k < n; k++) std::memcpy(to + offsets[i + k] * 4, found + k, 4);
+      }
+    }
+  }
+
+  // Every activation makes zero of zero, and zero becomes the zero point.
+  void clear(const place& at) const {
+    const long r = call.shuffle, pitch = call.out_width * r, plane = call.out_height * r * pitch;
+    const long first = at.y0 * r * pitch + at.x0 * r, planes = call.out_channels / (r * r);
+    const size_t columns = static_cast<size_t>(at.columns) * r;
+    for (long y = 0; y < at.rows * r; y++) {
+      if (call.y)
+        for (long c = 0; c < planes; c++) std::memset(call.y + (at.image * planes + c) * plane + first + y * pitch, 0, columns * sizeof(float));
+      if (call.q)
+        for (long u = 0; u < cp::int8_units(planes); u++)
+          std::memset(call.q + ((at.image * cp::int8_units(planes) + u) * plane + first + y * pitch) * 4, call.q_zero, columns * 4);
+    }
+  }
+
   void run_index(long index) {
     const long column = index % column_blocks, block = index / column_blocks % row_blocks;
     const long y0 = block * call.out_height / row_blocks, y1 = (block + 1) * call.out_height / row_blocks;
@@ -562,6 +676,60 @@ int run_layer(const cp_int8_call& call) {
   if (l.head.group != group) return CP_NOT_PACKED_FOR_THIS;
   cp::parallel_for(l.tiles(), call.threads, run_index, &l);
   return l.failed ? CP_NO_MEMORY : CP_OK;
+}
+
+// --- patches --------------------------------------------------------------------------------------------------------
+
+// A call in patches: each job of the list by its own weight.
+struct patches {
+  const cp_int8_call& call;
+  const cp::part* parts;
+  const cp::ticket* tickets;
+  int failed = 0;
+
+  // The call with one of its weights; the first one, without a bias, where there is nothing to do.
+  cp_int8_call with(int32_t weight) const {
+    const cp_weight& w = call.jobs->weights[weight == CP_NOTHING ? 0 : weight];
+    cp_int8_call mine = call;
+    mine.packed = w.packed;
+    mine.scale = w.scale;
+    mine.bias = w.bias;
+    if (weight == CP_NOTHING) {
+      mine.bias = nullptr;
+      if (keeps_residual(call) && call.y == call.residual) mine.y = nullptr;  // they are there already
+    }
+    return mine;
+  }
+
+  void run_tile(long index) {
+    const cp::ticket& ticket = tickets[index];
+    const cp::part& p = parts[ticket.first];
+    const cp_int8_call mine = with(ticket.weight);
+    layer l(mine);
+    place at{p.image, p.y, p.x, p.rows, p.columns};
+    if (ticket.weight == CP_NOTHING) {
+      if (mine.y || mine.q) l.store_zeros(at);
+    } else {
+      if (p.columns <= half && cp::int8_halves(mine, l.head.geometry)) {
+        at.lower = p.rows / 2;
+        at.rows -= at.lower;
+      }
+      l.run_tile(at);
+    }
+    if (l.failed) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+  }
+};
+
+void run_ticket(void* context, long index) { static_cast<patches*>(context)->run_tile(index); }
+
+int run_jobs(const cp_int8_call& call, const cp::part* parts, const cp::ticket* tickets, long count) {
+  patches p{call, parts, tickets};
+  for (int32_t k = 0; k < call.jobs->weight_count; k++) {
+    const cp_int8_call mine = p.with(k);
+    if (layer(mine).head.group != group) return CP_NOT_PACKED_FOR_THIS;
+  }
+  cp::parallel_for(count, call.threads, run_ticket, &p);
+  return p.failed ? CP_NO_MEMORY : CP_OK;
 }
 
 // --- floats to activations ------------------------------------------------------------------------------------------

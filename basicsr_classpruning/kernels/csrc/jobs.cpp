@@ -1,6 +1,7 @@
 // Job lists: joining cells to rectangles, and cutting rectangles into what a thread takes at once.
 #include <algorithm>
 #include <cstring>
+#include <tuple>
 #include <vector>
 
 #include "layout.h"
@@ -24,7 +25,8 @@ cp_job largest_at(const int32_t* cells, const std::vector<char>& taken, int rows
 }
 
 struct planner {
-  const cp_call& call;
+  const cp_jobs& jobs;
+  int64_t batch;
   plan& made;
 
   // Cuts a rectangle, as evenly as its rows allow, into parts of at most rows x columns pixels.
@@ -45,20 +47,26 @@ struct planner {
 
   template <class Each>
   void for_rectangles(int32_t weight, Each each) const {
-    const cp_jobs& jobs = *call.jobs;
-    for (int32_t image = 0; image < call.batch; image++)
+    for (int32_t image = 0; image < batch; image++)
       for (int64_t i = 0; i < jobs.count; i++) {
         const cp_job& j = jobs.list[i];
         if (j.weight == weight) each({image, j.y * jobs.cell, j.x * jobs.cell, j.rows * jobs.cell, j.columns * jobs.cell});
       }
   }
 
-  void direct(int32_t weight, const header& h, int width) {
+  void direct(int32_t weight, int rows, int width, bool halves = false) {
+    const auto add = [&](const part& p) {
+      made.parts.push_back(p);
+      end_ticket(weight, made.parts.size() - 1);
+    };
     for_rectangles(weight, [&](const part& whole) {
-      cut(whole, 1, h.rows, width, [&](const part& p) {
-        made.parts.push_back(p);
-        end_ticket(weight, made.parts.size() - 1);
-      });
+      const int rest = whole.columns % width, narrow = halves && rest <= width / 2 ? rest : 0;
+      part left = whole, right = whole;
+      left.columns -= narrow;
+      right.x += left.columns;
+      right.columns = narrow;
+      cut(left, 1, rows, width, add);
+      cut(right, 1, 2 * rows, width, add);
     });
   }
 
@@ -94,16 +102,16 @@ struct planner {
 
 }  // namespace
 
-plan make_plan(const cp_call& call, const machine& cpu) {
+plan make_plan(const cp_jobs& jobs, int64_t batch, const machine& cpu) {
   plan made;
-  planner p{call, made};
-  for (int32_t k = 0; k < call.jobs->weight_count; k++) {
+  planner p{jobs, batch, made};
+  for (int32_t k = 0; k < jobs.weight_count; k++) {
     header h;
-    std::memcpy(&h, call.jobs->weights[k].packed, sizeof h);
+    std::memcpy(&h, jobs.weights[k].packed, sizeof h);
     if (h.magic == winograd_magic)
       p.winograd(k, h, cpu);
     else
-      p.direct(k, h, cpu.width);
+      p.direct(k, h.rows, cpu.width);
   }
   p.for_rectangles(CP_NOTHING, [&](const part& whole) {
     made.parts.push_back(whole);
@@ -112,10 +120,22 @@ plan make_plan(const cp_call& call, const machine& cpu) {
   return made;
 }
 
-bool jobs_fit(const cp_call& call) {
-  const cp_jobs& jobs = *call.jobs;
+plan make_plan(const cp_jobs& jobs, int64_t batch, int rows, int width, bool halves) {
+  plan made;
+  planner p{jobs, batch, made};
+  for (int32_t k = 0; k < jobs.weight_count; k++) p.direct(k, rows, width, halves);
+  p.direct(CP_NOTHING, rows, width);
+  // Neighbours one after the other, whatever their weights: the lines of the cache at their borders are shared.
+  std::sort(made.tickets.begin(), made.tickets.end(), [&](const ticket& a, const ticket& b) {
+    const part &one = made.parts[a.first], &other = made.parts[b.first];
+    return std::tie(one.image, one.y, one.x) < std::tie(other.image, other.y, other.x);
+  });
+  return made;
+}
+
+bool jobs_fit(const cp_jobs& jobs, int64_t out_height, int64_t out_width) {
   if (jobs.cell < 1 || jobs.weight_count < 1 || jobs.weight_count > cp_most_weights) return false;
-  const int64_t rows = call.out_height / jobs.cell, columns = call.out_width / jobs.cell;
+  const int64_t rows = out_height / jobs.cell, columns = out_width / jobs.cell;
   return std::all_of(jobs.list, jobs.list + jobs.count, [&](const cp_job& j) {
     return j.weight >= CP_NOTHING && j.weight < jobs.weight_count && j.y >= 0 && j.x >= 0 && j.rows > 0 && j.columns > 0 &&
            j.rows <= rows - j.y && j.columns <= columns - j.x;

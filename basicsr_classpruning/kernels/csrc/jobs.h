@@ -9,13 +9,14 @@ constexpr int32_t CP_NOTHING = -1;  // nothing is computed: the sums are zero, w
 constexpr int cp_most_weights = 32;
 
 struct cp_job {
-  int32_t y, x, rows, columns;  // in cells
+  int32_t y, x, rows, columns;  // in cells, or parts of them
   int32_t weight;               // its place among the call's weights, or CP_NOTHING
 };
 
 struct cp_weight {
   const word* packed;
-  const float* bias;  // (out_channels) or null
+  const float* bias;   // (out_channels) or null
+  const float* scale;  // (out_channels), of 8-bit integers only
 };
 
 // The jobs of a call; a call with none computes its whole output with one weight.

@@ -121,10 +121,13 @@ struct plan {
   std::vector<part> parts;
   std::vector<ticket> tickets;
 };
-// A call's jobs, cut for the kernels that its weights were packed for.
-plan make_plan(const cp_call& call, const machine& cpu);
-// Whether the jobs lie in the output and name weights that are there.
-bool jobs_fit(const cp_call& call);
+// The jobs of a call of float32, cut for the kernels that its weights were packed for.
+plan make_plan(const cp_jobs& jobs, int64_t batch, const machine& cpu);
+// Jobs cut into tiles of at most rows x width pixels; with `halves` what is left at most half as wide into tiles of at
+// most 2 rows x width / 2.
+plan make_plan(const cp_jobs& jobs, int64_t batch, int rows, int width, bool halves);
+// Whether jobs lie in an output, before a pixel shuffle, and name weights that are there.
+bool jobs_fit(const cp_jobs& jobs, int64_t out_height, int64_t out_width);
 
 // The tile loops of one instruction set. A call returns cp_status.
 struct engine {
