@@ -18,7 +18,6 @@ from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.inference.engines import Engine
 
 _PACKAGES = ('onnx', 'onnxruntime', 'openvino')
-_COMPARED = 16  # calibration inputs on which two ways to quantise are compared
 
 
 @register_rival('openvino-fp32', packages=_PACKAGES)
@@ -69,7 +68,7 @@ def _quantised(conditions: Conditions, calibration: Tensor) -> Any:
     nncf.set_log_level(logging.ERROR)
     read = _read(conditions)
     transformer = any(operator.get_type_name() == 'Softmax' for operator in read.get_ops())
-    wanted = conditions.network.net(calibration[:_COMPARED])
+    wanted = conditions.network.net(calibration)
 
     def quantised(ranges: Any) -> tuple[float, Any]:
         model = _read(conditions)
@@ -85,7 +84,7 @@ def _quantised(conditions: Conditions, calibration: Tensor) -> Any:
                 ignored_scope=nncf.IgnoredScope(types=['Add'], validate=False),
                 advanced_parameters=nncf.AdvancedQuantizationParameters(activations_range_estimator_params=ranges),
             )
-        found = _engine(conditions, model.clone(), 'f32')(calibration[:_COMPARED])
+        found = _engine(conditions, model.clone(), 'f32')(calibration)
         return float((found - wanted).square().mean()), model
 
     ways = RangeEstimatorParametersSet.MINMAX, RangeEstimatorParametersSet.MEAN_MINMAX
