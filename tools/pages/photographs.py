@@ -165,7 +165,7 @@ def engines(comparisons: Sequence[Comparison], few: bool = False) -> str:
             if few and (slow or (row['kind'] == 'candidate' and row not in shown)):
                 continue
             what = {'dense': 'dense', 'candidate': f'{row["candidate"]} everywhere'}.get(row['kind'])
-            speed = f'{rival["seconds"] / row["seconds"]:.2f}×' if one.report['idle'] else ''
+            speed = f'{rival["seconds"] / row["seconds"]:.2f}×'
             loss = 'equal' if abs(_loss(one, row)) < 0.0005 else _to_dense(one, row)
             cells = [_ENGINES.get(row['backend'], row['backend']), loss, f'{_spent(row):.1%}', speed]
             precision = ' in int8' if row['model'].endswith('_int8_photographs') else ''
@@ -223,6 +223,7 @@ def read_comparisons(root: Path, suffix: str = '') -> list[Comparison]:
 def write(root: Path) -> None:
     """Writes the tables, as far as their results are there."""
     found = {suffix: read_comparisons(root, suffix) for suffix in ('', '_engines')}
+    found['_engines'] = [one for one in found['_engines'] if one.report['idle']]  # others' times mean nothing
     if found['']:
         tables = {'photographs': quality(found['']), 'targets': targets(found[''])}
         tables['photographs measured'] = '\n'.join(f'* {caption(one)}' for one in found[''])
