@@ -189,7 +189,7 @@ def headline(one: Comparison) -> str:
     fast = min(rows, key=lambda row: row['seconds'])
 
     def said(row: dict[str, Any]) -> str:
-        return f'**{rival["seconds"] / row["seconds"]:.1f} times** as fast at {-_loss(one, row):+.2f} dB'
+        return f'**{rival["seconds"] / row["seconds"]:.1f} times** as fast at {-_loss(one, row):+.3f} dB'
 
     return (
         f'Large photographs, enlarged by {one.network.label}, on one core: {said(careful)}, {said(fast)}, against '
