@@ -66,13 +66,12 @@ def _quantised(conditions: Conditions, calibration: Tensor) -> Any:
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
     nncf.set_log_level(logging.ERROR)
-    read = _read(conditions)
-    transformer = any(operator.get_type_name() == 'Softmax' for operator in read.get_ops())
     wanted = conditions.network.net(calibration)
 
     def quantised(ranges: Any) -> tuple[float, Any]:
         model = _read(conditions)
         _fold_biases(model)
+        transformer = any(operator.get_type_name() == 'Softmax' for operator in model.get_ops())
         with contextlib.redirect_stdout(io.StringIO()):  # it draws bars
             model = nncf.quantize(
                 model,
