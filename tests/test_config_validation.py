@@ -196,6 +196,7 @@ CASES = [
     ('custom_imports', ['no_such_module'], 'custom_imports[0]: no_such_module cannot be imported: ModuleNotFoundError'),
     ('custom_imports', ['os; x'], "custom_imports[0]: 'os; x' is not allowed; the name of a module"),
     # things that do not agree
+    ('train.freeze_dense', True, 'train.freeze_dense: true is not allowed with shared weights, '),
     (
         'network_g.type',
         'EDSR',

@@ -11,7 +11,7 @@ from tiny import REPOSITORY
 
 from tools.benchmark_pruning import Network
 from tools.pages import __main__ as command
-from tools.pages import markdown, plot, pruning
+from tools.pages import kernels, markdown, plot, pruning
 
 
 @pytest.fixture
@@ -104,3 +104,14 @@ def test_losses_are_below_the_dense_candidate(results):
 def test_the_best_fixed_candidate_is_within_the_budget(results):
     line = pruning.routed(results).splitlines()[2]
     assert line == '| net | BSD100 | 0.5 | 50.0% | 28.900 | 28.000 (4:16) | +0.900 | 28.800 | +0.100 | 29.100 |'
+
+
+def test_means_are_against_the_fastest_engine_of_each_row_and_against_pytorch():
+    rows = [
+        {'threads': 1, 'seconds': {name: {'cpu': value, 'wall_min': 9.0} for name, value in seconds.items()}}
+        for seconds in ({'eager': 2.0, 'ncnn': 1.0, 'kernels': 0.5}, {'eager': 3.0, 'ncnn': 4.0, 'kernels': 1.0})
+    ]
+    rivals = {'fastest': kernels.fastest_fp32, 'PyTorch': lambda seconds: 'eager'}
+    lines = kernels.mean_table(rows, rivals, {'kernels': 'dense', 'absent': 'absent'}).splitlines()
+    assert lines[0] == '| against | threads | dense |'
+    assert lines[2:] == ['| fastest | 1 | 2.45× |', '| PyTorch | 1 | 3.46× |']  # roots of 2 · 3 and 4 · 3

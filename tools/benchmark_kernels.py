@@ -45,7 +45,6 @@ PATTERNS = tuple(Pattern(n, 16, block) for block in (1, 4) for n in (8, 4))
 ENGINES = ('eager', 'onnxruntime', 'ncnn', 'openvino-fp32', 'openvino-bf16')
 DENSE_FP32 = ('eager', 'torch-compile', 'onnxruntime', 'ncnn', 'openvino-fp32')  # as far as they were run
 LIMITS = ('CLASSPRUNING_ISA', 'ONEDNN_MAX_CPU_ISA', 'ATEN_CPU_CAPABILITY')  # what limits an engine's instructions
-PAUSE = 0.002  # seconds before each run: threads of the engine before wait for work and count as processor time
 Run = Callable[[], object]
 
 
@@ -99,6 +98,8 @@ def networks() -> dict[str, Callable[[], nn.Module]]:
         'DnCNN': lambda: DnCNN(),
         'NAFNet width 32': lambda: NAFNet(),
         'SwinIR-light x2': swinir,
+        'EDSR 32x8 x2': lambda: EDSR(3, 3, num_feat=32, num_block=8, upscale=2),
+        'DnCNN, 32 features': lambda: DnCNN(num_feat=32),
     }
 
 
@@ -154,15 +155,30 @@ def on_kernels(make: Callable[[], nn.Module], x: Tensor) -> tuple[dict[str, Run]
 # --- measuring ------------------------------------------------------------------------------------------------------
 
 
+def settle() -> None:
+    """Waits until no thread of the engine before waits busily for more work: ONNX Runtime's do so for tens of
+    milliseconds, and take a core from the engine whose turn comes next."""
+    for _ in range(200):
+        before = time.process_time()
+        time.sleep(0.002)
+        if time.process_time() - before < 0.0005:
+            return
+
+
 def measure(runs: dict[str, Run], seconds: float) -> dict[str, dict[str, float]]:
-    """Seconds of each run (``wall``, ``wall_min``, ``cpu``); all take turns until the time is up, at least 7 times."""
+    """Seconds of each run (``wall``, ``wall_min``, ``cpu``); all take turns until the time is up, at least 7 times.
+
+    With several threads a first run, which does not count, wakes them, as they are where tiles follow each other.
+    """
     for run in runs.values():
         run()
     samples: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(samples.values()))) < 7:
         for name, run in runs.items():
-            time.sleep(PAUSE)
+            settle()
+            if torch.get_num_threads() > 1:
+                run()
             wall, cpu = time.perf_counter(), time.process_time()
             run()
             samples[name].append((time.perf_counter() - wall, time.process_time() - cpu))
@@ -208,7 +224,7 @@ def network_rows(arguments: argparse.Namespace) -> Iterator[dict]:
         if not any(part in name for part in arguments.networks):
             continue
         torch.set_num_threads(threads)
-        x = torch.rand(1, 1 if name == 'DnCNN' else 3, arguments.tile, arguments.tile)
+        x = torch.rand(1, 1 if name.startswith('DnCNN') else 3, arguments.tile, arguments.tile)
         runs, fractions = on_kernels(make, x)
         seconds = measure({**rivals(make().eval(), x, threads, arguments.engines), **runs}, arguments.seconds)
         yield {'network': name, 'tile': arguments.tile, 'threads': threads, 'macs': fractions, 'seconds': seconds}

@@ -57,6 +57,8 @@ class Network:
     """Whether pruning gives each layer its own N."""
     int8: tuple[str, ...] = ()
     """Candidates of a second model, pruned in 8-bit integers, which takes turns with the others where time counts."""
+    narrower: tuple[str, str] | None = None
+    """A smaller dense network of the same task, whose time is about that of a small budget, and its label."""
     against_dense: bool = False
     """Whether the truth is what the dense network makes of the degraded pictures: a network that was trained to please
     the eye is far from the clean ones."""
@@ -69,6 +71,7 @@ NETWORKS = (
         'edsr_x2_64', 'EDSR ×2, 64 features, 16 blocks', 'zoo/edsr_x2_64_dense.pth', 'bicubic2', 'psnr_y',
         candidates=('0:16', '4:16', '6:16', '10:16', '16:16'), per_layer=True, middle=768,
         int8=('0:16', '4:16-int8', '8:16-int8', '16:16-int8'),
+        narrower=('zoo/edsr_x2_32_layers_dense.pth', 'smaller dense: 32 features, 8 blocks'),
     ),
     Network(
         'edsr_x2_32_layers', 'EDSR ×2, 32 features, 8 blocks, per-layer N', 'zoo/edsr_x2_32_layers_dense.pth',
@@ -85,6 +88,7 @@ NETWORKS = (
     Network(
         'msrresnet_x4_32', 'MSRResNet ×4, 32 features, 8 blocks', 'zoo/msrresnet_x4_32_dense.pth', 'bicubic4', 'psnr_y',
         candidates=('0:16', '4:16', '6:16', '10:16', '16:16'), per_layer=True,
+        int8=('0:16', '4:16-int8', '8:16-int8', '16:16-int8'),
     ),
     Network(
         'dncnn_jpeg_32', 'DnCNN, 32 features, JPEG of quality 30 to 95', 'zoo/dncnn_jpeg_32_dense.pth', 'jpeg30-95',
@@ -96,7 +100,7 @@ NETWORKS = (
     ),
     Network(
         'realesr-animevideov3', 'SRVGGNetCompact ×4, published', 'checkpoints/realesr-animevideov3.pth', 'bicubic4',
-        'psnr_y', against_dense=True,
+        'psnr_y', against_dense=True, int8=('0:16', '4:16-int8', '8:16-int8', '16:16-int8'),
     ),
 )  # fmt: skip
 
@@ -131,6 +135,8 @@ def measure(network: Network, engines: bool, threads: int) -> None:
             idle = False
             prune(network, models[-1], network.int8, calibration, [*how, '--int8'])
     pictures = _some(TEST, _TIMED) if engines else TEST if network.middle is None else _middles(TEST, network.middle)
+    if engines and network.narrower:
+        models.append(network.narrower[0])
     what = ['--gt', pictures, '--degrade', network.degrade]
     if network.against_dense:
         lq, gt = f'{pictures}_{network.degrade}', f'{pictures}_{network.name}'

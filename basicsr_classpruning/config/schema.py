@@ -151,6 +151,13 @@ class ClassPruningTrainingOptions(TrainingOptions):
     val: ClassPruningVal | None = None
     """Validation; null for none."""
 
+    @model_validator(mode='after')
+    def _own_weights(self) -> ClassPruningTrainingOptions:
+        if self.train.freeze_dense and self.network_g.weights == 'shared':
+            text = 'true is not allowed with shared weights, which all candidates learn in; network_g.weights own'
+            raise refuse('train.freeze_dense', text)
+        return self
+
 
 class ClassPruningTestingOptions(TestingOptions):
     """An options file for testing a ClassPruning network."""

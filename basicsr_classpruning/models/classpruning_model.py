@@ -145,8 +145,6 @@ class ClassPruningModel(GuardedSRModel):
             if train_opt[key] is not None
         }
         if train_opt['freeze_dense']:
-            if self.net_g.options['weights'] == 'shared':
-                raise UsageError('train.freeze_dense: sparse candidates have no weights of their own; weights own')
             self.net_g.freeze_dense()
         super().init_training_settings()
         training_pass = TrainingPass(self.net_g)

@@ -62,7 +62,7 @@ def speed_table(
     rows: list[dict], rival: Callable[[dict[str, float]], str], headings: dict[str, str], wanted: Wanted
 ) -> str:
     """How many times as fast as a rival each column is, by row, with one thread and with two."""
-    names = [name for name in headings if all(name in row['seconds'] or name == FP32_COLUMN for row in rows)]
+    names = _columns(rows, headings)
     lines: list[list[str]] = []
     for threads in sorted({row['threads'] for row in rows}):
         ratios: dict[str, list[float]] = {name: [] for name in names}
@@ -83,6 +83,23 @@ def speed_table(
     return markdown_table([what, 'threads', 'rival', *(headings[name] for name in names)], lines)
 
 
+def _columns(rows: list[dict], headings: dict[str, str]) -> list[str]:
+    """What has a column: what every row has."""
+    return [name for name in headings if all(name in row['seconds'] or name == FP32_COLUMN for row in rows)]
+
+
+def mean_table(rows: list[dict], rivals: dict[str, Callable[[dict[str, float]], str]], headings: dict[str, str]) -> str:
+    """Geometric means of how many times as fast as each rival each column is, with one thread and with two."""
+    names = _columns(rows, headings)
+    lines = []
+    for label, rival in rivals.items():
+        for threads in sorted({row['threads'] for row in rows}):
+            measured = [times(row) for row in rows if row['threads'] == threads]
+            means = (geometric_mean(seconds[rival(seconds)] / seconds[name] for seconds in measured) for name in names)
+            lines.append([label, str(threads), *(f'{mean:.2f}×' for mean in means)])
+    return markdown_table(['against', 'threads', *(headings[name] for name in names)], lines)
+
+
 def layer_table(side: int, wanted: Wanted) -> Callable[[dict], str]:
     """Of layers with a kernel of one size."""
 
@@ -91,6 +108,16 @@ def layer_table(side: int, wanted: Wanted) -> Callable[[dict], str]:
         return speed_table(rows, fastest_fp32, HEADINGS, wanted)
 
     return table
+
+
+def layer_means(result: dict) -> str:
+    """Of layers with both kernel sizes, against PyTorch's layer too."""
+    rivals = {'fastest fp32 engine': fastest_fp32, 'PyTorch': lambda seconds: 'eager'}
+    tables = []
+    for side in (3, 1):
+        rows = [row for row in result['rows'] if row['kernel_size'] == side]
+        tables.append(f'{side} × {side}:\n\n{mean_table(rows, rivals, HEADINGS)}')
+    return '\n\n'.join(tables)
 
 
 def network_table(result: dict) -> str:
@@ -118,9 +145,13 @@ TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
         'kernels_layers',
         layer_table(1, Wanted({'8:16 block 1': (1.5, 1.8), '4:16 block 1': (2.4, 3.2)})),
     ),
+    'kernels_layers_means': ('kernels_layers', layer_means),
+    'kernels_layers_avx2': ('kernels_layers_avx2', layer_means),
     'kernels_networks': ('kernels_networks', network_table),
+    'kernels_networks_avx2': ('kernels_networks_avx2', network_table),
     'int8_layers': ('int8_layers', int8_table(Wanted({'dense': (0.9, 1.0), '8:16': (1.4, 1.7), '4:16': (2.3, 3.0)}))),
     'int8_networks': ('int8_networks', int8_table(Wanted({'8:16': (1.3, 1.6), '4:16': (2.0, 2.6)}))),
+    'int8_networks_avx2': ('int8_networks_avx2', int8_table(Wanted({}))),
 }
 """The result file of each table's place in the page, and what makes the table."""
 

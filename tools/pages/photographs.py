@@ -164,10 +164,12 @@ def engines(comparisons: Sequence[Comparison], few: bool = False) -> str:
             slow = row['seconds'] > rival['seconds'] and row['backend'] != 'eager'
             if few and (slow or (row['kind'] == 'candidate' and row not in shown)):
                 continue
-            what = {'dense': 'dense', 'candidate': f'{row["candidate"]} everywhere'}.get(row['kind'])
+            dense = 'dense' if row['model'] == one.dense['model'] else (one.network.narrower or ('', ''))[1]
+            what = {'dense': dense, 'candidate': f'{row["candidate"]} everywhere'}.get(row['kind'])
             speed = f'{rival["seconds"] / row["seconds"]:.2f}×'
             loss = 'equal' if abs(_loss(one, row)) < 0.0005 else _to_dense(one, row)
-            cells = [_ENGINES.get(row['backend'], row['backend']), loss, f'{_spent(row):.1%}', speed]
+            spent = f'{row["macs"] / one.dense["macs"]:.1%}'
+            cells = [_ENGINES.get(row['backend'], row['backend']), loss, spent, speed]
             precision = ' in int8' if row['model'].endswith('_int8_photographs') else ''
             lines.append([what or f'ClassPruning{precision}, budget {row["budget"]:g} of its time', *cells])
         header = ['what', 'engine', 'dB to dense', 'MACs', f'speed over {rival["backend"]}']

@@ -72,7 +72,10 @@ struct pointwise {
   int failed = 0;
 
   explicit pointwise(const cp_pointwise_call& c) : call(c), head(pointwise_head(c.packed)) {
-    blocks = ceil_div(ceil_div(c.pixels, CP_WIDTH), head.rows);
+    const long vectors = ceil_div(c.pixels, CP_WIDTH);
+    blocks = ceil_div(vectors, head.rows);
+    // Few tiles are made as many for each thread, of three vectors at least: a small picture is a single tile.
+    while (tiles() < 4 * c.threads && tiles() % c.threads && vectors >= 3 * (blocks + 1)) blocks++;
   }
   long tiles() const { return call.batch * blocks; }
 
