@@ -53,6 +53,8 @@ class Network:
     """Checkpoint of its trained candidates, which get a bypass and a classifier; None: the dense network is pruned."""
     candidates: tuple[str, ...] = ('0:16', '4:16', '8:16', '16:16')
     """Of what is pruned."""
+    pruned_for: str | None = None
+    """The degradation that pruning sees, where it is another one than the classifier is fitted to."""
     per_layer: bool = False
     """Whether pruning gives each layer its own N."""
     int8: tuple[str, ...] = ()
@@ -83,7 +85,8 @@ NETWORKS = (
     ),
     Network(
         'dncnn_color_blind', 'DnCNN, published, blind, noise of 1 + half-normal σ 10',
-        'checkpoints/dncnn_color_blind.pth', 'noise~10', 'psnr', middle=512,
+        'checkpoints/dncnn_color_blind.pth', 'noise~10', 'psnr', pruned_for='noise0-50', middle=512,
+        candidates=('0:16', '4:16', '6:16', '8:16', '10:16', '12:16', '16:16'),
     ),
     Network(
         'msrresnet_x4_32', 'MSRResNet ×4, 32 features, 8 blocks', 'zoo/msrresnet_x4_32_dense.pth', 'bicubic4', 'psnr_y',
@@ -123,9 +126,14 @@ def measure(network: Network, engines: bool, threads: int) -> None:
     model = f'models/{network.name}_photographs.pth'
     if not Path(model).exists():
         idle = False  # the load average still knows
-        if network.fitted is not None:
-            bypass = [] if as_routed(load(network.fitted)).candidates[0].startswith('0:') else ['--bypass']
-            classpruning('fit', network.fitted, *bypass, '--out', model, '--calibration', calibration, *how)
+        fitted = network.fitted
+        if network.pruned_for is not None:
+            fitted = f'models/{network.name}_pruned.pth'
+            if not Path(fitted).exists():
+                prune(network, fitted, network.candidates, calibration, ['--degrade', network.pruned_for])
+        if fitted is not None:
+            bypass = [] if as_routed(load(fitted)).candidates[0].startswith('0:') else ['--bypass']
+            classpruning('fit', fitted, *bypass, '--out', model, '--calibration', calibration, *how)
         else:
             prune(network, model, network.candidates, calibration, how)
     models = [model]

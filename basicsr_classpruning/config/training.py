@@ -147,7 +147,8 @@ class GuardedTrain(Train):
 
     amp: Literal['bf16', 'fp16'] | None = None
     """Mixed precision; null is single precision. `bf16` is for GPUs and for CPUs with AVX-512 or AMX; on other CPUs,
-    which would emulate it, many times slower, it is single precision too."""
+    which would emulate it, many times slower, it is single precision too. Its three digits are too few for networks of
+    nearly clean pictures: a published denoiser loses 0.4 dB at σ = 20 and 1.3 dB at σ = 3 by them."""
     channels_last: bool = True
     """Keep images in memory pixel by pixel: faster convolutions on CPUs and on GPUs with mixed precision."""
     grad_clip: Positive | None = None
