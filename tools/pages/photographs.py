@@ -17,6 +17,7 @@ from tools.pages.results import read_result, versions_of
 RESULTS = Path('docs/results/photographs')
 _SHOWN_BUDGETS = (0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 _IN_README = ('edsr_x2_64', 'msrresnet_x4_32', 'dncnn_noise_32')
+_EXACT = 0.001  # dB, below which an engine changes nothing
 _ENGINES = {'auto': 'kernels of this package', 'eager': 'PyTorch', 'torch-compile': 'torch.compile'}
 
 
@@ -167,19 +168,20 @@ def engines(comparisons: Sequence[Comparison], few: bool = False) -> str:
             dense = 'dense' if row['model'] == one.dense['model'] else (one.network.narrower or ('', ''))[1]
             what = {'dense': dense, 'candidate': f'{row["candidate"]} everywhere'}.get(row['kind'])
             speed = f'{rival["seconds"] / row["seconds"]:.2f}×'
-            loss = 'equal' if abs(_loss(one, row)) < 0.0005 else _to_dense(one, row)
+            loss = 'equal' if abs(_loss(one, row)) < _EXACT / 2 else _to_dense(one, row)
             spent = f'{row["macs"] / one.dense["macs"]:.1%}'
             cells = [_ENGINES.get(row['backend'], row['backend']), loss, spent, speed]
             precision = ' in int8' if row['model'].endswith('_int8_photographs') else ''
             lines.append([what or f'ClassPruning{precision}, budget {row["budget"]:g} of its time', *cells])
-        header = ['what', 'engine', 'dB to dense', 'MACs', f'speed over {rival["backend"]}']
+        quality = 'PSNR to the dense output' if one.network.against_dense else 'dB to dense'
+        header = ['what', 'engine', quality, 'MACs', f'speed over {rival["backend"]}']
         parts.append(f'{caption(one)}\n\n{markdown_table(header, lines)}')
     return '\n\n'.join(parts)
 
 
 def _rival(one: Comparison) -> dict[str, Any]:
     """The fastest engine of others that changes nothing."""
-    exact = [row for row in one.rows('dense') if row['backend'] in RIVALS and abs(_loss(one, row)) < 0.001]
+    exact = [row for row in one.rows('dense') if row['backend'] in RIVALS and abs(_loss(one, row)) < _EXACT]
     return min(exact, key=lambda row: row['seconds'])
 
 
@@ -201,9 +203,8 @@ def headline(one: Comparison) -> str:
 
 
 def _loss(one: Comparison, row: dict[str, Any]) -> float:
-    if one.network.against_dense:
-        return 0.0 if one.psnr(row) > 70 else 9.0
-    return one.psnr(one.dense) - one.psnr(row)
+    dense, psnr = one.psnr(one.dense), one.psnr(row)
+    return 0.0 if psnr == dense else dense - psnr  # both may be infinite
 
 
 def caption(one: Comparison) -> str:
