@@ -17,6 +17,7 @@ from tools.pages.results import read_result, versions_of
 RESULTS = Path('docs/results/photographs')
 _SHOWN_BUDGETS = (0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 _IN_README = ('edsr_x2_64', 'msrresnet_x4_32', 'dncnn_noise_32')
+_FEW = ('auto', 'openvino-int8')  # engines of a smaller network that are always shown
 _EXACT = 0.001  # dB, below which an engine changes nothing
 _ENGINES = {'auto': 'kernels of this package', 'eager': 'PyTorch', 'torch-compile': 'torch.compile'}
 
@@ -154,7 +155,8 @@ def engines(comparisons: Sequence[Comparison], few: bool = False) -> str:
 
     Args:
         comparisons: of time.
-        few: leaves out what is slower than the rival, but PyTorch, and fixed candidates but the sparsest and the last.
+        few: leaves out what is slower than the rival, but PyTorch, fixed candidates but the sparsest and the last, and
+            a smaller network in most engines.
     """
     parts = []
     for one in comparisons:
@@ -163,7 +165,8 @@ def engines(comparisons: Sequence[Comparison], few: bool = False) -> str:
         shown = min(one.rows('candidate'), key=_spent), one.rows('candidate')[-1]
         for row in one.rows('dense', 'candidate', 'budget'):
             slow = row['seconds'] > rival['seconds'] and row['backend'] != 'eager'
-            if few and (slow or (row['kind'] == 'candidate' and row not in shown)):
+            other = row['kind'] == 'dense' and row['model'] != one.dense['model'] and row['backend'] not in _FEW
+            if few and (slow or other or (row['kind'] == 'candidate' and row not in shown)):
                 continue
             dense = 'dense' if row['model'] == one.dense['model'] else (one.network.narrower or ('', ''))[1]
             what = {'dense': dense, 'candidate': f'{row["candidate"]} everywhere'}.get(row['kind'])
