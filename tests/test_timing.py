@@ -122,3 +122,10 @@ def test_times_are_measured_and_kept():
     assert (first.candidates == second.candidates).all()
     assert first.dense == second.dense > 0
     assert first.ring == second.ring >= 1
+
+
+def test_what_is_measured_next_waits_until_no_thread_is_busy(monkeypatch):
+    used = iter([0.0, 0.002, 0.002, 0.004, 0.004, 0.0041, 0.0041])  # processor time before and after each pause
+    monkeypatch.setattr(timing.time, 'process_time', lambda: next(used))
+    timing.settle()
+    assert list(used) == [0.0041]

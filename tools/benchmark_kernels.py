@@ -37,6 +37,7 @@ from basicsr_classpruning import kernels
 from basicsr_classpruning.archs.dense import DenseNetwork
 from basicsr_classpruning.benchmark.rivals import RIVALS, Conditions
 from basicsr_classpruning.errors import UserError
+from basicsr_classpruning.inference.timing import settle
 from basicsr_classpruning.sizes import probe
 from basicsr_classpruning.sparsity.masks import mask_of, mismatch, rank
 from basicsr_classpruning.sparsity.pattern import Pattern
@@ -153,16 +154,6 @@ def on_kernels(make: Callable[[], nn.Module], x: Tensor) -> tuple[dict[str, Run]
 
 
 # --- measuring ------------------------------------------------------------------------------------------------------
-
-
-def settle() -> None:
-    """Waits until no thread of the engine before waits busily for more work: ONNX Runtime's do so for tens of
-    milliseconds, and take a core from the engine whose turn comes next."""
-    for _ in range(200):
-        before = time.process_time()
-        time.sleep(0.002)
-        if time.process_time() - before < 0.0005:
-            return
 
 
 def measure(runs: dict[str, Run], seconds: float) -> dict[str, dict[str, float]]:

@@ -16,6 +16,7 @@ from basicsr_classpruning.inference.engines import Engine, Engines
 from basicsr_classpruning.inference.receptive_field import tile_margin
 from basicsr_classpruning.inference.restorer import check_channels
 from basicsr_classpruning.inference.tiling import Blender, TileGrid, plan_tiles
+from basicsr_classpruning.inference.timing import settle
 from basicsr_classpruning.routing.network import ModelInfo, RoutedNetwork
 
 
@@ -123,10 +124,13 @@ class TiledImage:
         """
         outputs: dict[int, list[np.ndarray]] = {variant: [] for variant in variants}
         seconds = np.full((repeats, len(self._model.variants), len(self.grid)), np.inf)
+        others = len(self._model.variants) > max(self._model.candidates, 1) and torch.get_num_threads() > 1
         for number in range(len(self.grid)):
             x = self.tile(number)
             for repeat in range(repeats):
                 for variant in variants:
+                    if others:
+                        settle()
                     y, elapsed = self._timed(self._model.variants[variant].run, x)
                     seconds[repeat, variant, number] = elapsed
                     if repeat == 0:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,19 @@ def _read(path: Path, candidates: int) -> Prices | None:
     if not sound or not 0 <= classifier < math.inf or not 0 < dense < math.inf or not 1 <= ring < math.inf:
         return None
     return Prices(seconds, runs, classifier, dense, 'time', ring)
+
+
+def settle() -> None:
+    """Waits until no other thread of this process is busy, at most half a second.
+
+    Some engines' threads, ONNX Runtime's above all, wait busily for more work for tens of milliseconds, and take a core
+    from what is measured next.
+    """
+    for _ in range(200):
+        before = time.process_time()
+        time.sleep(0.002)
+        if time.process_time() - before < 0.0005:
+            return
 
 
 def in_turn(ways: Mapping[str, Seconds]) -> dict[str, float]:
