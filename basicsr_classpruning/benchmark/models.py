@@ -53,6 +53,11 @@ class BenchmarkModel:
         """Number of candidates; 0 for a dense network."""
         return len(self.network.candidates)
 
+    @property
+    def has_engines(self) -> bool:
+        """Whether other engines run the dense network too."""
+        return len(self.variants) > max(self.candidates, 1)
+
     def predicted_errors(self, x: Tensor) -> Tensor:
         """``(B, K)``. Only of a network with candidates."""
         assert self.network.router is not None
@@ -80,7 +85,7 @@ def add_engines(model: BenchmarkModel, conditions: Conditions, progress: Callabl
 
 def missing_engines(models: Sequence[BenchmarkModel]) -> dict[str, str]:
     """Why engines are missing, by name; where some of the models have it, those that lack it are named."""
-    asked = [model for model in models if len(model.variants) > max(model.candidates, 1) or model.missing]
+    asked = [model for model in models if model.has_engines or model.missing]
     missing: dict[str, str] = {}
     for name in dict.fromkeys(name for model in asked for name in model.missing):
         lacking = {model.name: model.missing[name] for model in asked if name in model.missing}
@@ -124,7 +129,7 @@ class TiledImage:
         """
         outputs: dict[int, list[np.ndarray]] = {variant: [] for variant in variants}
         seconds = np.full((repeats, len(self._model.variants), len(self.grid)), np.inf)
-        others = len(self._model.variants) > max(self._model.candidates, 1) and torch.get_num_threads() > 1
+        others = self._model.has_engines and torch.get_num_threads() > 1
         for number in range(len(self.grid)):
             x = self.tile(number)
             for repeat in range(repeats):

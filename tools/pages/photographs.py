@@ -176,8 +176,8 @@ def engines(comparisons: Sequence[Comparison], few: bool = False) -> str:
             cells = [_ENGINES.get(row['backend'], row['backend']), loss, spent, speed]
             precision = ' in int8' if row['model'].endswith('_int8_photographs') else ''
             lines.append([what or f'ClassPruning{precision}, budget {row["budget"]:g} of its time', *cells])
-        quality = 'PSNR to the dense output' if one.network.against_dense else 'dB to dense'
-        header = ['what', 'engine', quality, 'MACs', f'speed over {rival["backend"]}']
+        compared = 'PSNR to the dense output' if one.network.against_dense else 'dB to dense'
+        header = ['what', 'engine', compared, 'MACs', f'speed over {rival["backend"]}']
         parts.append(f'{caption(one)}\n\n{markdown_table(header, lines)}')
     return '\n\n'.join(parts)
 
