@@ -10,6 +10,7 @@ from tiny import classpruning
 from basicsr_classpruning.errors import UsageError
 from basicsr_classpruning.inference.patched import CELL, NOTHING, PatchedNetwork
 from basicsr_classpruning.inference.restorer import Restorer
+from basicsr_classpruning.inference.shared_budget import Survey, route_together
 
 LADDER = ['0:4', '1:4', '2:4', '4:4']
 
@@ -106,3 +107,49 @@ def test_networks_and_classifiers_without_parts_say_so():
         restorer(classpruning('RCAN'))
     with pytest.raises(UsageError, match='does not tell parts of 8 pixels apart'):
         restorer(classpruning('EDSR', classifier={'type': 'EdgeDifficulty'}))
+
+
+@pytest.mark.parametrize('patch', [16, None])
+def test_images_that_share_a_budget(net, patch):
+    means = restorer(net, patch=patch, budget=0.5)
+    pictures = [photo(96, 96), np.full((64, 64, 3), 0.5, np.float32), photo(64, 160, 1)]
+    surveys = [means.start(picture).survey() for picture in pictures]
+    routings = means.route_together(surveys)
+    found = []
+    for picture, routing in zip(pictures, routings):
+        restoration = means.start(picture, routing=routing)
+        restored = np.concatenate(list(restoration.bands()))
+        stats = restoration.stats()
+        np.testing.assert_array_equal(stats.class_map.ravel(), routing.classes)
+        assert stats.enough == routing.enough
+        assert stats.seconds > routing.seconds > 0
+        same = np.concatenate(list(means.start(picture, routing.classes).bands()))
+        np.testing.assert_array_equal(restored, same)
+        found.append((stats.spent, stats.tiles if patch is None else stats.pixels))
+    spent, sizes = np.array(found).T
+    assert spent @ sizes / sizes.sum() <= 0.5 * (1 + 1e-9)
+    assert spent @ sizes / sizes.sum() > 0.4
+
+
+def test_what_is_routed_already_is_not_classified_again(net, monkeypatch):
+    means = restorer(net, budget=0.5)
+    (routing,) = means.route_together([means.start(photo(64, 64)).survey()])
+    monkeypatch.setattr(type(net.router), 'error_map', None)
+    assert list(means.start(photo(64, 64), routing=routing).bands())
+
+
+def test_an_image_that_gains_nothing_leaves_the_budget_to_the_others(net):
+    prices = restorer(net, patch=None).prices
+    cheapest = int(prices.of_tiles.argmin())
+    gains_nothing = np.full((50, len(LADDER)), 1 / 50)
+    gains = np.outer(np.full(50, 1 / 50), 1 / (1 + 10 * prices.of_tiles))
+    first, second = route_together([Survey(gains_nothing, 1, None), Survey(gains, 1, None)], prices, 0.5)
+    assert (first.classes == cheapest).all()
+    assert first.enough
+    spent = (prices.of_tiles[first.classes].mean() + prices.of_tiles[second.classes].mean()) / 2
+    assert 0.49 < spent <= 0.5
+
+
+def test_without_a_budget_there_is_nothing_to_share(net):
+    with pytest.raises(UsageError, match='budget'):
+        restorer(net).route_together([])

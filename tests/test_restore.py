@@ -114,6 +114,34 @@ def test_json_and_summary(tmp_path, model, capsys):
     assert 'px' in output.err  # the bar
 
 
+def test_a_folder_shares_a_budget(tmp_path, model, capsys):
+    for number, side in enumerate([40, 70, 100]):
+        put(tmp_path / f'in/{number}.png', side, side, seed=number)
+    frames = [Image.fromarray(np.full((40, 40, 3), 60 * k, np.uint8)) for k in range(3)]
+    frames[0].save(tmp_path / 'in/pages.tif', save_all=True, append_images=frames[1:])
+    (tmp_path / 'in/broken.png').write_bytes((tmp_path / 'in/0.png').read_bytes()[:200])
+    options = ['--model', model, '--tile', '32', '--patch', '0', '--budget', '0.7', '--budget-over', 'folder']
+    assert call(tmp_path / 'in', '--output', tmp_path / 'out', *options, '--json', tmp_path / 'run.json') == 1
+    report = json.loads((tmp_path / 'run.json').read_text())
+    assert (report['budget_over'], report['pictures']) == ('folder', 4)
+    assert 'broken.png' in report['failed'][0]['error']
+    assert report['spent'] <= 0.7 * (1 + 1e-9)
+    # All as the Python interface routes them.
+    from basicsr_classpruning import load
+
+    means = Restorer(load(model), tile=32, budget=0.7, backend='dense', threads=1, device='cpu')
+    read = [read_picture(tmp_path / f'in/{number}.png').pixels for number in range(3)]
+    read += [np.asarray(frame) for frame in frames]
+    routings = means.route_together([means.start(pixels).survey() for pixels in read])
+    for number in range(3):
+        expected = np.concatenate(list(means.start(read[number], routing=routings[number]).bands()))
+        np.testing.assert_array_equal(read_picture(tmp_path / f'out/{number}.png').pixels, expected)
+    capsys.readouterr()
+    # A second run finds nothing to do but the broken one.
+    assert call(tmp_path / 'in', '--output', tmp_path / 'out', *options) == 1
+    assert '4 finished before' in capsys.readouterr().out
+
+
 def test_unreadable_pictures_are_named_and_do_not_stop_the_others(tmp_path, model, capsys):
     put(tmp_path / 'in/a.png')
     (tmp_path / 'in/b.png').write_bytes(b'not a picture')
@@ -301,6 +329,7 @@ def test_wrong_calls(tmp_path, model):
         ((tmp_path / 'in', *good, '--candidate', '3:4'), '1:4, 2:4, 4:4'),
         ((tmp_path / 'in', *good, '--tile', 4), 'tile 4'),
         ((tmp_path / 'in', *good, '--max-pixels', 0), '--max-pixels 0'),
+        ((tmp_path / 'in', *good, '--budget-over', 'folder'), '--budget-over folder: needs --budget'),
     ):
         with pytest.raises(UsageError, match=message):
             call(*arguments)

@@ -16,10 +16,11 @@ from basicsr_classpruning.benchmark.pairs import Pair, Pairs
 from basicsr_classpruning.benchmark.patches import PatchedModel, errors_of_patches
 from basicsr_classpruning.devices import device_of
 from basicsr_classpruning.errors import UsageError
-from basicsr_classpruning.inference.patch_plan import PatchPlan, route_patches
+from basicsr_classpruning.inference.patch_plan import PatchPlan
 from basicsr_classpruning.inference.restorer import Restorer
+from basicsr_classpruning.inference.shared_budget import share_budget
 from basicsr_classpruning.inference.tiling import TileGrid
-from basicsr_classpruning.routing.budget import deal_by_chance, least_errors, solve_budget, solve_for_mean_psnr
+from basicsr_classpruning.routing.budget import deal_by_chance, least_errors
 from basicsr_classpruning.routing.errors import LEAST_ERROR, errors_in_image, expected_errors, reference_errors
 
 Progress = Callable[[str, int, int], None]
@@ -302,16 +303,8 @@ class Benchmark:
     ) -> np.ndarray:
         """Classes of all tiles, or patches, of all images, which share a budget."""
         plans = [survey.plan for survey in surveys if survey.plan is not None]
-        sizes = np.concatenate([np.full(len(survey.errors), survey.pixels) for survey in surveys]).astype(float)
-        cuts = np.cumsum([len(survey.errors) for survey in surveys])[:-1]
-
-        def solve(weighed: list[np.ndarray]) -> list[np.ndarray]:
-            if plans:
-                return route_patches(plans, weighed, budget)
-            together = np.concatenate(weighed)
-            return np.split(solve_budget(together, self._prices[model.name].of_tiles, sizes, budget), cuts)
-
-        return np.concatenate(solve_for_mean_psnr(solve, errors))
+        pixels = [survey.pixels for survey in surveys]
+        return np.concatenate(share_budget(errors, pixels, plans, self._prices[model.name], budget))
 
     def _routed_line(
         self, model: BenchmarkModel, kind: str, budget: float | None, classes: np.ndarray, surveys: list[_Survey]

@@ -49,6 +49,11 @@ def add_parser(subparsers: Any) -> None:
         '--budget-in', choices=('macs', 'time'), default='macs',
         help='what the budget counts: MACs (default), or time, which is measured once on this machine and kept',
     )  # fmt: skip
+    parser.add_argument(
+        '--budget-over', choices=('picture', 'folder'), default='picture',
+        help='whether each picture keeps to the budget (default), or all that are restored together, so that easy '
+        'pictures leave more to difficult ones; all are then read and classified before the first one is restored',
+    )  # fmt: skip
     choice.add_argument('--candidate', metavar='N:M', help='one candidate for everything, e.g. 2:4')
     parser.add_argument(
         '--patch', type=int, metavar='N',
@@ -82,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
     check_outputs(args, 'json')
     if args.budget_in == 'time' and args.budget is None:
         raise UsageError('--budget-in time: needs --budget')
+    if args.budget_over == 'folder' and args.budget is None:
+        raise UsageError('--budget-over folder: needs --budget')
     max_pixels = picture_limit() if args.max_pixels is None else args.max_pixels
     if max_pixels < 1:
         raise UsageError(f'--max-pixels {max_pixels}: allowed are 1 and more')
@@ -102,8 +109,10 @@ def run(args: argparse.Namespace) -> int:
         threads=args.threads,
         device=args.device,
     )
+    together = args.budget_over == 'folder' and bool(open_jobs)
     with _Bar(open_jobs) as bar:
-        results = sorted(restore_files(restorer, open_jobs, max_pixels, bar.add), key=lambda result: result.job.name)
+        found = restore_files(restorer, open_jobs, max_pixels, bar.add, together)
+        results = sorted(found, key=lambda result: result.job.name)
     report = _report(args, restorer, results, [job.name for job in jobs if job not in set(open_jobs)])
     report['not_pictures'] = find_skipped(args.input, args.output)
     report['seconds'] = time.perf_counter() - start
@@ -154,15 +163,16 @@ def _report(
     done = [(result, result.stats) for result in results if result.stats is not None]
     tiles = sum(stats.tiles for _, stats in done)
     average = sum(stats.average_macs * stats.tiles for _, stats in done) / tiles if tiles else None
-    dense = sum(stats.macs_dense * stats.tiles for _, stats in done) / tiles if tiles else None
-    pixels = sum(stats.pixels for _, stats in done)
-    spent = sum(stats.spent * stats.pixels for _, stats in done) / pixels if done else None
+    whole = sum(stats.macs_dense * stats.tiles for _, stats in done)
+    dense = whole / tiles if tiles else None
+    spent = sum(stats.spent * stats.macs_dense * stats.tiles for _, stats in done) / whole if whole else None
     return {
         'model': args.model,
         'input': args.input,
         'output': args.output,
         'budget': restorer.budget,
         'budget_in': args.budget_in,
+        'budget_over': args.budget_over,
         'spent': spent,
         'enough': bool(done) and all(stats.enough for _, stats in done),
         'candidate': args.candidate,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from basicsr_classpruning.images.writing import (
 )
 from basicsr_classpruning.inference.class_map import draw_class_map
 from basicsr_classpruning.inference.restorer import Restoration, Restorer, RestoreStats
+from basicsr_classpruning.inference.shared_budget import Routing, Survey
 from basicsr_classpruning.inference.workers import Workers
 
 _SMALL = 1_000_000  # pixels up to which pictures are restored side by side
@@ -146,29 +148,47 @@ def count_pixels(job: FileJob) -> int:
 
 
 def restore_files(
-    restorer: Restorer, jobs: Iterable[FileJob], max_pixels: int, progress: Progress
+    restorer: Restorer, jobs: Sequence[FileJob], max_pixels: int, progress: Progress, together: bool = False
 ) -> Iterator[FileResult]:
     """Restores pictures; yields a result for each, in no particular order. A failure does not stop the others.
 
     Small pictures are restored side by side, as one of them does not keep all threads busy; large ones one by one, so
-    that memory stays bounded.
+    that memory stays bounded. With ``together``, all pictures share the budget: all are read and classified first.
     """
+    routings = _route_together(restorer, jobs, max_pixels) if together else {}
     small: list[FileJob] = []
     large: list[FileJob] = []
     for job in jobs:
         (small if count_pixels(job) <= _SMALL else large).append(job)
 
     def restore(job: FileJob) -> FileResult:
-        return _try_restoring(restorer, job, max_pixels, progress)
+        return _try_restoring(restorer, job, max_pixels, progress, routings.get(job, []))
 
     yield from Workers(restorer.workers.count).map(restore, small)
     yield from map(restore, large)
 
 
-def _try_restoring(restorer: Restorer, job: FileJob, max_pixels: int, progress: Progress) -> FileResult:
+def _route_together(restorer: Restorer, jobs: Sequence[FileJob], max_pixels: int) -> dict[FileJob, list[Routing]]:
+    """Routes all pictures of the files. Files that fail are left out: restoring them says why."""
+    surveys: dict[FileJob, list[Survey]] = {}
+    for job in jobs:
+        with (
+            contextlib.suppress(UserError, MemoryError, RuntimeError),
+            open_picture(job.source, max_pixels) as file,
+        ):
+            surveys[job] = [restorer.start(picture.pixels).survey() for picture in file.pictures()]
+    if not surveys:
+        return {}
+    found = iter(restorer.route_together([survey for each in surveys.values() for survey in each]))
+    return {job: [next(found) for _ in each] for job, each in surveys.items()}
+
+
+def _try_restoring(
+    restorer: Restorer, job: FileJob, max_pixels: int, progress: Progress, routings: Sequence[Routing]
+) -> FileResult:
     start = time.perf_counter()
     try:
-        stats, note = restore_file(restorer, job, max_pixels, progress)
+        stats, note = restore_file(restorer, job, max_pixels, progress, routings)
     except UserError as error:
         return FileResult(job, None, time.perf_counter() - start, str(error))
     except (MemoryError, RuntimeError) as error:
@@ -181,14 +201,18 @@ def _failed(job: FileJob, error: Exception) -> UserError:
     return UserError(f'{job.source}: {(str(error) or "not enough memory").splitlines()[0]}')
 
 
-def restore_file(restorer: Restorer, job: FileJob, max_pixels: int, progress: Progress) -> tuple[RestoreStats, str]:
+def restore_file(
+    restorer: Restorer, job: FileJob, max_pixels: int, progress: Progress, routings: Sequence[Routing] = ()
+) -> tuple[RestoreStats, str]:
     """Restores one picture file, each of its pages or frames; its results appear whole or not at all.
+
+    ``routings`` are those of its pictures, where they were routed before.
 
     Returns what it cost, and what of the file was not restored. Raises UserError.
     """
     scale = restorer.info.scale
     with open_picture(job.source, max_pixels) as file:
-        restored = _Restored(restorer, job, file, progress)
+        restored = _Restored(restorer, job, file, progress, routings)
         if len(file) == 1:
             (rows,) = restored.pictures()
             write_rows(job.target, rows.encoding, rows.height, rows.width, rows.bands)
@@ -202,8 +226,11 @@ def restore_file(restorer: Restorer, job: FileJob, max_pixels: int, progress: Pr
 class _Restored:
     """The pictures of a file, restored as their rows are consumed."""
 
-    def __init__(self, restorer: Restorer, job: FileJob, file: PictureFile, progress: Progress) -> None:
+    def __init__(
+        self, restorer: Restorer, job: FileJob, file: PictureFile, progress: Progress, routings: Sequence[Routing]
+    ) -> None:
         self._restorer, self._job, self._file, self._progress = restorer, job, file, progress
+        self._routings = routings
         self.stats: list[RestoreStats] = []
         """Of each picture that is finished."""
 
@@ -215,7 +242,8 @@ class _Restored:
             encoding = result_encoding(picture.encoding)
             check_writable(encoding, height, width, job.target)
             _make_folder(job.target.parent)
-            restoration = self._restorer.start(picture.pixels)
+            routing = self._routings[number] if self._routings else None
+            restoration = self._restorer.start(picture.pixels, routing=routing)
             if job.class_map is not None and number == 0:
                 labels = self._restorer.info.candidates or ('dense',)
                 write_picture(job.class_map, draw_class_map(picture, restoration.parts, restoration.classes, labels))

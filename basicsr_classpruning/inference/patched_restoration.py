@@ -14,6 +14,7 @@ from basicsr_classpruning.inference.patch_plan import PatchPlan, route_patches
 from basicsr_classpruning.inference.patched import CELL, PART, PatchedNetwork
 from basicsr_classpruning.inference.prices import prices_in_macs
 from basicsr_classpruning.inference.restoration import Means, Restoration, RestoreStats
+from basicsr_classpruning.inference.shared_budget import Routing, Survey
 from basicsr_classpruning.inference.tiling import TileGrid
 from basicsr_classpruning.routing.budget import least_errors
 from basicsr_classpruning.routing.errors import errors_in_image, expected_errors
@@ -30,7 +31,8 @@ class PatchedRestoration(Restoration):
         patched: the network.
         patch: side of a patch in input pixels, a multiple of ``PART``.
         engines: of the candidates that run nothing of the base network.
-        classes: what restores the patches ``(T,)``, where it is known; by default they are routed.
+        classes: what restores the patches ``(T,)``, if not what routing finds, which takes its time all the same.
+        routing: what restores them, where they were routed before.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class PatchedRestoration(Restoration):
         patch: int,
         engines: Engines,
         classes: np.ndarray | None = None,
+        routing: Routing | None = None,
     ) -> None:
         super().__init__(means, image, grid)
         self._engines = engines
@@ -50,18 +53,23 @@ class PatchedRestoration(Restoration):
         means.workers.run(patched.prepare, self._tiles(np.array([0]))[:1])
         self.plan = PatchPlan(patched, means.prices, grid, patch)
         self.enough = False
-        self.errors: np.ndarray = self.plan.sums(self._error_map())
-        """Predicted ones, summed over each patch's parts, ``(T, K)``."""
-        # Routing costs time also where somebody knows better: what is given stands in for what it finds.
-        found = self._route(self.errors)
-        self.classes = found if classes is None else classes
+        if routing is not None:
+            self.classes, self.enough, self._seconds = routing.classes, routing.enough, routing.seconds
+        else:
+            self.errors: np.ndarray = self.plan.sums(self._error_map())
+            """Predicted ones, summed over each patch's parts, ``(T, K)``."""
+            found = self._route()
+            self.classes = found if classes is None else classes
         self._cells = self.plan.in_cells(self.classes)
         self._running = self.plan.running_cells(self.classes)
-        self._seconds = time.perf_counter() - start
+        self._seconds += time.perf_counter() - start
 
     @property
     def parts(self) -> TileGrid:
         return self.plan.parts
+
+    def survey(self) -> Survey:
+        return Survey(self._expected() / len(self.classes), self.plan.patch**2, self.plan, self._seconds)
 
     def stats(self) -> RestoreStats:
         info = self._means.network.info
@@ -104,17 +112,20 @@ class PatchedRestoration(Restoration):
         with torch.inference_mode():
             return router.error_map(self._tiles(np.array([number]))).float().mean(dim=0).cpu().numpy()
 
-    def _route(self, errors: np.ndarray) -> np.ndarray:
+    def _expected(self) -> np.ndarray:
+        prices = self.plan.prices
+        return expected_errors(errors_in_image(self.errors), prices.of_patches, prices.runs_base)
+
+    def _route(self) -> np.ndarray:
         """Classes ``(T,)`` of patches, from the sums of their parts' errors ``(T, K)``."""
         network, budget = self._means.network, self._means.budget
         assert network.router is not None
         if budget is None:
-            means = torch.from_numpy(errors_in_image(errors / self.plan.sizes[:, None])).to(self._device)
+            means = torch.from_numpy(errors_in_image(self.errors / self.plan.sizes[:, None])).to(self._device)
             return network.router.route(means, network.info.costs.tolist(), None).cpu().numpy()
-        prices = self.plan.prices
-        expected = expected_errors(errors_in_image(errors), prices.of_patches, prices.runs_base)
+        expected = self._expected()
         (classes,) = route_patches([self.plan], [expected], budget)
-        self.enough = bool((classes == least_errors(expected, prices.of_patches)).all())
+        self.enough = bool((classes == least_errors(expected, self.plan.prices.of_patches)).all())
         return classes
 
     # ---------------------------------------------------------------------------------------------------- restoring

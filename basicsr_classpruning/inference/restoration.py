@@ -15,6 +15,7 @@ from basicsr_classpruning.devices import device_of
 from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.inference.engines import Engines
 from basicsr_classpruning.inference.prices import Prices
+from basicsr_classpruning.inference.shared_budget import Routing, Survey
 from basicsr_classpruning.inference.tiling import Blender, TileGrid, batches
 from basicsr_classpruning.inference.workers import Workers
 from basicsr_classpruning.routing.budget import least_errors, solve_budget
@@ -94,6 +95,10 @@ class Restoration(ABC):
         """Where the parts of the image lie that ``classes`` speaks of."""
 
     @abstractmethod
+    def survey(self) -> Survey:
+        """What has to be known to route the image together with others."""
+
+    @abstractmethod
     def stats(self) -> RestoreStats:
         """What the image cost; complete once `bands` has ended."""
 
@@ -154,7 +159,8 @@ class TiledRestoration(Restoration):
         means, image, grid: as of every restoration.
         engines: of the candidates that may be chosen.
         batch: tiles that run together.
-        classes: what restores the tiles ``(T,)``, where it is known; by default they are routed.
+        classes: what restores the tiles ``(T,)``, if not what routing finds, which takes its time all the same.
+        routing: what restores them, where they were routed before.
     """
 
     def __init__(
@@ -165,6 +171,7 @@ class TiledRestoration(Restoration):
         engines: Engines,
         batch: int,
         classes: np.ndarray | None = None,
+        routing: Routing | None = None,
     ) -> None:
         super().__init__(means, image, grid)
         self._engines, self._batch = engines, batch
@@ -172,29 +179,41 @@ class TiledRestoration(Restoration):
         start = time.perf_counter()
         if means.pinned is not None:
             self.classes = np.full(len(grid), means.pinned)
+        elif routing is not None:
+            self.classes, self._enough, self._seconds = routing.classes, routing.enough, routing.seconds
         else:
             groups = batches(np.arange(len(grid)), _SCORED)
-            found = self._route(np.concatenate(list(means.workers.map(self._predicted_errors, groups))))
+            self._errors = np.concatenate(list(means.workers.map(self._predicted_errors, groups)))
+            found = self._route()
             self.classes = found if classes is None else classes
-        self._seconds = time.perf_counter() - start
+        self._seconds += time.perf_counter() - start
 
     @property
     def parts(self) -> TileGrid:
         return self._grid
 
-    def _route(self, errors: np.ndarray) -> np.ndarray:
+    def survey(self) -> Survey:
+        return Survey(self._expected() / len(self._grid), self._tile_pixels, None, self._seconds)
+
+    def _expected(self) -> np.ndarray:
+        prices = self._means.prices
+        return expected_errors(errors_in_image(self._errors), prices.of_tiles, prices.runs_base)
+
+    def _route(self) -> np.ndarray:
         """Classes ``(T,)`` of tiles of one size, from their predicted errors ``(T, K)``."""
-        relative = errors_in_image(errors)
         network, budget = self._means.network, self._means.budget
         if budget is not None:
-            costs = self._means.prices.of_tiles
-            expected = expected_errors(relative, costs, self._means.prices.runs_base)
-            classes = solve_budget(expected, costs, np.ones(len(relative)), budget)
+            costs, expected = self._means.prices.of_tiles, self._expected()
+            classes = solve_budget(expected, costs, np.ones(len(expected)), budget)
             self._enough = bool((classes == least_errors(expected, costs)).all())
             return classes
         assert network.router is not None
-        macs = network.info.costs.tolist()
+        relative, macs = errors_in_image(self._errors), network.info.costs.tolist()
         return network.router.route(torch.from_numpy(relative).to(self._device), macs, None).cpu().numpy()
+
+    @property
+    def _tile_pixels(self) -> int:
+        return self._grid.tile_size[0] * self._grid.tile_size[1] * self._planes
 
     def bands(self) -> Iterator[np.ndarray]:
         start = time.perf_counter()
@@ -214,7 +233,7 @@ class TiledRestoration(Restoration):
 
     def stats(self) -> RestoreStats:
         info = self._means.network.info
-        pixels = self._grid.tile_size[0] * self._grid.tile_size[1] * self._planes
+        pixels = self._tile_pixels
         classifier = info.macs_classifier if self._means.pinned is None else 0
         share = np.bincount(self.classes, minlength=len(info.macs)) / len(self._grid)
         return RestoreStats(

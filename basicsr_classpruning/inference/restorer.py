@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -19,6 +20,7 @@ from basicsr_classpruning.inference.patched_restoration import PatchedRestoratio
 from basicsr_classpruning.inference.prices import Prices, prices_in_macs
 from basicsr_classpruning.inference.receptive_field import tile_margin
 from basicsr_classpruning.inference.restoration import Means, Restoration, RestoreStats, TiledRestoration
+from basicsr_classpruning.inference.shared_budget import Routing, Survey, route_together
 from basicsr_classpruning.inference.tiling import TileGrid, check_tile, plan_tiles, usual_tile
 from basicsr_classpruning.inference.timing import Seconds, conditions_of, in_turn, kept_or_measured, prices_of
 from basicsr_classpruning.inference.workers import Workers
@@ -176,17 +178,31 @@ class Restorer:
         assert isinstance(first, PatchedRestoration)
         return first.plan.with_measured_ring(prices, mixed, each['mixed'] / reference)
 
-    def start(self, image: np.ndarray, classes: np.ndarray | None = None) -> Restoration:
+    def start(
+        self, image: np.ndarray, classes: np.ndarray | None = None, routing: Routing | None = None
+    ) -> Restoration:
         """Cuts an image ``(H, W, C)`` into tiles and routes them; nothing is restored yet.
 
-        ``classes`` ``(T,)`` of tiles or patches take the place of what routing finds.
+        ``classes`` ``(T,)`` of tiles or patches take the place of what routing finds; with a ``routing``, of
+        ``route_together``, they are not routed again.
         """
         height, width = image.shape[:2]
         if self._patched is not None and self.patch is not None:
             grid = plan_cells(height, width, self.tile, self.overlap, self.info.sizes)
-            return PatchedRestoration(self._means, image, grid, self._patched, self.patch, self.engines, classes)
+            return PatchedRestoration(
+                self._means, image, grid, self._patched, self.patch, self.engines, classes, routing
+            )
         grid = plan_tiles(height, width, self.tile, self.overlap, self.info.sizes)
-        return TiledRestoration(self._means, image, grid, self.engines, self.batch, classes)
+        return TiledRestoration(self._means, image, grid, self.engines, self.batch, classes, routing)
+
+    def route_together(self, surveys: Sequence[Survey]) -> list[Routing]:
+        """Routes images that share the budget, from their ``start(image).survey()``, for their greatest mean PSNR.
+
+        Raises UsageError where there is no budget.
+        """
+        if self.budget is None:
+            raise UsageError('images can share a budget only where there is one', key='budget')
+        return route_together(surveys, self.prices, self.budget)
 
     def restore(self, image: np.ndarray) -> tuple[np.ndarray, RestoreStats]:
         """Restores an image.

@@ -90,10 +90,25 @@ class _Rounded(torch.autograd.Function):
         return grads[0]
 
 
+class _QuantizedInput(torch.autograd.Function):
+    """``quantize_input``, in few passes over the memory, which its time goes into."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        rounded = (x * scale.reciprocal()).round_()
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward((rounded >= -zero) & (rounded <= LARGEST_INPUT - zero), scale)
+        return rounded.clamp_(-zero, LARGEST_INPUT - zero)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        inside, scale = ctx.saved_tensors
+        return (grads[0] * inside).div_(scale), None, None
+
+
 def quantize_input(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     """``q − zero`` as floats of integers, differentiable by the straight-through estimator; 0 where clamped."""
-    rounded = cast('Tensor', _Rounded.apply(x * scale.reciprocal())) + zero
-    return rounded.clamp(0, LARGEST_INPUT) - zero
+    return cast('Tensor', _QuantizedInput.apply(x, scale, zero))
 
 
 def quantize_weight(weight: Tensor, scale: Tensor) -> Tensor:
@@ -127,6 +142,8 @@ def multiply(
 ) -> Tensor:
     """What an int8 layer computes; differentiable in x, weight and bias.
 
+    A training with ``amp: bf16`` adds up in bfloat16, which holds the integers but not their sums.
+
     Args:
         x: inputs.
         weight: ``(O, …)``; what is computed with is its rounding to the grid.
@@ -135,12 +152,18 @@ def multiply(
         sums: the layer without bias, of inputs and a weight.
         channel_axis: of its outputs.
     """
-    with torch.autocast(x.device.type, enabled=False):
+    device = x.device.type
+    brief = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+    with torch.autocast(device, enabled=False):
         x, weight = x.float(), weight.float()
         integers = quantize_weight(weight, grid.weight_scale)
         q = quantize_input(x, grid.input_scale, grid.input_zero)
-        largest = integers.detach().abs().flatten(1).sum(1).max() * LARGEST_INPUT
-        summed = sums(q.double(), integers.double()).float() if largest >= _EXACT else sums(q, integers)
+        if brief and integers.requires_grad:
+            summed = sums(q.bfloat16(), integers.bfloat16()).float()
+        elif integers.detach().abs().flatten(1).sum(1).max() * LARGEST_INPUT >= _EXACT:
+            summed = sums(q.double(), integers.double()).float()
+        else:
+            summed = sums(q, integers)
         shape = (-1, 1, 1) if channel_axis == 1 else (-1,)
         y = summed * (grid.weight_scale * grid.input_scale).reshape(shape)
         return y if bias is None else y + bias.float().reshape(shape)
