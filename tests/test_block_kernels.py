@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+from copy import deepcopy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -278,3 +281,26 @@ def test_an_attention_call_of_wrong_sizes_does_not_run(monkeypatch, wrong):
     with pytest.raises(RuntimeError, match='do not fit each other'):
         run_native('cp_run_attention', call)
     assert (y == 7).all()
+
+
+def test_prepared_calls_give_the_same_for_any_input_of_a_shape():
+    """What a layer remembers of a call holds for other inputs, copies of the layer, threads and layouts."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(16, 24, 1)
+    made = KernelPointwise(layer, Epilogue('relu', order='before'), Around(factors=True))
+    cases = []
+    for size in ((5, 7), (9, 3)):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            x, residual = (torch.randn(2, c, *size).contiguous(memory_format=layout) for c in (16, 24))
+            factors = torch.rand(2, 16, 1, 1)
+            cases.append((x, residual, factors))
+            cases.append((x, torch.randn(1, 24, 1, 1), factors))  # does not fit as it is
+            cases.append((x, residual, torch.rand(1, 16, 1, 1)))
+            cases.append((torch.randn(2, 16, size[0], 20)[..., : size[1]], residual, factors))  # not dense in memory
+    wanted = [F.relu(layer(x * factors) + residual) for x, residual, factors in cases]
+    for _ in range(2):
+        for net in (made, deepcopy(made), pickle.loads(pickle.dumps(made)), made.float()):
+            for case, y in zip(cases, wanted):
+                torch.testing.assert_close(net(*case), y, rtol=1e-4, atol=1e-5)
+                found = net(*(torch.zeros_like(t) for t in case))
+                torch.testing.assert_close(found, F.relu(layer.bias)[None, :, None, None].expand_as(y))

@@ -67,6 +67,24 @@ def test_a_linear_layer_sums_integers_exactly():
     assert torch.equal(made(x), sums.float() * (scale * RANGE.scale) + layer.bias)
 
 
+def test_a_training_in_bfloat16_adds_up_in_it_and_all_else_stays_exact():
+    layer = nn.Conv2d(16, 6, 3, padding=1)
+    made = Int8Conv2d.from_float(layer, largest_scale(layer.weight), float(RANGE.scale), int(RANGE.zero))
+    x = torch.randn(2, 16, 9, 8) * 2
+    exact = made(x)
+    exact.square().sum().backward()
+    wanted, made.weight.grad = made.weight.grad, None
+    with torch.autocast('cpu', torch.bfloat16):
+        brief = made(x)
+        with torch.no_grad():
+            assert torch.equal(made(x), exact)
+    assert brief.dtype == torch.float32
+    assert not torch.equal(brief, exact)
+    torch.testing.assert_close(brief, exact, rtol=0.01, atol=0.02)
+    brief.square().sum().backward()
+    torch.testing.assert_close(made.weight.grad, wanted, rtol=0.02, atol=0.02 * float(wanted.abs().max()))
+
+
 def test_gradients_go_straight_through_and_stop_where_values_are_cut():
     x = torch.tensor([-3.0, 0.3, 1.9, 5.0], requires_grad=True)
     quantize_input(x, RANGE.scale, RANGE.zero).sum().backward()

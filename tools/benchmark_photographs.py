@@ -22,10 +22,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 if not __package__:  # run as a file: Python looks for modules in its folder, and not in the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-RESULTS = Path(__file__).resolve().parents[1] / 'docs' / 'results' / 'photographs'
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / 'docs' / 'results' / 'photographs'
 CALIBRATION = 'datasets/photos2k/train'
 TEST = 'datasets/photos2k/test'
 IDLE = 0.2
@@ -53,12 +56,16 @@ class Network:
     """Checkpoint of its trained candidates, which get a bypass and a classifier; None: the dense network is pruned."""
     candidates: tuple[str, ...] = ('0:16', '4:16', '8:16', '16:16')
     """Of what is pruned."""
+    trained: str | None = None
+    """Options file of a training that the pruned candidates get before the classifier is fitted."""
     pruned_for: str | None = None
     """The degradation that pruning sees, where it is another one than the classifier is fitted to."""
     per_layer: bool = False
     """Whether pruning gives each layer its own N."""
     int8: tuple[str, ...] = ()
     """Candidates of a second model, pruned in 8-bit integers, which takes turns with the others where time counts."""
+    fitted_int8: str | None = None
+    """That model, where it is at hand: its candidates were trained, its classifier fitted."""
     narrower: tuple[str, str] | None = None
     """A smaller dense network of the same task, whose time is about that of a small budget, and its label."""
     against_dense: bool = False
@@ -72,7 +79,8 @@ NETWORKS = (
     Network(
         'edsr_x2_64', 'EDSR ×2, 64 features, 16 blocks', 'zoo/edsr_x2_64_dense.pth', 'bicubic2', 'psnr_y',
         candidates=('0:16', '4:16', '6:16', '10:16', '16:16'), per_layer=True, middle=768,
-        int8=('0:16', '4:16-int8', '8:16-int8', '16:16-int8'),
+        trained='options/photographs/edsr_x2_64.yml',
+        int8=('0:16', '4:16-int8', '8:16-int8', '16:16-int8'), fitted_int8='zoo/edsr_x2_64_int8.pth',
         narrower=('zoo/edsr_x2_32_layers_dense.pth', 'smaller dense: 32 features, 8 blocks'),
     ),
     Network(
@@ -127,10 +135,12 @@ def measure(network: Network, engines: bool, threads: int) -> None:
     if not Path(model).exists():
         idle = False  # the load average still knows
         fitted = network.fitted
-        if network.pruned_for is not None:
-            fitted = f'models/{network.name}_pruned.pth'
+        if network.trained or network.pruned_for:
+            fitted, of_pruning = f'models/{network.name}_pruned.pth', network.pruned_for or network.degrade
             if not Path(fitted).exists():
-                prune(network, fitted, network.candidates, calibration, ['--degrade', network.pruned_for])
+                prune(network, fitted, network.candidates, calibration, ['--degrade', of_pruning])
+        if network.trained:
+            fitted = train(network.trained)
         if fitted is not None:
             bypass = [] if as_routed(load(fitted)).candidates[0].startswith('0:') else ['--bypass']
             classpruning('fit', fitted, *bypass, '--out', model, '--calibration', calibration, *how)
@@ -139,6 +149,8 @@ def measure(network: Network, engines: bool, threads: int) -> None:
     models = [model]
     if engines and network.int8:
         models.append(f'models/{network.name}_int8_photographs.pth')
+        if network.fitted_int8 and not Path(models[-1]).exists():
+            shutil.copy(network.fitted_int8, models[-1])
         if not Path(models[-1]).exists():
             idle = False
             prune(network, models[-1], network.int8, calibration, [*how, '--int8'])
@@ -177,6 +189,18 @@ def prune(network: Network, out: str, candidates: Sequence[str], calibration: st
     per_layer = ['--per-layer'] * network.per_layer
     classpruning('prune', network.dense, '--out', out, '--candidates', *candidates, '--calibration', calibration,
                  *how, *per_layer)  # fmt: skip
+
+
+def train(options: str) -> str:
+    """Trains by an options file of the repository, unless that is done; returns the checkpoint."""
+    from tools.commands import classpruning
+
+    path = ROOT / options
+    name = yaml.safe_load(path.read_text(encoding='utf-8'))['name']
+    trained = f'experiments/{name}/models/net_g_latest.pth'
+    if not Path(trained).exists():
+        classpruning('train', '-opt', str(path))
+    return trained
 
 
 def _some(folder: str, count: int) -> str:

@@ -59,6 +59,8 @@ class Network:
     """What else ``prune`` is told."""
     folder: str = 'checkpoints'
     """Where its file is."""
+    trained: str | None = None
+    """A file of its candidates that were trained otherwise than by this program."""
 
     @property
     def checkpoint(self) -> str:
@@ -69,7 +71,16 @@ class Network:
 NETWORKS = (
     Network('dncnn_gray_sigma25', 'DnCNN 64×17, grey, σ = 25', 'noise25-25', 'psnr', 2000),
     Network('dncnn_color_blind', 'DnCNN 64×20, colour, blind, at σ = 25', 'noise25-25', 'psnr', 0),
-    Network('edsr_x2_64_dense', 'EDSR 64×16, ×2, per-layer N', 'bicubic2', 'psnr_y', 0, ('--per-layer',), folder='zoo'),
+    Network(
+        'edsr_x2_64_dense',
+        'EDSR 64×16, ×2, per-layer N',
+        'bicubic2',
+        'psnr_y',
+        0,
+        ('--per-layer',),
+        folder='zoo',
+        trained='zoo/edsr_x2_64_int8.pth',
+    ),
 )
 
 
@@ -138,6 +149,8 @@ def make_engines(network: Network, threads: int, known: Collection[str]) -> dict
     files = {'': pruned}
     if network.steps:
         files[TRAINED] = train(network, pruned)
+    elif network.trained:
+        files[TRAINED] = Path(network.trained)
     for suffix, file in files.items():
         for candidate in load(file).routed().subnetworks:
             if candidate.runs_base and candidate.name + suffix not in known:

@@ -7,6 +7,8 @@ compute, in PyTorch. Inference only: no gradient is registered.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -110,6 +112,31 @@ def _reference(
     return _finish(y, slope, residual, activation, order)
 
 
+@dataclass(frozen=True)
+class PreparedPointwise:
+    """A call as it was made before: of inputs of the same shapes and layouts, all of it holds but the addresses.
+
+    Layers of small features take less time than checking their arguments and filling in the call.
+    """
+
+    call: PointwiseCall
+    shape: torch.Size
+    """Of the output."""
+    strides: tuple[int, ...]
+
+    def run(self, x: Tensor, residual: Tensor | None, scale: Tensor | None) -> Tensor:
+        """The same with other inputs; from any thread."""
+        y = torch.empty_strided(self.shape, self.strides)
+        call = PointwiseCall.from_buffer_copy(self.call)
+        call.x, call.y = x.data_ptr(), y.data_ptr()
+        if residual is not None:
+            call.residual = residual.data_ptr()
+        if scale is not None:
+            call.scale = scale.data_ptr()
+        run_native('cp_run_pointwise', call)
+        return y
+
+
 def run_pointwise(
     x: Tensor,
     packed: Tensor,
@@ -124,9 +151,14 @@ def run_pointwise(
     eps: float,
     linear: bool,
     lists: Tensor | None = None,
+    prepared: Callable[[PreparedPointwise], None] | None = None,
 ) -> Tensor:
-    """What ``classpruning::nm_pointwise`` runs on a CPU. Called as it is, the dispatcher costs nothing."""
+    """What ``classpruning::nm_pointwise`` runs on a CPU. Called as it is, the dispatcher costs nothing.
+
+    ``prepared`` is given the call, where it reads its inputs where they are.
+    """
     y = _empty_pointwise_output(x, out_features, gate, linear)
+    given = [t.data_ptr() for t in (x, residual, scale) if t is not None]
     residual = _laid_out_as(y, residual)
     _check_epilogue(y.shape[-1 if linear else 1], None, slope, activation)
     _check_epilogue(out_features, bias, None, 'none')
@@ -163,6 +195,8 @@ def run_pointwise(
     if lists is not None and call.pixels < FEW_PIXELS:
         call.packed = lists.data_ptr()
     run_native('cp_run_pointwise', call)
+    if prepared is not None and given == [t.data_ptr() for t in (source, residual, scale) if t is not None]:
+        prepared(PreparedPointwise(call, y.shape, y.stride()))
     return y
 
 
@@ -191,7 +225,8 @@ def _empty_depthwise_output(x: Tensor, weight: Tensor, gate: bool) -> tuple[Tens
     return x.new_empty((batch, channels, height, width)), x.new_empty((batch, channels))
 
 
-def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, gate: bool) -> tuple[Tensor, Tensor]:
+def run_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, gate: bool) -> tuple[Tensor, Tensor]:
+    """What ``classpruning::depthwise`` runs on a CPU."""
     y, means = _empty_depthwise_output(x, weight, gate)
     _check_epilogue(x.shape[1], bias, None, 'none')
     isa = native.isa_in_use()
@@ -273,7 +308,7 @@ def _fake_attention(qkv, bias, window, shift, scale):
 
 for _name, _kernel, _fake in (
     ('nm_pointwise', run_pointwise, _fake_pointwise),
-    ('depthwise', _depthwise, _fake_depthwise),
+    ('depthwise', run_depthwise, _fake_depthwise),
     ('window_attention', _window_attention, _fake_attention),
 ):
     _library.impl(_name, _kernel, 'CPU')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,10 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from basicsr_classpruning.kernels import native
-from basicsr_classpruning.kernels.block_ops import depthwise, nm_pointwise, run_pointwise, window_attention
+from basicsr_classpruning.kernels.block_ops import (
+    PreparedPointwise,
+    depthwise,
+    nm_pointwise,
+    run_depthwise,
+    run_pointwise,
+    window_attention,
+)
 from basicsr_classpruning.kernels.layers import Epilogue, KernelLayer, conv_geometry, linear_geometry
 from basicsr_classpruning.kernels.ops import activate
 from basicsr_classpruning.sparsity.int8 import Int8Conv2d, Int8Linear
+
+_MOST_PREPARED = 32  # calls that a layer remembers: sizes of pictures, as tiles of one have few
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,7 @@ class KernelPointwise(KernelLayer):
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, epilogue: Epilogue, around: Around = NOTHING_AROUND) -> None:
         self.around = around
+        self._prepared: dict[tuple, PreparedPointwise] = {}
         self.linear = isinstance(layer, nn.Linear)
         geometry = linear_geometry(layer) if isinstance(layer, nn.Linear) else conv_geometry(layer)
         super().__init__(layer, geometry, epilogue)
@@ -101,26 +112,55 @@ class KernelPointwise(KernelLayer):
 
     def forward(self, x: Tensor, residual: Tensor | None = None, factors: Tensor | None = None) -> Tensor:
         """The layer and what is around it. ``factors`` in any shape that fits x."""
+        if type(x) is not Tensor or torch.compiler.is_compiling():
+            return self._call(x, residual, factors, nm_pointwise)
+        given = tuple(None if t is None else (t.shape, t.stride(), t.dtype) for t in (x, residual, factors))
+        case = (*given, torch.get_num_threads())
+        known = self._prepared.get(case)
+        if known is not None:
+            return known.run(x, residual, factors)
+        return self._call(x, residual, factors, run_pointwise, partial(self._remember, case))
+
+    def _call(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        factors: Tensor | None,
+        operator: Callable[..., Tensor],
+        prepared: Callable[[PreparedPointwise], None] | None = None,
+    ) -> Tensor:
+        """Calls ``classpruning::nm_pointwise``. ``prepared`` is given the call where nothing else has to be done."""
         scale = None
         if factors is not None and factors.shape == (*x.shape[:2], 1, 1):
             scale = factors.flatten(1)
         elif factors is not None:
-            x = x * factors
+            x, prepared = x * factors, None
+
+        def run(residual: Tensor | None, activation: str, order: str, **others: Any) -> Tensor:
+            around = (self.geometry[0], self.around.gate, self.eps, self.linear)
+            slope = self.slope_of(activation)
+            return operator(
+                x, self.packed, self.bias, slope, residual, scale, activation, order, *around, self.lists, **others
+            )
+
         activation, order = self.epilogue
         if residual is None or tuple(residual.shape) == self.output_shape(x):
-            return self.run(x, residual, activation, order, scale)
+            return run(residual, activation, order, **({} if prepared is None else {'prepared': prepared}))
         if order == 'after':
-            return self.run(x, None, activation, 'none', scale) + residual
-        return activate(self.run(x, None, 'none', 'none', scale) + residual, activation, self.slope)
+            return run(None, activation, 'none') + residual
+        return activate(run(None, 'none', 'none') + residual, activation, self.slope)
 
-    def run(
-        self, x: Tensor, residual: Tensor | None, activation: str, order: str, scale: Tensor | None = None
-    ) -> Tensor:
-        """Calls ``classpruning::nm_pointwise``; ``scale``: factors (B, C)."""
-        around = (self.geometry[0], self.around.gate, self.eps, self.linear)
-        run = run_pointwise if type(x) is Tensor and not torch.compiler.is_compiling() else nm_pointwise
-        slope = self.slope_of(activation)
-        return run(x, self.packed, self.bias, slope, residual, scale, activation, order, *around, self.lists)
+    def _remember(self, case: tuple, call: PreparedPointwise) -> None:
+        if len(self._prepared) >= _MOST_PREPARED:
+            self._prepared.clear()
+        self._prepared[case] = call
+
+    def _apply(self, *args: Any, **kwargs: Any) -> nn.Module:
+        self._prepared.clear()  # they know where the weights were
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, '_prepared': {}}
 
 
 class Depthwise(nn.Module):
@@ -153,7 +193,8 @@ class Depthwise(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Calls ``classpruning::depthwise``."""
-        y, means = depthwise(x, self.weight, self.bias, self.gate)
+        run = run_depthwise if type(x) is Tensor and not torch.compiler.is_compiling() else depthwise
+        y, means = run(x, self.weight, self.bias, self.gate)
         return y, means[:, :, None, None]
 
 
