@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -68,19 +69,33 @@ def test_other_weights_are_other_conditions():
     assert timing.conditions_of(one, {}) != timing.conditions_of(other, {})
 
 
-def test_medians_of_what_takes_turns():
+def test_lower_quartiles_of_what_takes_turns():
     order = []
     times = {name: itertools.count(start) for name, start in (('a', 0), ('b', 100))}
     found = timing.in_turn({name: lambda name=name: order.append(name) or float(next(times[name])) for name in times})
     assert order[:4] == ['a', 'b', 'a', 'b']
-    assert found == {'a': 3.0, 'b': 103.0}  # without the first one
+    assert found == {'a': 2.5, 'b': 102.5}  # of 1 to 7: without the first one
 
 
 def test_prices_of_patches_add_up_to_what_was_measured():
     routed, runs = np.array([0.2, 0.6, 1.1]), np.array([False, True, True])
-    prices = timing.prices_of(routed, 0.1, 1.0, runs, halo=1.25)
+    prices = timing.prices_of(routed, 0.1, 1.0, runs, halo=1.25, patches=True)
     np.testing.assert_allclose(prices.of_patches * 1.25, routed)
-    np.testing.assert_allclose(timing.prices_of(routed, 0.1, 1.0, runs, None).of_tiles, routed)
+    prices = timing.prices_of(routed, 0.1, 1.0, runs, halo=1.25, patches=False)
+    np.testing.assert_allclose(prices.of_tiles * 1.25, routed)
+
+
+def test_time_is_a_fraction_of_what_the_dense_network_takes_for_the_same_tiles():
+    net = classpruning('DnCNN', candidates=['0:4', '2:4', '4:4'])
+    image = np.zeros((96, 96, 3), np.float32)
+    for unit in ('macs', 'time'):
+        costs = []
+        for overlap in (0, 32):
+            restorer = Restorer(net, tile=64, overlap=overlap, patch=16, device='cpu', threads=1)
+            restorer._means = replace(restorer._means, prices=replace(PRICES, unit=unit))
+            plan = restorer.start(image).plan
+            costs.append(plan.cost(np.full(len(plan.sizes), 2)))
+        assert (costs[1] == pytest.approx(costs[0])) == (unit == 'time')
 
 
 def test_rings_are_paid_as_they_were_measured():

@@ -163,9 +163,10 @@ def _report(
     done = [(result, result.stats) for result in results if result.stats is not None]
     tiles = sum(stats.tiles for _, stats in done)
     average = sum(stats.average_macs * stats.tiles for _, stats in done) / tiles if tiles else None
-    whole = sum(stats.macs_dense * stats.tiles for _, stats in done)
-    dense = whole / tiles if tiles else None
-    spent = sum(stats.spent * stats.macs_dense * stats.tiles for _, stats in done) / whole if whole else None
+    dense = sum(stats.macs_dense * stats.tiles for _, stats in done) / tiles if tiles else None
+    spent = (
+        sum(stats.spent * stats.dense for _, stats in done) / sum(stats.dense for _, stats in done) if done else None
+    )
     return {
         'model': args.model,
         'input': args.input,
@@ -205,9 +206,7 @@ def _report(
                 'saved': stats.saved,
                 'spent': stats.spent,
                 'seconds_allowed': (
-                    restorer.budget * restorer.prices.dense * stats.pixels
-                    if restorer.budget is not None and args.budget_in == 'time'
-                    else None
+                    restorer.budget * stats.dense if restorer.budget is not None and args.budget_in == 'time' else None
                 ),
                 'class_share': stats.class_share,
                 'seconds': result.seconds,

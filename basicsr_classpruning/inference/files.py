@@ -275,6 +275,7 @@ def _together(stats: list[RestoreStats]) -> RestoreStats:
         average_macs=mean(one.average_macs for one in stats),
         macs_dense=mean(one.macs_dense for one in stats),
         spent=mean(one.spent for one in stats),
+        dense=sum(one.dense for one in stats),
         enough=all(one.enough for one in stats),
         class_share={name: mean(one.class_share[name] for one in stats) for name in stats[0].class_share},
         tiles=tiles,

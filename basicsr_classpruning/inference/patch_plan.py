@@ -49,6 +49,12 @@ class PatchPlan:
         """Of the image."""
         return self._grid.rows.length * self._grid.cols.length
 
+    @property
+    def dense_pixels(self) -> int:
+        """Pixels that the dense network is taken to restore: of the image, as MACs are counted, or of its tiles, which
+        take it its time."""
+        return self._grid.pixels if self.prices.unit == 'time' else self.pixels
+
     def place_of_tile(self, number: int, unit: int) -> tuple[slice, slice]:
         """Where a tile lies in a map whose entries have ``unit`` input pixels a side: ``PART`` or ``CELL``."""
         top, left = (start // unit for start in self._grid.corner(number))
@@ -73,8 +79,8 @@ class PatchPlan:
         return self._patched.with_ring(self.in_cells(classes))
 
     def cost(self, classes: np.ndarray) -> float:
-        """Of all that is computed, rings and halos included: as a fraction of the dense network's for the image
-        without halos."""
+        """Of all that is computed, rings and halos included: as a fraction of the dense network's; in MACs, of its for
+        the image without halos."""
         wanted, cells = self.in_cells(classes), self.running_cells(classes)
         runs = np.append(self.prices.running, 0.0)[cells]  # the last one for NOTHING
         wanted_runs = self.prices.runs_base[wanted]
@@ -86,7 +92,7 @@ class PatchPlan:
             # Rings of patches that lie in other tiles alone are not computed.
             running = part.sum() if wanted_runs[place].any() else 0.0
             computed += (running + self.prices.everywhere * part.size) * CELL**2
-        return computed / (self.prices.dense * self.pixels)
+        return computed / (self.prices.dense * self.dense_pixels)
 
     def with_measured_ring(self, prices: Prices, classes: np.ndarray, cost: float) -> Prices:
         """Prices under which these classes cost as much as they did when they were run; rings cost at least 1."""
@@ -113,13 +119,13 @@ def route_patches(plans: Sequence[PatchPlan], errors: Sequence[np.ndarray], budg
     sizes, together = np.concatenate([plan.sizes for plan in plans]), np.concatenate(errors)
     costs = plans[0].prices.of_patches
     cuts = np.cumsum([len(each) for each in errors])[:-1]
-    pixels = sum(plan.pixels for plan in plans)
+    pixels = sum(plan.dense_pixels for plan in plans)
 
     def solved(given: float) -> list[np.ndarray]:
         return np.split(solve_budget(together, costs, sizes, given), cuts)
 
     def cost(classes: Sequence[np.ndarray]) -> float:
-        return sum(plan.cost(own) * plan.pixels for plan, own in zip(plans, classes)) / pixels
+        return sum(plan.cost(own) * plan.dense_pixels for plan, own in zip(plans, classes)) / pixels
 
     low = float(costs.min())
     given = high = max(min(budget, float(costs.max())), low)

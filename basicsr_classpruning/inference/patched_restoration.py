@@ -81,6 +81,7 @@ class PatchedRestoration(Restoration):
             average_macs=in_macs.cost(self.classes) * dense / patches,
             macs_dense=dense / patches,
             spent=self.plan.cost(self.classes),
+            dense=self.plan.prices.dense * self.plan.dense_pixels * self._planes,
             enough=self.enough,
             class_share=dict(zip(info.candidates, share.tolist())),
             class_map=self.classes.reshape(self.plan.shape),

@@ -35,6 +35,8 @@ class RestoreStats:
     """MACs of a tile with the dense network."""
     spent: float
     """Cost as budgets count it: as a fraction of the dense network's MACs, or of its time."""
+    dense: float
+    """What the dense network costs for the image, as budgets count it: MACs, or seconds as they were measured."""
     enough: bool
     """Whether everything got the candidate that is expected to leave the least error: more would not help."""
     class_share: dict[str, float]
@@ -240,6 +242,7 @@ class TiledRestoration(Restoration):
             average_macs=(float(share @ np.array(info.macs)) + classifier) * pixels,
             macs_dense=info.macs_dense * pixels,
             spent=self._spent(share),
+            dense=self._means.prices.dense * len(self._grid) * pixels,
             enough=self._enough,
             class_share=dict(zip(info.candidates, share.tolist())),
             class_map=self.classes.reshape(len(self._grid.rows.starts), -1),

@@ -161,18 +161,20 @@ class Restorer:
         runs_base = self.prices.runs_base
         mixed: np.ndarray | None = None
         if isinstance(first, PatchedRestoration) and not runs_base.all():
+            # As in photographs: a quarter runs, in groups of patches, with all candidates.
             rows, columns = np.indices(first.plan.shape) // 2
-            mixed = np.where((rows + columns) % 2, last, np.flatnonzero(~runs_base)[0]).ravel()
+            running = np.flatnonzero(runs_base)[::-1]
+            there = (rows + 2 * columns) % 4 == 0
+            mixed = np.where(there, running[columns % len(running)], np.flatnonzero(~runs_base)[0]).ravel()
             others['mixed'] = lambda: seconds(self.start(image, mixed))
         found = in_turn({**ways, **others})
         each = {name: elapsed / pixels for name, elapsed in found.items()}
         routed = np.array([each[name] for name in ways])
-        halo = None
-        if self._patched is not None:
-            cells = plan_cells(*shape[:2], self.tile, self.overlap, self.info.sizes)
-            halo = len(cells) * cells.tile_size[0] * cells.tile_size[1] / pixels
+        patches = self._patched is not None
+        cells = plan_cells(*shape[:2], self.tile, self.overlap, self.info.sizes) if patches else grid
         reference = each['dense'] * self.info.macs_dense / self.info.macs[last]  # a ladder may end below the dense one
-        prices = prices_of(routed, each['routing'], reference, runs_base, halo)
+        of_tile = reference * pixels / grid.pixels
+        prices = prices_of(routed, each['routing'], of_tile, runs_base, cells.pixels / pixels, patches)
         if mixed is None:
             return prices
         assert isinstance(first, PatchedRestoration)

@@ -87,6 +87,11 @@ class TileGrid:
         """Height and width of every tile."""
         return self.rows.tile, self.cols.tile
 
+    @property
+    def pixels(self) -> int:
+        """Of all tiles, overlaps counted as often as they are restored."""
+        return len(self) * self.rows.tile * self.cols.tile
+
     def corner(self, number: int) -> tuple[int, int]:
         """First row and column of a tile in the image."""
         row, col = divmod(number, len(self.cols.starts))

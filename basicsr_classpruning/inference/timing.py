@@ -20,7 +20,8 @@ from basicsr_classpruning.machine import describe_machine
 from basicsr_classpruning.routing.network import RoutedNetwork
 from basicsr_classpruning.safe_files import write_atomically
 
-_ROUNDS = 5  # of which the median counts; all that is measured takes turns
+_WAY = 2  # of measuring: what was kept of another one is measured again
+_ROUNDS = 7  # all that is measured takes turns
 
 Seconds = Callable[[], float]
 
@@ -37,7 +38,8 @@ def conditions_of(network: RoutedNetwork, settings: Mapping[str, Any]) -> dict[s
         digest.update(f'{name} {value.dtype} {tuple(value.shape)}'.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     machine = describe_machine()
-    return {'weights': digest.hexdigest(), 'candidates': network.candidates, 'machine': machine, **settings}
+    known = {'way': _WAY, 'weights': digest.hexdigest(), 'candidates': network.candidates, 'machine': machine}
+    return {**known, **settings}
 
 
 def kept_or_measured(conditions: Mapping[str, Any], measure: Callable[[], Prices]) -> Prices:
@@ -93,29 +95,34 @@ def settle() -> None:
 
 
 def in_turn(ways: Mapping[str, Seconds]) -> dict[str, float]:
-    """Median seconds of each of several ways, which take turns, so that another program's load meets all of them."""
+    """Seconds of each of several ways, which take turns, so that another program's load meets all of them.
+
+    What interrupts a run makes it longer, never shorter: the lower quartile counts.
+    """
     found: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(_ROUNDS + 1):
         for name, seconds in ways.items():
             elapsed = seconds()
             if number > 0:  # the first one warms up
                 found[name].append(elapsed)
-    return {name: float(np.median(values)) for name, values in found.items()}
+    return {name: float(np.quantile(values, 0.25)) for name, values in found.items()}
 
 
-def prices_of(routed: np.ndarray, routing: float, dense: float, runs_base: np.ndarray, halo: float | None) -> Prices:
+def prices_of(
+    routed: np.ndarray, routing: float, dense: float, runs_base: np.ndarray, halo: float, patches: bool
+) -> Prices:
     """Prices in seconds, from those of an input pixel of images that one candidate restores.
 
     Args:
         routed: ``(K,)``, of each candidate everywhere, routing included.
         routing: of routing alone.
-        dense: of the dense network.
+        dense: of the dense network, of a pixel of a tile.
         runs_base: ``(K,)``, see ``Prices``.
-        halo: pixels of an image's tiles, relative to the image's, where patches are routed; None: whole tiles are.
+        halo: pixels of the image's tiles, relative to the image's.
+        patches: whether patches are routed, and not whole tiles.
     """
     alone = (routed - routing).clip(0)
-    if halo is None:
-        return Prices(alone, runs_base, routing, dense, 'time')
-    everywhere = alone[~runs_base].sum()
-    alone = np.where(runs_base, (alone - everywhere).clip(0), alone)
+    if patches:
+        everywhere = alone[~runs_base].sum()
+        alone = np.where(runs_base, (alone - everywhere).clip(0), alone)
     return Prices(alone / halo, runs_base, routing / halo, dense, 'time')
