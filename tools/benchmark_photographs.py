@@ -167,7 +167,7 @@ def measure(network: Network, engines: bool, threads: int) -> None:
         what = ['--gt', gt, '--lq', lq]
     routed = as_routed(load(model))
     budgets = TIMED_BUDGETS if engines else [one for one in BUDGETS if float(one) >= routed.info.costs[0]]
-    fixed = network.int8[-1:] if engines else ()
+    fixed = network.int8[1:] if engines else ()
     others = ['--engines', '--calibration', calibration, '--budget-in', 'time'] if engines else []
     name = f'{network.name}_engines' if engines else network.name
     classpruning(

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Measures how much of the oracle's gain knowing the candidates' outputs, but not the truth, would give.
 
-    python tools/routing_by_distance.py zoo/edsr_x2_32.pth --gt datasets/BSD100 --degrade bicubic2 --json FILE
+    python tools/routing_by_distance.py zoo/edsr_x2_32_layers.pth --gt datasets/BSD100 --degrade bicubic2 --json FILE
 
 The error that a candidate leaves is that of the densest one, plus how far it is from the densest one's output, plus
 twice the product of the two. The first does not matter; the second depends on the input alone; the third depends on

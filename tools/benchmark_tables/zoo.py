@@ -19,13 +19,15 @@ _GREATEST_BYTES = 4 * 2**20  # of a network; the repository stays small
 
 
 def write() -> None:
-    """Copies the dense and the ClassPruning network of every table where both are trained and small, averaged weights
-    only.
+    """Copies the dense and the ClassPruning network of every table that the index names and whose networks are trained
+    here and small, averaged weights only.
     """
     index_file = ZOO / 'index.json'
-    entries = {entry['model']: entry for entry in json.loads(index_file.read_text())} if index_file.is_file() else {}
-    ZOO.mkdir(exist_ok=True)
+    index = json.loads(index_file.read_text())
+    entries = {entry['model'] or entry['dense']: entry for entry in index}
     for table in instances.TABLES:
+        if f'{table.name}.pth' not in entries:
+            continue
         files = {name: checkpoint(table, table.row(name)) for name in ('classpruning', 'dense')}
         if all(path.is_file() and path.stat().st_size <= _GREATEST_BYTES for path in files.values()):
             model, dense = ZOO / f'{table.name}.pth', ZOO / f'{table.name}_dense.pth'
