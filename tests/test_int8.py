@@ -474,14 +474,16 @@ def test_two_steps_train_what_rounds_and_keep_masks_and_grids(tmp_path, pictures
     for (name, before), (_, after) in zip(sparse_layers(start.base), sparse_layers(model.net_g.base)):
         assert torch.equal(before.weight_scales, after.weight_scales), name
         assert torch.equal(before.input_scale, after.input_scale)
+        *_, dense = zip(before.weights, after.weights)
         for one, other in zip(before.weights, after.weights):
-            assert not torch.equal(one, other)
+            # The dense integers are as near to the dense network as calibration brought them.
+            assert torch.equal(one, other) == (one is dense[0])
             assert torch.equal(one == 0, other == 0)
     x = torch.rand(1, 3, 16, 16)
     own = ('.weights.', '.biases.')  # what is learnt from stays as it is, or both would drift together
     before = start.base.state_dict()
     changed = [key for key, value in model.net_g.base.state_dict().items() if not torch.equal(value, before[key])]
-    assert changed == [key for key in before if any(part in key for part in own)]
+    assert changed == [key for key in before if any(part in key for part in own) and not key.endswith('.2')]
     for index, name in enumerate(LADDER):
         net = model.net_g.eval()
         with torch.no_grad():

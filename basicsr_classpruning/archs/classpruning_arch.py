@@ -167,8 +167,11 @@ class ClassPruning(nn.Module):
         return self.ladder.names
 
     def freeze_dense(self) -> None:
-        """Lets nothing train that the dense network computes with; sparse candidates have weights of their own."""
-        own = {parameter for _, layer in sparse_layers(self.base) for parameter in _own_parameters(layer)}
+        """Lets nothing train but the sparse candidates' own weights: neither what the dense network computes with, nor
+        its 8-bit integers, which are as near to it as calibration brought them."""
+        sparse = [place for place, candidate in enumerate(self.ladder.sparse) if candidate.density < 1]
+        layers = [layer for _, layer in sparse_layers(self.base)]
+        own = {parameter for layer in layers for place in sparse for parameter in layer.own_parameters(place)}
         for parameter in self.base.parameters():
             parameter.requires_grad_(parameter in own)
 
@@ -503,10 +506,6 @@ def _router_shapes(params: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 def _is_candidate_key(base: nn.Module, key: str) -> bool:
     """Whether a state-dict key of the base network belongs to its candidates, not to the dense network."""
     return any(key.startswith(tuple(f'{name}.{part}' for part in CANDIDATE_PARTS)) for name, _ in sparse_layers(base))
-
-
-def _own_parameters(layer: SparseLayer) -> list[nn.Parameter]:
-    return [*layer.biases, *(layer.weights if layer.own_weights else ())]
 
 
 def _check_expressions(expressions: Iterable[str], key: str = 'network_g.skip') -> None:

@@ -186,6 +186,15 @@ class _SparseLayer(nn.Module):
         return [pattern for pattern, values in mine if not satisfies(values, pattern)]
 
     @torch.no_grad()
+    def own_parameters(self, candidate: int) -> list[nn.Parameter]:
+        """The weight and bias that a candidate computes with alone, as far as it has such."""
+        slot = self._slots.get(candidate)
+        if slot is None:
+            return []
+        kinds = [self.biases] if self.bias is not None else []
+        kinds += [self.weights] if self.own_weights else []
+        return [kind[slot] for kind in kinds]
+
     def set_candidate(self, candidate: int, weight: Tensor, bias: Tensor | None) -> None:
         """Gives a sparse candidate its own weight, zeros in place, and bias. Needs own weights."""
         self.weights[self._slots[candidate]].copy_(weight)
