@@ -185,7 +185,6 @@ class _SparseLayer(nn.Module):
         mine = [(self.patterns[candidate], by_output(self, values)) for candidate, values in kept.items()]
         return [pattern for pattern, values in mine if not satisfies(values, pattern)]
 
-    @torch.no_grad()
     def own_parameters(self, candidate: int) -> list[nn.Parameter]:
         """The weight and bias that a candidate computes with alone, as far as it has such."""
         slot = self._slots.get(candidate)
@@ -195,6 +194,7 @@ class _SparseLayer(nn.Module):
         kinds += [self.weights] if self.own_weights else []
         return [kind[slot] for kind in kinds]
 
+    @torch.no_grad()
     def set_candidate(self, candidate: int, weight: Tensor, bias: Tensor | None) -> None:
         """Gives a sparse candidate its own weight, zeros in place, and bias. Needs own weights."""
         self.weights[self._slots[candidate]].copy_(weight)
