@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -49,5 +50,10 @@ def rows_of(comparison: Comparison) -> list[Row]:
     """
     least = comparison.psnr(comparison.dense) - 0.5
     rows = [row for row in comparison.rows('dense', 'candidate', 'budget') if comparison.psnr(row) >= least]
-    named = ['dense' if row['kind'] == 'dense' else 'ClassPruning' for row in rows]
-    return [Row(**{**row, 'model': name, 'psnr': comparison.psnr(row)}) for name, row in zip(named, rows)]
+    return [Row(**{**row, 'model': _name(comparison, row), 'psnr': comparison.psnr(row)}) for row in rows]
+
+
+def _name(comparison: Comparison, row: dict[str, Any]) -> str:
+    if row['kind'] == 'dense':
+        return 'dense' if row['model'] == comparison.dense['model'] else 'smaller'
+    return 'ClassPruning in int8' if row['model'].endswith('_int8_photographs') else 'ClassPruning'
