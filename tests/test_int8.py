@@ -376,17 +376,17 @@ def test_restoring_with_one_precision():
         Restorer(net, precision='fp16')
 
 
-def test_the_kernels_and_the_dense_backend_give_the_same():
+def test_the_kernels_and_the_dense_backend_give_the_same(monkeypatch):
+    # Winograd's algorithm, where it happens to be measured as the faster one, rounds float32 layers otherwise: what is
+    # just at a half then becomes another integer.
+    monkeypatch.setenv('CLASSPRUNING_ALGORITHM', 'direct')
     net = int8_network()
     image = torch.rand(32, 40, 3).numpy()
     for name in ('4:16-int8', '16:16-int8'):
         both = [
             Restorer(net, candidate=name, backend=backend, threads=1).restore(image)[0] for backend in ('dense', 'cpu')
         ]
-        apart = abs(both[0] - both[1])
-        # Layers of float32 may run in another order, and what is just at a half then becomes the other integer.
-        assert (apart > 1e-4).mean() < 0.05
-        assert apart.max() < 0.01
+        assert abs(both[0] - both[1]).max() < 1e-4
 
 
 def test_patches_of_8_bit_integers_are_those_of_the_whole_image():

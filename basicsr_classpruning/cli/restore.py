@@ -109,9 +109,8 @@ def run(args: argparse.Namespace) -> int:
         threads=args.threads,
         device=args.device,
     )
-    together = args.budget_over == 'folder' and bool(open_jobs)
     with _Bar(open_jobs) as bar:
-        found = restore_files(restorer, open_jobs, max_pixels, bar.add, together)
+        found = restore_files(restorer, open_jobs, max_pixels, bar.add, together=args.budget_over == 'folder')
         results = sorted(found, key=lambda result: result.job.name)
     report = _report(args, restorer, results, [job.name for job in jobs if job not in set(open_jobs)])
     report['not_pictures'] = find_skipped(args.input, args.output)
