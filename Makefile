@@ -36,12 +36,12 @@ coverage: $(INSTALLED) ## run the tests and say which lines of the package they 
 package: $(INSTALLED) ## build sdist and wheel, install the wheel into a fresh environment, use it
 	tools/check_package.sh $(VENV)
 
-bench: $(INSTALLED) ## measure the kernels (20 minutes on an idle machine), rewrite the tables of docs/kernels.md
+bench: $(INSTALLED) ## measure the kernels (20 minutes on an idle machine), rewrite their tables
 	$(BIN)/python tools/benchmark_kernels.py layers --json docs/results/kernels_layers.json
 	$(BIN)/python tools/benchmark_kernels.py networks --json docs/results/kernels_networks.json
 	$(BIN)/python tools/benchmark_int8.py layers --json docs/results/int8_layers.json
 	$(BIN)/python tools/benchmark_int8.py networks --json docs/results/int8_networks.json
-	$(BIN)/python -m tools.pages kernels
+	$(BIN)/python -m tools.pages kernels speed
 
 tables: $(INSTALLED) ## write all that is generated in the documentation, from the results that are kept
 	$(BIN)/python -m tools.pages

@@ -11,7 +11,7 @@ from tiny import REPOSITORY
 
 from tools.benchmark_pruning import Network
 from tools.pages import __main__ as command
-from tools.pages import kernels, markdown, plot, pruning
+from tools.pages import kernels, markdown, plot, pruning, speed
 
 
 @pytest.fixture
@@ -115,3 +115,26 @@ def test_means_are_against_the_fastest_engine_of_each_row_and_against_pytorch():
     lines = kernels.mean_table(rows, rivals, {'kernels': 'dense', 'absent': 'absent'}).splitlines()
     assert lines[0] == '| against | threads | dense |'
     assert lines[2:] == ['| fastest | 1 | 2.45× |', '| PyTorch | 1 | 3.46× |']  # roots of 2 · 3 and 4 · 3
+
+
+def timed(threads=1, **fields):
+    seconds = {name: {'cpu': value, 'wall_min': value / 2} for name, value in fields.pop('seconds').items()}
+    return {'threads': threads, 'seconds': seconds, **fields}
+
+
+def test_speed_targets_are_ranges_of_networks_and_means_of_layers():
+    networks = [
+        timed(network='EDSR 64x16 x2', seconds={'ncnn': 3.0, 'eager': 9.0, 'kernels': 2.0, '8:16 block 1': 1.0}),
+        timed(network='DnCNN', seconds={'ncnn': 5.0, 'eager': 4.0, 'kernels': 2.0, '8:16 block 1': 1.0}),
+        timed(2, network='NAFNet width 32', seconds={'eager': 3.0, 'kernels': 2.0, '8:16 block 1': 2.0}),
+    ]
+    layers = [
+        timed(kernel_size=size, seconds={'eager': 1.0, 'kernels': value, '8:16 block 1': value, '4:16 block 1': value})
+        for size, value in ((3, 0.5), (3, 0.125), (1, 0.1))
+    ]
+    lines = speed.table({'kernels_networks': {'rows': networks}, 'kernels_layers_avx2': {'rows': layers}}, None)
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in lines.splitlines()]
+    found = {what: reached for what, _, _, *reached in rows}
+    assert found[speed.TARGETS[0].what] == ['1.50 to 2.50×', '', '']  # of the two that are named
+    assert found['3 × 3 layers, dense, against PyTorch'][-1] == '4.00×'  # the root of 2 · 8
+    assert found['NAFNet 32, 8:16, against the fastest fp32 engine'][1] == '1.50×'  # of the wall clocks

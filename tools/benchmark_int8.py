@@ -4,7 +4,7 @@ candidates of 8-bit integers lose.
     python tools/benchmark_int8.py layers --json docs/results/int8_layers.json        # 8 minutes
     python tools/benchmark_int8.py networks --json docs/results/int8_networks.json    # 6 minutes
     python tools/benchmark_int8.py quality --json docs/results/int8_quality.json      # tools/int8_quality.py
-    python -m tools.pages kernels int8                # rewrites the tables in the documentation from the JSON files
+    python -m tools.pages kernels speed int8          # rewrites the tables in the documentation from the JSON files
 
 A layer is measured in a stack of some, each with its ReLU, as it runs in a network: activations stay in integers
 between them, and what turns floats into integers and back is part of the time, in all engines. Weights are random,

@@ -2,7 +2,7 @@
 
     python tools/benchmark_kernels.py layers --json docs/results/kernels_layers.json        # 5 minutes
     python tools/benchmark_kernels.py networks --json docs/results/kernels_networks.json    # 5 minutes
-    python -m tools.pages kernels                     # rewrites the tables in docs/kernels.md from the JSON files
+    python -m tools.pages kernels speed               # rewrites the tables in the documentation from the JSON files
 
 ``kernels`` is the dense layer or network on the kernels. ncnn, OpenVINO and ONNX Runtime run where they are installed.
 torch.compile, which takes up to a minute for each network, and OpenVINO's int8, which NNCF makes in as long

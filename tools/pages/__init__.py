@@ -7,8 +7,9 @@ benchmarks   docs/tables, docs/benchmarks.md            docs/results/tables     
 photographs  docs/benchmarks.md, the README's table     docs/results/photographs     tools/benchmark_photographs.py
 plot         docs/figures/psnr_time.png                 docs/results/tables          the same
 routing      docs/tables/index.md                       docs/results/routing         tools/routing_by_distance.py
-kernels      docs/kernels.md                            docs/results/kernels_*       tools/benchmark_kernels.py
+kernels      docs/tables/speed.md                       docs/results/kernels_*       tools/benchmark_kernels.py
                                                         docs/results/int8_*          tools/benchmark_int8.py
+speed        docs/kernels.md                            the same, and photographs    the same
 int8         docs/benchmarks.md                         docs/results/int8_quality    tools/benchmark_int8.py
 pruning      docs/pruning.md                            docs/results/prune           tools/benchmark_pruning.py
 reliability  docs/reliability.md                        docs/results/reliability     tools/reliability/run.py

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from tools.pages import benchmarks, int8, kernels, options, photographs, plot, pruning, reliability, routing
+from tools.pages import benchmarks, int8, kernels, options, photographs, plot, pruning, reliability, routing, speed
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES: dict[str, Callable[[Path], None]] = {
@@ -15,6 +15,7 @@ PAGES: dict[str, Callable[[Path], None]] = {
     'plot': plot.write,
     'routing': routing.write,
     'kernels': kernels.write,
+    'speed': speed.write,
     'int8': int8.write,
     'pruning': pruning.write,
     'reliability': reliability.write,

@@ -1,10 +1,9 @@
-"""Writes the tables of docs/kernels.md from results of tools/benchmark_kernels.py and tools/benchmark_int8.py."""
+"""Writes the tables of docs/tables/speed.md from results of tools/benchmark_kernels.py and tools/benchmark_int8.py."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from tools.pages.markdown import markdown_table, write_blocks
@@ -22,18 +21,6 @@ HEADINGS = {
 }
 FP32_COLUMN = 'fp32'
 HEADINGS_INT8 = {'dense': 'int8 dense', '8:16': 'int8 8:16', '4:16': 'int8 4:16', FP32_COLUMN: 'fastest fp32'}
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a table's last row says: floor and goal by column."""
-
-    columns: dict[str, tuple[float, float]]
-
-    def cells(self, names: Iterable[str]) -> list[str]:
-        """The row's cells."""
-        found = [self.columns.get(name) for name in names]
-        return ['' if one is None else f'{one[0]:.1f} to {one[1]:.1f}×' for one in found]
 
 
 def times(row: dict) -> dict[str, float]:
@@ -58,9 +45,7 @@ def name_of(row: dict) -> str:
     return row['network'] if 'network' in row else f'{row["channels"]} × {row["size"]} px'
 
 
-def speed_table(
-    rows: list[dict], rival: Callable[[dict[str, float]], str], headings: dict[str, str], wanted: Wanted
-) -> str:
+def speed_table(rows: list[dict], rival: Callable[[dict[str, float]], str], headings: dict[str, str]) -> str:
     """How many times as fast as a rival each column is, by row, with one thread and with two."""
     names = _columns(rows, headings)
     lines: list[list[str]] = []
@@ -77,8 +62,6 @@ def speed_table(
             lines.append([name_of(row), str(threads), f'{milliseconds:.2f} ms ({best})', *cells])
         means = [f'**{geometric_mean(values):.2f}×**' for values in ratios.values()]
         lines.append(['**geometric mean**', str(threads), '', *means])
-    if wanted.columns:
-        lines.append(['wanted', '', '', *wanted.cells(names)])
     what = 'network' if 'network' in rows[0] else 'channels × size'
     return markdown_table([what, 'threads', 'rival', *(headings[name] for name in names)], lines)
 
@@ -100,12 +83,12 @@ def mean_table(rows: list[dict], rivals: dict[str, Callable[[dict[str, float]], 
     return markdown_table(['against', 'threads', *(headings[name] for name in names)], lines)
 
 
-def layer_table(side: int, wanted: Wanted) -> Callable[[dict], str]:
+def layer_table(side: int) -> Callable[[dict], str]:
     """Of layers with a kernel of one size."""
 
     def table(result: dict) -> str:
         rows = [row for row in result['rows'] if row['kernel_size'] == side]
-        return speed_table(rows, fastest_fp32, HEADINGS, wanted)
+        return speed_table(rows, fastest_fp32, HEADINGS)
 
     return table
 
@@ -122,12 +105,12 @@ def layer_means(result: dict) -> str:
 
 def network_table(result: dict) -> str:
     """Of whole networks."""
-    return speed_table(result['rows'], fastest_fp32, HEADINGS, Wanted({}))
+    return speed_table(result['rows'], fastest_fp32, HEADINGS)
 
 
-def int8_table(wanted: Wanted) -> Callable[[dict], str]:
+def int8_table(result: dict) -> str:
     """Against OpenVINO's int8."""
-    return lambda result: speed_table(result['rows'], lambda seconds: INT8, HEADINGS_INT8, wanted)
+    return speed_table(result['rows'], lambda seconds: INT8, HEADINGS_INT8)
 
 
 def caption(result: dict) -> str:
@@ -140,28 +123,25 @@ def caption(result: dict) -> str:
 
 
 TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
-    'kernels_layers_3x3': ('kernels_layers', layer_table(3, Wanted({}))),
-    'kernels_layers_1x1': (
-        'kernels_layers',
-        layer_table(1, Wanted({'8:16 block 1': (1.5, 1.8), '4:16 block 1': (2.4, 3.2)})),
-    ),
+    'kernels_layers_3x3': ('kernels_layers', layer_table(3)),
+    'kernels_layers_1x1': ('kernels_layers', layer_table(1)),
     'kernels_layers_means': ('kernels_layers', layer_means),
     'kernels_layers_avx2': ('kernels_layers_avx2', layer_means),
     'kernels_networks': ('kernels_networks', network_table),
     'kernels_networks_avx2': ('kernels_networks_avx2', network_table),
-    'int8_layers': ('int8_layers', int8_table(Wanted({'dense': (0.9, 1.0), '8:16': (1.4, 1.7), '4:16': (2.3, 3.0)}))),
-    'int8_networks': ('int8_networks', int8_table(Wanted({'8:16': (1.3, 1.6), '4:16': (2.0, 2.6)}))),
-    'int8_networks_avx2': ('int8_networks_avx2', int8_table(Wanted({}))),
+    'int8_layers': ('int8_layers', int8_table),
+    'int8_networks': ('int8_networks', int8_table),
+    'int8_networks_avx2': ('int8_networks_avx2', int8_table),
 }
 """The result file of each table's place in the page, and what makes the table."""
 
 
 def write(root: Path) -> None:
-    """Writes the tables into docs/kernels.md, as far as their result files are there."""
+    """Writes the tables into docs/tables/speed.md, as far as their result files are there."""
     blocks = {}
     for name, (result_name, table) in TABLES.items():
         path = root / 'docs' / 'results' / f'{result_name}.json'
         if path.exists():
             result = read_result(path)
             blocks[name] = f'{caption(result)}\n\n{table(result)}'
-    write_blocks(root / 'docs' / 'kernels.md', blocks)
+    write_blocks(root / 'docs' / 'tables' / 'speed.md', blocks)
