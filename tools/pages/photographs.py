@@ -108,9 +108,10 @@ def _cell(one: Comparison, psnr: float | None) -> str:
     return f'{psnr:.2f}' if one.network.against_dense else f'{psnr - one.psnr(one.dense):+.3f}'
 
 
-def targets(comparisons: Iterable[Comparison]) -> str:
-    """What was aimed at, and what was reached."""
+def targets(comparisons: Iterable[Comparison], timed: Iterable[Comparison] = ()) -> str:
+    """What was aimed at, and what was reached; ``timed`` are comparisons of time."""
     lines = []
+    times = {one.network.name: one for one in timed}
     for one in comparisons:
         budgets = {row['budget']: row for row in one.rows('budget')}
         found: list[tuple[str, str, str, str]] = []
@@ -122,6 +123,9 @@ def targets(comparisons: Iterable[Comparison]) -> str:
             if known:
                 where, text = map(', '.join, zip(*known))
                 found.append((f'dB above one candidate or a mix at budget {where}', *target.gain, text))
+            if one.network.name in times:
+                found.append((f'time at −{target.loss} dB, over the share of the MACs', '1.15', '1.05',
+                              _time_over_macs(times[one.network.name], target.loss)))  # fmt: skip
         found.append(("share of the oracle's gain, budgets 0.15 to 0.4", '60 %', '80 %', _share(one)))
         off = [_spent(row) / row['budget'] - 1 for row in budgets.values() if not row['enough']]
         found.append(('distance from the budget, where it is spent', '±1 %', '', f'{min(off):+.1%} to {max(off):+.1%}'))
@@ -138,6 +142,23 @@ def _saved(one: Comparison, loss: float) -> str:
     if least > psnr[-1]:
         return f'not reached: {psnr[-1] - one.psnr(one.dense):+.3f} dB at most'
     return f'{np.interp(least, psnr, saved):.0%}'
+
+
+def _time_over_macs(one: Comparison, loss: float) -> str:
+    """Of budgets that lose so much: the share of the densest candidate's time, over that of the MACs."""
+    least, found = one.psnr(one.dense) - loss, []
+    for model in dict.fromkeys(row['model'] for row in one.rows('budget')):
+        rows = [row for row in one.rows('budget') if row['model'] == model]
+        whole = next(row for row in reversed(one.rows('candidate')) if row['model'] == model)['seconds']
+        psnr, spent, seconds = zip(*sorted((one.psnr(row), _spent(row), row['seconds']) for row in rows))
+        if psnr[0] <= least <= psnr[-1]:
+            over = np.interp(least, psnr, seconds) / whole / np.interp(least, psnr, spent)
+            found.append(f'{over:.2f} ({"int8" if _in_int8(model) else "fp32"})')
+    return ', '.join(found) or 'no budget loses so little'
+
+
+def _in_int8(model: str) -> bool:
+    return model.endswith('_int8_photographs')
 
 
 def _share(one: Comparison) -> str:
@@ -174,7 +195,7 @@ def engines(comparisons: Sequence[Comparison], few: bool = False) -> str:
             loss = 'equal' if abs(_loss(one, row)) < _EXACT / 2 else _to_dense(one, row)
             spent = f'{row["macs"] / one.dense["macs"]:.1%}'
             cells = [_ENGINES.get(row['backend'], row['backend']), loss, spent, speed]
-            precision = ' in int8' if row['model'].endswith('_int8_photographs') else ''
+            precision = ' in int8' if _in_int8(row['model']) else ''
             lines.append([what or f'ClassPruning{precision}, budget {row["budget"]:g} of its time', *cells])
         compared = 'PSNR to the dense output' if one.network.against_dense else 'dB to dense'
         header = ['what', 'engine', compared, 'MACs', f'speed over {rival["backend"]}']
@@ -231,7 +252,7 @@ def write(root: Path) -> None:
     found = {suffix: read_comparisons(root, suffix) for suffix in ('', '_engines')}
     found['_engines'] = [one for one in found['_engines'] if one.report['idle']]  # others' times mean nothing
     if found['']:
-        tables = {'photographs': quality(found['']), 'targets': targets(found[''])}
+        tables = {'photographs': quality(found['']), 'targets': targets(found[''], found['_engines'])}
         tables['photographs measured'] = '\n'.join(f'* {caption(one)}' for one in found[''])
         write_blocks(root / 'docs/benchmarks.md', tables)
         few = [one for one in found[''] if one.network.name in _IN_README]
