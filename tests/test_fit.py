@@ -61,6 +61,33 @@ def test_the_same_seed_gives_the_same_file_and_the_fit_changes_what_is_chosen(fi
     assert any(one['after'] != one['before'] for one in routed)  # with random weights denser is not better
 
 
+def test_a_classifier_that_was_better_stays(files, tmp_path, capsys, monkeypatch):
+    assert fit(files, tmp_path / 'fitted.pth') == 0
+    assert f'{tmp_path}/fitted.pth: classifier fitted, ' in capsys.readouterr().out
+
+    untrained = load(files / 'net.pth').classifier.state_dict()
+
+    def spoil(router, *others):
+        router.classifier.load_state_dict(untrained)
+
+    monkeypatch.setattr('basicsr_classpruning.pruning.prune.fit_classifier', spoil)
+    calibration = (
+        '--calibration',
+        str(files / 'pictures'),
+        '--degrade',
+        'noise0-50',
+        '--json',
+        str(tmp_path / 'x.json'),
+    )
+    assert main(['fit', str(tmp_path / 'fitted.pth'), '--out', str(tmp_path / 'again.pth'), *calibration]) == 0
+    assert f'{tmp_path}/again.pth: classifier as it was, since the fitted one lost more, ' in capsys.readouterr().out
+    report = json.loads((tmp_path / 'x.json').read_text())
+    assert report['kept']
+    assert all(one['after'] == one['before'] for one in report['routed'])
+    before, after = (load(tmp_path / name).classifier.state_dict() for name in ('fitted.pth', 'again.pth'))
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
 def test_a_slow_network_is_measured_on_fewer_crops(monkeypatch):
     crops = Crops(torch.rand(10, 1, 16, 16), None)
     network = build('DnCNN').eval().routed()

@@ -298,6 +298,15 @@ class RoutedReport:
     """With the candidates' true errors."""
 
 
+@dataclass(frozen=True)
+class RoutingFit:
+    """What ``fit_routing`` did."""
+
+    routed: list[RoutedReport]
+    kept: bool
+    """Whether the classifier is as it was: on images that the fit has not seen, the fitted one lost more."""
+
+
 def fit_routing(
     net: ClassPruning,
     pictures: Pictures,
@@ -305,8 +314,11 @@ def fit_routing(
     seed: int,
     progress: Progress,
     trained: ClassPruning | None = None,
-) -> list[RoutedReport]:
+) -> RoutingFit:
     """Fits the classifier and the price of a network anew to images; the candidates stay as they are.
+
+    A classifier that learnt beside the candidates has seen more images than are measured here, and may be the better
+    one: then it stays, and only the price is set.
 
     Args:
         net: a network of several candidates.
@@ -327,9 +339,15 @@ def fit_routing(
     else:
         _fit_bypass(net, _cut(net, pictures, degradation, _weight_crops(net), _WEIGHT_SIDE, seed, progress))
         before = _routed(trained, measure_errors(trained.eval().routed(), held_out, 4))
-    _fit(net, pictures, degradation, seed, progress)
+    learnt = copy.deepcopy(net.classifier.state_dict())
+    seen = _fit(net, pictures, degradation, seed, progress)
     after = _routed(net, maps)
-    return [RoutedReport(budget, before[budget][0], *after[budget]) for budget in before]
+    kept = trained is None and sum(psnr for psnr, _ in after.values()) < sum(psnr for psnr, _ in before.values())
+    if kept:
+        net.classifier.load_state_dict(learnt)
+        set_price(net, seen, DEFAULT_TARGET)
+        after = before
+    return RoutingFit([RoutedReport(budget, before[budget][0], *after[budget]) for budget in before], kept)
 
 
 def with_bypass_added(net: ClassPruning) -> ClassPruning:
@@ -375,13 +393,16 @@ def _routed(net: ClassPruning, maps: ErrorMaps) -> dict[float, tuple[float, floa
     }
 
 
-def _fit(net: ClassPruning, pictures: Pictures, degradation: Degradation | None, seed: int, progress: Progress) -> None:
-    """Fits the classifier and the price to the errors that the candidates leave in crops of images."""
+def _fit(
+    net: ClassPruning, pictures: Pictures, degradation: Degradation | None, seed: int, progress: Progress
+) -> Tensor:
+    """Fits the classifier and the price to the errors that the candidates leave in crops of images; returns these."""
     crops = _cut(net, pictures, degradation, _error_crops(net), _ERROR_SIDE, seed + 1, progress, attempts=1)
     maps = measure_errors(net.routed(), crops, 4, progress, _ERROR_PATIENCE)
     fit_classifier(net.router, maps, _FIT_STEPS, seed, progress)
     net.eval()
     set_price(net, maps.lq, DEFAULT_TARGET)
+    return maps.lq
 
 
 def _cut(
