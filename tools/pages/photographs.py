@@ -233,12 +233,28 @@ def _loss(one: Comparison, row: dict[str, Any]) -> float:
 
 def caption(one: Comparison) -> str:
     """What was measured, how and on what."""
-    report, (_, _, side) = one.report, (one.report['gt'] or '').partition('_middle')
-    what = f'photographs, the middle {side} × {side} pixels of each' if side else 'photographs'
-    return (
-        f'{one.network.label}: {report["pictures"]} {what}; {report["machine"]["processor"]}, '
-        f'{report["threads"]} thread(s); {versions_of(report["machine"])}.'
-    )
+    return f'{one.network.label}: {_pictures(one)}; {_machine(one)}.'
+
+
+def captions(comparisons: Sequence[Comparison]) -> str:
+    """The same of several, those from the same machine and versions together."""
+    lines = []
+    for machine in dict.fromkeys(map(_machine, comparisons)):
+        own = [one for one in comparisons if _machine(one) == machine]
+        lines += [f'* {one.network.label}: {_pictures(one)}' for one in own]
+        lines.append(f'\n{machine}.\n')
+    return '\n'.join(lines).strip()
+
+
+def _pictures(one: Comparison) -> str:
+    _, _, side = (one.report['gt'] or '').partition('_middle')
+    middle = f', the middle {side} × {side} pixels of each' if side else ''
+    return f'{one.report["pictures"]} photographs{middle}'
+
+
+def _machine(one: Comparison) -> str:
+    machine = one.report['machine']
+    return f'{machine["processor"]}, {one.report["threads"]} thread(s); {versions_of(machine)}'
 
 
 def read_comparisons(root: Path, suffix: str = '') -> list[Comparison]:
@@ -253,7 +269,7 @@ def write(root: Path) -> None:
     found['_engines'] = [one for one in found['_engines'] if one.report['idle']]  # others' times mean nothing
     if found['']:
         tables = {'photographs': quality(found['']), 'targets': targets(found[''], found['_engines'])}
-        tables['photographs measured'] = '\n'.join(f'* {caption(one)}' for one in found[''])
+        tables['photographs measured'] = captions(found[''])
         write_blocks(root / 'docs/benchmarks.md', tables)
         few = [one for one in found[''] if one.network.name in _IN_README]
         write_blocks(root / 'README.md', {'photographs': quality(few)})
