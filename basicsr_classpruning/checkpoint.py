@@ -17,7 +17,7 @@ from basicsr_classpruning.errors import UserError
 from basicsr_classpruning.safe_files import save_file, write_atomically
 from basicsr_classpruning.untrusted.bitmask import PACKABLE, PackedTensor, pack, packed_bytes
 from basicsr_classpruning.untrusted.containers import ORDINARY, choose, plain_names, weights_at
-from basicsr_classpruning.untrusted.files import load_weights
+from basicsr_classpruning.untrusted.files import check_sums, load_weights
 from basicsr_classpruning.untrusted.packed_integers import PackedIntegers, pack_integers
 from basicsr_classpruning.untrusted.weights import refuse_claims, unpack_containers, unpack_entry
 
@@ -95,6 +95,8 @@ def _read_pickled(path: str) -> Checkpoint:
     content = load_weights(path)
     if not isinstance(content, Mapping):
         raise UserError(f'{path}: not a checkpoint: a {type(content).__name__} where a dictionary of weights is wanted')
+    if 'network_g' in content:  # written here, with check sums; other programs may write none
+        check_sums(path)
     plain = weights_at(content)
     packed = unpack_containers(path, content.get('packed', {}), ORDINARY)
     for name in packed.keys() - plain.keys():

@@ -9,8 +9,6 @@ import gc
 import logging
 import os
 import sys
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +32,7 @@ from basicsr_classpruning.errors import UsageError, UserError
 from basicsr_classpruning.models.resuming import refuse_other_run, resume_basicsr_model
 from basicsr_classpruning.preflight import check_run
 from basicsr_classpruning.safe_files import UNFINISHED
-from basicsr_classpruning.untrusted.files import load_file
+from basicsr_classpruning.untrusted.files import check_sums, load_file
 
 
 def train(argv: Sequence[str]) -> None:
@@ -214,7 +212,7 @@ class _TrainingRun:
             try:
                 for network in networks:
                     file = root / 'models' / f'{network}_{_iteration(path)}.pth'
-                    _check_sums(file)
+                    check_sums(file)
                     read_checkpoint(file)
                 return str(path), _load_state(path)
             except UserError as error:
@@ -273,21 +271,8 @@ def _iteration(path: Path) -> int:
     return int(path.stem) if path.stem.isdigit() else -1
 
 
-def _check_sums(path: Path) -> None:
-    """Compares a file's contents with its check sums, which torch writes but does not read."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except FileNotFoundError:
-        raise UserError(f'{path}: no such file') from None
-    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f'{path}: damaged ({error})') from None
-    if damaged is not None:
-        raise UserError(f'{path}: damaged (check sum of {damaged})')
-
-
 def _load_state(path: Path) -> dict[str, Any]:
-    _check_sums(path)
+    check_sums(path)
     state = load_file(path)
     wanted = {'epoch', 'iter', 'optimizers', 'schedulers'}
     if not isinstance(state, dict) or not wanted <= state.keys():

@@ -96,6 +96,18 @@ def test_damaged_packed_checkpoints_are_refused_in_one_line(tmp_path, packed, me
     assert '\n' not in str(caught.value)
 
 
+def test_a_bit_that_was_flipped_in_a_weight_is_noticed(tmp_path):
+    net = build('DnCNN')
+    write_checkpoint(tmp_path / 'x.pth', {'params': net.state_dict()}, net.options)
+    content = bytearray((tmp_path / 'x.pth').read_bytes())
+    with zipfile.ZipFile(tmp_path / 'x.pth') as archive:
+        largest = max(archive.infolist(), key=lambda info: info.file_size)
+    content[largest.header_offset + largest.file_size // 2] ^= 1
+    (tmp_path / 'x.pth').write_bytes(content)
+    with pytest.raises(UserError, match=r'x\.pth: damaged \(.*\)$'):
+        read_checkpoint(tmp_path / 'x.pth')
+
+
 def test_many_weights_that_share_one_mask_are_refused(tmp_path):
     entry = {'values': torch.ones(0), 'mask': torch.zeros(100_000, dtype=torch.uint8), 'shape': [800_000]}
     packed = {'params': {f'w{i}': entry for i in range(10_000)}}  # 32 GB in 100 KB of mask

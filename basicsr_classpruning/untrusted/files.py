@@ -10,6 +10,7 @@ import pickletools
 import re
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,22 @@ def load_weights(path: str | os.PathLike[str]) -> Any:
         return load_file(path)
     with torch.serialization.safe_globals(_LEFT_OUT):
         return load_file(path)
+
+
+def check_sums(path: str | os.PathLike[str]) -> None:
+    """Compares an archive's contents with its check sums, which torch writes but does not read.
+
+    Raises UserError with one line where they differ, or the file is missing or no archive.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except FileNotFoundError:
+        raise UserError(f'{os.fspath(path)}: no such file') from None
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f'{os.fspath(path)}: damaged ({error})') from None
+    if damaged is not None:
+        raise UserError(f'{os.fspath(path)}: damaged (check sum of {damaged})')
 
 
 class _LeftOut:
