@@ -130,6 +130,7 @@ TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     'kernels_networks': ('kernels_networks', network_table),
     'kernels_networks_avx2': ('kernels_networks_avx2', network_table),
     'int8_layers': ('int8_layers', int8_table),
+    'int8_layers_avx2': ('int8_layers_avx2', int8_table),
     'int8_networks': ('int8_networks', int8_table),
     'int8_networks_avx2': ('int8_networks_avx2', int8_table),
 }
