@@ -64,11 +64,11 @@ def test_what_is_trained_for_photographs_starts_from_what_it_says():
     from basicsr_classpruning.archs.forms import as_dense
 
     paths = sorted((REPOSITORY / 'options' / 'photographs').glob('*.yml'))
-    named = {load_options(str(path))['name']: load_options(str(path)) for path in paths}
+    read = {path: load_options(str(path)) for path in paths}
+    named = {options['name']: options for options in read.values()}
     made = []
-    for path in paths:
-        options, text = load_options(str(path)), path.read_text(encoding='utf-8')
-        head = text.split('\nname:')[0]
+    for path, options in read.items():
+        head = path.read_text(encoding='utf-8').split('\nname:')[0]
         assert f'classpruning train -opt options/photographs/{path.name}' in head
         assert all(dataset['dataroot_gt'] in head for dataset in options['datasets'].values())
         start, network = options['path']['pretrain_network_g'], options['network_g']

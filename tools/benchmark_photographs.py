@@ -204,7 +204,7 @@ def make(
         shutil.copy(train(trained), out)
         return
     bypass = [] if as_routed(load(start)).candidates[0].startswith('0:') else ['--bypass']
-    seen, how = _inputs(network, with_others(CALIBRATION, 4))
+    seen, how = _inputs(network, _with_others(CALIBRATION, 4))
     classpruning('fit', start, *bypass, '--out', out, '--calibration', seen, *how)
 
 
@@ -227,12 +227,12 @@ def train(options: str) -> str:
     name = yaml.safe_load(path.read_text(encoding='utf-8'))['name']
     trained = f'experiments/{name}/models/net_g_latest.pth'
     if not Path(trained).exists():
-        with_others(CALIBRATION, 16)  # some train with these
+        _with_others(CALIBRATION, 16)  # some train with these
         classpruning('train', '-opt', str(path))
     return trained
 
 
-def with_others(folder: str, every: int) -> str:
+def _with_others(folder: str, every: int) -> str:
     """A folder with the pictures of another one, and some of those that networks are trained with.
 
     Chosen on photographs held back and on Set5: classifiers of EDSR that saw both lose 0.015 dB less at budgets 0.2 to

@@ -66,6 +66,15 @@ class Comparison:
         """The dense network as this package runs it."""
         return next(row for row in self.rows('dense') if row['backend'] not in RIVALS)
 
+    def densest(self, model: str) -> dict[str, Any]:
+        """A model's densest candidate everywhere."""
+        return max((row for row in self.rows('candidate') if row['model'] == model), key=_spent)
+
+    def seconds_at(self, psnr: float, rows: Iterable[dict[str, Any]]) -> float:
+        """What rows of budgets take at a PSNR, in between them."""
+        known, seconds = zip(*sorted((self.psnr(row), row['seconds']) for row in rows))
+        return float(np.interp(psnr, known, seconds))
+
     def fixed(self, spent: float) -> float | None:
         """PSNR of the best candidate for everything, or random mix of two, at a share of the dense MACs."""
         points = sorted((_spent(row), self.psnr(row)) for row in self.rows('candidate'))
@@ -149,16 +158,17 @@ def _time_over_macs(one: Comparison, loss: float) -> str:
     least, found = one.psnr(one.dense) - loss, []
     for model in dict.fromkeys(row['model'] for row in one.rows('budget')):
         rows = [row for row in one.rows('budget') if row['model'] == model]
-        whole = next(row for row in reversed(one.rows('candidate')) if row['model'] == model)['seconds']
-        psnr, spent, seconds = zip(*sorted((one.psnr(row), _spent(row), row['seconds']) for row in rows))
+        psnr, spent = zip(*sorted((one.psnr(row), _spent(row)) for row in rows))
         if psnr[0] <= least <= psnr[-1]:
-            over = np.interp(least, psnr, seconds) / whole / np.interp(least, psnr, spent)
-            found.append(f'{over:.2f} ({"int8" if _in_int8(model) else "fp32"})')
+            share = one.seconds_at(least, rows) / one.densest(model)['seconds']
+            precision = 'int8' if in_int8(rows[0]) else 'fp32'
+            found.append(f'{share / np.interp(least, psnr, spent):.2f} ({precision})')
     return ', '.join(found) or 'no budget loses so little'
 
 
-def _in_int8(model: str) -> bool:
-    return model.endswith('_int8_photographs')
+def in_int8(row: dict[str, Any]) -> bool:
+    """Whether a row's model is the one whose candidates compute in 8-bit integers."""
+    return row['model'].endswith('_int8_photographs')
 
 
 def _share(one: Comparison) -> str:
@@ -195,7 +205,7 @@ def engines(comparisons: Sequence[Comparison], few: bool = False) -> str:
             loss = 'equal' if abs(_loss(one, row)) < _EXACT / 2 else _to_dense(one, row)
             spent = f'{row["macs"] / one.dense["macs"]:.1%}'
             cells = [_ENGINES.get(row['backend'], row['backend']), loss, spent, speed]
-            precision = ' in int8' if _in_int8(row['model']) else ''
+            precision = ' in int8' if in_int8(row) else ''
             lines.append([what or f'ClassPruning{precision}, budget {row["budget"]:g} of its time', *cells])
         compared = 'PSNR to the dense output' if one.network.against_dense else 'dB to dense'
         header = ['what', 'engine', compared, 'MACs', f'speed over {rival["backend"]}']
@@ -258,22 +268,26 @@ def _machine(one: Comparison) -> str:
 
 
 def read_comparisons(root: Path, suffix: str = '') -> list[Comparison]:
-    """All whose results are there: of quality, or with the suffix ``_engines`` of time."""
+    """All whose results are there: of quality, or with a suffix others."""
     paths = [(network, root / RESULTS / f'{network.name}{suffix}.json') for network in NETWORKS]
     return [Comparison(network, read_result(path)) for network, path in paths if path.is_file()]
 
 
+def read_timed(root: Path) -> list[Comparison]:
+    """Those of time, from idle machines: others' times mean nothing."""
+    return [one for one in read_comparisons(root, '_engines') if one.report['idle']]
+
+
 def write(root: Path) -> None:
     """Writes the tables, as far as their results are there."""
-    found = {suffix: read_comparisons(root, suffix) for suffix in ('', '_engines')}
-    found['_engines'] = [one for one in found['_engines'] if one.report['idle']]  # others' times mean nothing
-    if found['']:
-        tables = {'photographs': quality(found['']), 'targets': targets(found[''], found['_engines'])}
-        tables['photographs measured'] = captions(found[''])
+    found, timed = read_comparisons(root), read_timed(root)
+    if found:
+        tables = {'photographs': quality(found), 'targets': targets(found, timed)}
+        tables['photographs measured'] = captions(found)
         write_blocks(root / 'docs/benchmarks.md', tables)
-        few = [one for one in found[''] if one.network.name in _IN_README]
+        few = [one for one in found if one.network.name in _IN_README]
         write_blocks(root / 'README.md', {'photographs': quality(few)})
-    if found['_engines']:
-        write_blocks(root / 'docs/benchmarks.md', {'engines': engines(found['_engines'])})
-        first = found['_engines'][:1]
+    if timed:
+        write_blocks(root / 'docs/benchmarks.md', {'engines': engines(timed)})
+        first = timed[:1]
         write_blocks(root / 'README.md', {'headline': headline(first[0]), 'engines': engines(first, few=True)})

@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from basicsr_classpruning.benchmark.report import plot
 from basicsr_classpruning.benchmark.run import Row
-from tools.pages.photographs import Comparison, read_comparisons
+from tools.pages.photographs import Comparison, in_int8, read_timed
 
 FIGURE = Path('docs/figures/psnr_time.png')
 _SOURCE = 'Source'
@@ -20,7 +20,7 @@ _SOURCE = 'Source'
 
 def write(root: Path) -> None:
     """Draws the plot anew if what it shows has changed: other versions of Matplotlib would draw other bytes."""
-    timed = [one for one in read_comparisons(root, '_engines') if one.report['idle']]
+    timed = read_timed(root)
     if not timed:
         return
     rows, title = rows_of(timed[0]), f'{timed[0].network.label}: photographs of two megapixels'
@@ -56,4 +56,4 @@ def rows_of(comparison: Comparison) -> list[Row]:
 def _name(comparison: Comparison, row: dict[str, Any]) -> str:
     if row['kind'] == 'dense':
         return 'dense' if row['model'] == comparison.dense['model'] else 'smaller'
-    return 'ClassPruning in int8' if row['model'].endswith('_int8_photographs') else 'ClassPruning'
+    return 'ClassPruning in int8' if in_int8(row) else 'ClassPruning'

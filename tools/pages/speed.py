@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 
 from tools.pages.kernels import FP32_COLUMN, INT8, fastest_fp32, geometric_mean, times
 from tools.pages.markdown import markdown_table, write_blocks
-from tools.pages.photographs import Comparison, read_comparisons
+from tools.pages.photographs import Comparison, in_int8, read_timed
 from tools.pages.results import read_result
 
 LARGE = ('EDSR 64x16 x2', 'MSRResNet x4', 'SRVGGNetCompact x4', 'DnCNN')
@@ -112,14 +112,13 @@ def table(results: dict[str, dict[str, Any]], photographs: Comparison | None) ->
 
 def _routed(one: Comparison) -> list[list[str]]:
     """Rows of whole photographs."""
-    own = [row for row in one.rows('budget') if row['model'] == f'{one.network.name}_photographs']
-    same = _dense_candidate(one, own[0]['model'])['seconds']
-    xs, ys = zip(*sorted((row['macs'] / row['macs_dense'], same / row['seconds']) for row in own))
+    fp32, int8 = ([row for row in one.rows('budget') if in_int8(row) == wanted] for wanted in (False, True))
+    same = one.densest(fp32[0]['model'])['seconds']
+    xs, ys = zip(*sorted((row['macs'] / row['macs_dense'], same / row['seconds']) for row in fp32))
     at_macs = f'{np.interp(ROUTED_MACS, xs, ys):.2f}×'
     rows = [[f'a photograph at {ROUTED_MACS:.0%} of the MACs, fp32, against dense on the same kernels', '3.4×', '3.8×',
              at_macs]]  # fmt: skip
-    least = one.psnr(one.dense) - ROUTED_LOSS
-    seconds = _seconds_at([row for row in one.rows('budget') if row not in own], one, least)
+    seconds = one.seconds_at(one.psnr(one.dense) - ROUTED_LOSS, int8)
     engines = {'eager': ('8×', '15×'), 'openvino-fp32': ('7×', '13×'), INT8: ('2.5×', '4×')}
     for row in one.rows('dense'):
         if row['model'] == one.dense['model'] and row['backend'] in engines:
@@ -128,20 +127,10 @@ def _routed(one: Comparison) -> list[list[str]]:
     return rows
 
 
-def _dense_candidate(one: Comparison, model: str) -> dict[str, Any]:
-    return max((row for row in one.rows('candidate') if row['model'] == model), key=lambda row: row['macs'])
-
-
-def _seconds_at(rows: Sequence[dict[str, Any]], one: Comparison, psnr: float) -> float:
-    """What rows of budgets take at a PSNR, in between them."""
-    xs, ys = zip(*sorted((one.psnr(row), row['seconds']) for row in rows))
-    return float(np.interp(psnr, xs, ys))
-
-
 def write(root: Path) -> None:
     """Writes the table into docs/kernels.md, if its results are there."""
     names = {target.result + suffix for target in TARGETS for suffix, _ in _SETTINGS}
     paths = {name: root / 'docs' / 'results' / f'{name}.json' for name in sorted(names)}
     found = {name: read_result(path) for name, path in paths.items() if path.is_file()}
-    timed = [one for one in read_comparisons(root, '_engines') if one.network.name == FIRST and one.report['idle']]
+    timed = [one for one in read_timed(root) if one.network.name == FIRST]
     write_blocks(root / 'docs' / 'kernels.md', {'speed targets': table(found, timed[0] if timed else None)})
