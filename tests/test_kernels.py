@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ from basicsr_classpruning.kernels import native, ops
 from basicsr_classpruning.kernels.blocks import KernelPointwise
 from basicsr_classpruning.kernels.choice import Choices
 from basicsr_classpruning.kernels.layers import Epilogue, KernelConv2d
+from basicsr_classpruning.sparsity.masks import magnitude_rank, mask_of
 from basicsr_classpruning.sparsity.pattern import Pattern
 
 LIBRARY = native.load()
@@ -123,11 +125,27 @@ def winograd_convolutions(draw) -> tuple[nn.Conv2d, torch.Tensor]:
     channels = st.one_of(st.integers(1, 70), st.sampled_from([16, 32, 48, 64]))
     layer = nn.Conv2d(draw(channels), draw(channels), 3, padding=padding, bias=draw(st.booleans()))
     layer.weight.data.normal_(generator=generator)
+    block, kept = draw(st.sampled_from([4, 8, 16, 32, 64])), draw(st.sampled_from([0, 0.25, 0.5, 1]))
+    for outputs in layer.weight.data.split(block):  # whole kernels, which are skipped
+        outputs[:, torch.rand(layer.in_channels, generator=generator) >= kept] = 0
     if layer.bias is not None:
         layer.bias.data.normal_(generator=generator)
     sizes = [draw(st.integers(max(1, 3 - 2 * pad), 70)) for pad in padding]
     x = torch.randn((draw(st.integers(1, 2)), layer.in_channels, *sizes), generator=generator)
     return layer.requires_grad_(False), x
+
+
+@pytest.mark.parametrize('isa_name', [isa for isa in ISAS if isa != 'reference'])
+def test_winograd_drops_kernels_that_a_block_shares(isa_name, monkeypatch):
+    monkeypatch.setenv(native.ISA_VARIABLE, isa_name)
+    dense = nn.Conv2d(64, 64, 3, padding=1).requires_grad_(False)
+    words = KernelConv2d(dense, Epilogue()).winograd.numel()
+    for block, kept in ((64, 0.25), (32, 0.25), (16, 0.25), (1, 1)):
+        layer = copy.deepcopy(dense)
+        pattern = Pattern(4, 16, block, share_taps=True)
+        layer.weight *= mask_of(magnitude_rank(layer.weight, pattern), pattern)
+        found = KernelConv2d(layer, Epilogue()).winograd.numel() / words
+        assert found == pytest.approx(kept, abs=0.01), block
 
 
 @pytest.mark.parametrize('isa_name', [isa for isa in ISAS if isa != 'reference'])

@@ -19,7 +19,7 @@ import torch
 from basicsr_classpruning.errors import UsageError
 
 LIBRARY = 'libclasspruning_kernels.so'
-ABI_VERSION = 9
+ABI_VERSION = 10
 MAX_STRIDE = 4
 MAX_SHUFFLE = 4
 
@@ -116,6 +116,19 @@ def fits_winograd(geometry: Sequence[int], shuffle: int) -> bool:
         shuffle: factor of the pixel shuffle that is fused; by 3 none can be.
     """
     return [*geometry[2:6], *geometry[8:10]] == [3, 3, 1, 1, 1, 1] and shuffle != 3
+
+
+def kind_of_zeros(packed: torch.Tensor, winograd: torch.Tensor, geometry: Sequence[int]) -> tuple[int, int]:
+    """What the time of a layer's two packings depends on beside its sizes. Packed words grow with the weights that are
+    computed: layers that differ by a few of them are of one kind.
+
+    Args:
+        packed: the non-zeros alone.
+        winograd: the same weight for Winograd's algorithm.
+        geometry: the fields of ``Geometry``.
+    """
+    weights = geometry[0] * geometry[1]
+    return packed.numel() // (4 * weights), winograd.numel() // (4 * weights)
 
 
 @dataclass(frozen=True)

@@ -144,8 +144,7 @@ def _nm_conv2d(
 
 def _faster(call: native.Call, packed: Tensor, winograd: Tensor, geometry: list[int]) -> Tensor:
     """The faster one of two packings of a convolution's weight."""
-    # packed words grow with the non-zeros: layers that differ by a few of them are of one kind
-    case = (*geometry, 16 * packed.numel() // winograd.numel(), call.height, call.width, call.shuffle)
+    case = (*geometry, *native.kind_of_zeros(packed, winograd, geometry), call.height, call.width, call.shuffle)
 
     def run(weight: Tensor) -> None:
         measured = native.Call.from_buffer_copy(call)

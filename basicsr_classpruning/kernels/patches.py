@@ -137,7 +137,7 @@ def _faster(layer: KernelConv2d, cell: int) -> Tensor:
     if layer.winograd is None:
         return layer.packed
     ways = {'winograd': layer.winograd, 'direct': layer.packed}
-    bucket = 16 * layer.packed.numel() // layer.winograd.numel()  # as of whole images
+    kind = native.kind_of_zeros(layer.packed, layer.winograd, layer.geometry)  # as of whole images
     side = 2 * _APART * cell
     x = torch.rand((1, layer.geometry[1], side, side), generator=torch.Generator().manual_seed(0))
     y = torch.empty((1, layer.geometry[0], side, side))
@@ -147,7 +147,7 @@ def _faster(layer: KernelConv2d, cell: int) -> Tensor:
     def run(packed: Tensor) -> None:
         conv2d_in_jobs(x, y, jobs, weight_array([packed], [layer.bias]), cell, threads=1)
 
-    case = (*layer.geometry, bucket, cell)
+    case = (*layer.geometry, *kind, cell)
     found = native.forced_algorithm()
     return ways[found or _algorithms.choose(case, {name: functools.partial(run, one) for name, one in ways.items()})]
 

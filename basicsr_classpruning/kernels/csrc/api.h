@@ -59,7 +59,7 @@ CP_EXPORT void cp_use_parallel(void (*gomp_parallel)(void (*)(void*), void*, uns
 // is not null (at most 64 + 2 * weights + (9 * out + 1) * in of them). Zeros are dropped.
 CP_EXPORT int64_t cp_pack(const float* weight, const cp_geometry* geometry, int32_t isa, word* packed);
 // Packs a weight for Winograd's algorithm: a 3 x 3 kernel with strides and dilations of 1. Otherwise as cp_pack; 0 for
-// another geometry. Zeros are kept.
+// another geometry. Kernels that are zero in all output channels of a block are dropped.
 CP_EXPORT int64_t cp_pack_winograd(const float* weight, const cp_geometry* geometry, int32_t isa, word* packed);
 // Joins equal cells (rows, columns) to rectangles; those below CP_NOTHING are left out. Writes at most as many jobs as there
 // are cells, returns how many.

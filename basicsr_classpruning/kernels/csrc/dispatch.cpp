@@ -123,7 +123,7 @@ int run_jobs(const cp_call& c) {
 }  // namespace
 }  // namespace cp
 
-int32_t cp_abi_version() { return 9; }
+int32_t cp_abi_version() { return 10; }
 
 int32_t cp_supported(int32_t isa) {
 #if defined(__x86_64__)

@@ -55,19 +55,18 @@ constexpr int header_words = sizeof(header) / sizeof(word);
 constexpr int32_t end_of_chunk = -1;
 
 // A weight packed for Winograd's algorithm (winograd.h) has the same header with another magic; `chunk` is how many
-// regions of the output make a job. After it, from winograd_words on: [block of output channels][plane][input channel]
-// [output channel of the block], of transformed weights; a block is block_vectors vectors wide.
+// regions of the output make a job. After it, from winograd_words on, for each block of output channels:
+//   word 0: vectors of output channels, word 1: how many input channels any of them uses, then which; filled up to whole
+//   cache lines. Then [plane][input channel that is used][output channel of the block], of transformed weights.
 constexpr int32_t winograd_magic = 0x4e4d5744;
 constexpr int winograd_words = 32;
 constexpr int winograd_planes = 64;
 constexpr int most_block_vectors = 3;
 constexpr int most_regions = 16;
+constexpr int block_words = 2;
 
-// Vectors of the block of output channels that starts with vector `first` of `vectors`.
-inline int block_vectors(int vectors, int first) {
-  const int wanted = vectors % 2 && vectors % 3 == 0 ? 3 : 2;
-  return vectors - first < wanted ? vectors - first : wanted;
-}
+// Words before the transformed weights of a block.
+inline int64_t list_words(int64_t channels) { return (block_words + channels + 15) / 16 * 16; }
 
 struct machine {
   int width;     // floats of a vector

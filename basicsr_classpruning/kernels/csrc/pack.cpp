@@ -197,6 +197,51 @@ bool is_winograd(const cp_geometry& g) {
   return g.kernel_h == 3 && g.kernel_w == 3 && g.stride_h == 1 && g.stride_w == 1 && g.dilation_h == 1 && g.dilation_w == 1;
 }
 
+// A weight (out, in, 3, 3), in blocks of output channels for Winograd's algorithm.
+struct winograd_packer {
+  const float* weight;
+  const cp_geometry& g;
+  int width;
+
+  const float* kernel(int o, int c) const { return weight + (static_cast<int64_t>(o) * g.in_channels + c) * 9; }
+
+  // The input channels that any of the output channels of some vectors uses.
+  std::vector<int> used(int first, int vectors) const {
+    std::vector<int> channels;
+    for (int c = 0; c < g.in_channels; c++)
+      for (int o = first * width; o < std::min((first + vectors) * width, g.out_channels); o++)
+        if (std::any_of(kernel(o, c), kernel(o, c) + 9, [](float w) { return w != 0; })) {
+          channels.push_back(c);
+          break;
+        }
+    return channels;
+  }
+
+  // Vectors of the block that starts with vector `first` of `vectors`: several share what they load, but compute what any
+  // of them uses.
+  int block_vectors(int vectors, int first) const {
+    const int together = std::min(vectors % 2 && vectors % 3 == 0 ? 3 : 2, vectors - first);
+    size_t alone = 0;
+    for (int v = first; v < first + together; v++) alone += used(v, 1).size();
+    return alone * 5 < used(first, together).size() * together * 4 ? 1 : together;
+  }
+
+  void write(word* block, int first, int vectors, const std::vector<int>& channels) const {
+    const int64_t outputs = static_cast<int64_t>(vectors) * width, count = static_cast<int64_t>(channels.size());
+    std::memset(block, 0, (list_words(count) + winograd_planes * count * outputs) * sizeof(word));
+    block[0].i = vectors;
+    block[1].i = static_cast<int32_t>(count);
+    for (int64_t i = 0; i < count; i++) block[block_words + i].i = channels[i];
+    block += list_words(count);
+    for (int64_t j = 0; j < outputs && first * width + j < g.out_channels; j++)
+      for (int64_t i = 0; i < count; i++) {
+        double u[8][8];
+        transform_weight(kernel(first * width + j, channels[i]), u);
+        for (int p = 0; p < winograd_planes; p++) block[(p * count + i) * outputs + j].f = static_cast<float>(u[p / 8][p % 8]);
+      }
+  }
+};
+
 }  // namespace
 }  // namespace cp
 
@@ -204,11 +249,18 @@ int64_t cp_pack_winograd(const float* weight, const cp_geometry* geometry, int32
   const cp_geometry& g = *geometry;
   const cp::machine& cpu = cp::machine_of(isa);
   if (!cp::is_winograd(g)) return 0;
+  const cp::winograd_packer packer{weight, g, cpu.width};
   const int vectors = (g.out_channels + cpu.width - 1) / cpu.width;
-  const int64_t plane = static_cast<int64_t>(g.in_channels) * vectors * cpu.width;
-  const int64_t size = cp::winograd_words + cp::winograd_planes * plane;
+  int64_t size = cp::winograd_words;
+  for (int first = 0; first < vectors;) {
+    const int together = packer.block_vectors(vectors, first);
+    const std::vector<int> channels = packer.used(first, together);
+    if (packed) packer.write(packed + size, first, together, channels);
+    const int64_t count = static_cast<int64_t>(channels.size());
+    size += cp::list_words(count) + cp::winograd_planes * count * together * cpu.width;
+    first += together;
+  }
   if (!packed) return size;
-  std::memset(packed, 0, size * sizeof(word));
   cp::header head = {};
   head.magic = cp::winograd_magic;
   head.isa = isa;
@@ -217,20 +269,8 @@ int64_t cp_pack_winograd(const float* weight, const cp_geometry* geometry, int32
   const int64_t tiles = cpu.rows / 6 * (3 * cpu.width / 6);  // of a region
   const int64_t region_bytes = tiles * cp::winograd_planes * (g.in_channels + 2 * cpu.width) * sizeof(float);
   head.chunk = static_cast<int32_t>(std::clamp<int64_t>(cpu.l2_bytes / region_bytes, 1, cp::most_regions));
+  std::memset(packed, 0, cp::winograd_words * sizeof(word));
   std::memcpy(packed, &head, sizeof head);
-  word* block = packed + cp::winograd_words;
-  for (int ov = 0; ov < vectors;) {
-    const int width = cp::block_vectors(vectors, ov) * cpu.width;
-    for (int j = 0; j < width && ov * cpu.width + j < g.out_channels; j++)
-      for (int c = 0; c < g.in_channels; c++) {
-        double u[8][8];
-        cp::transform_weight(weight + (static_cast<int64_t>(ov * cpu.width + j) * g.in_channels + c) * 9, u);
-        for (int p = 0; p < cp::winograd_planes; p++)
-          block[(static_cast<int64_t>(p) * g.in_channels + c) * width + j].f = static_cast<float>(u[p / 8][p % 8]);
-      }
-    block += static_cast<int64_t>(cp::winograd_planes) * g.in_channels * width;
-    ov += cp::block_vectors(vectors, ov);
-  }
   return size;
 }
 

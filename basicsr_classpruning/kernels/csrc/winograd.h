@@ -1,4 +1,5 @@
-// Dense 3 x 3 convolutions with stride 1 by Winograd's F(6 x 6, 3 x 3): 64 multiplications for 36 outputs instead of 324.
+// 3 x 3 convolutions with stride 1 by Winograd's F(6 x 6, 3 x 3): 64 multiplications for 36 outputs instead of 324. Kernels
+// that are zero in all output channels of a block are skipped; other zeros are not.
 //
 // The output is cut into regions of 12 rows and up to three vectors, each of 6 x 6-pixel tiles. A job takes a few regions
 // and, with the channels of a vector side by side,
@@ -55,29 +56,27 @@ inline __attribute__((always_inline)) void output_odd(const vec (&m)[8], vec& y1
   y5 = (m[7] + a) + 32.f * b + 0.03125f * c;
 }
 
-// Products of one plane: m[tile][vector] = sum over channels of v[channel][tile] * u[channel][vector].
-typedef void (*product)(const vec* v, long v_pitch, const unaligned_vec* u, int channels, vec* m);
+// Products of one plane: m[tile][vector] = sum over channels of v[channel][tile] * u[channel][vector]. `offsets` says where
+// in v the channels are.
+typedef void (*product)(const float* v, const int32_t* offsets, const unaligned_vec* u, int channels, vec* m);
 
 template <int VECTORS, int TILES>
-void multiply(const vec* v, long v_pitch, const unaligned_vec* u, int channels, vec* m) {
+void multiply(const float* v, const int32_t* offsets, const unaligned_vec* u, int channels, vec* m) {
   vec s[TILES][VECTORS];
 #pragma GCC unroll 32
   for (int t = 0; t < TILES; t++)
 #pragma GCC unroll 4
     for (int j = 0; j < VECTORS; j++) s[t][j] = vec{};
-  for (; channels > 0; channels -= CP_WIDTH, v += v_pitch) {
-    const float* x = reinterpret_cast<const float*>(v);
-    const float* const end = x + (channels < CP_WIDTH ? channels : CP_WIDTH);
-    for (; x != end; x++, u += VECTORS) {
-      vec w[VECTORS];
+  for (int i = 0; i < channels; i++, u += VECTORS) {
+    const float* x = v + offsets[i];
+    vec w[VECTORS];
 #pragma GCC unroll 4
-      for (int j = 0; j < VECTORS; j++) w[j] = u[j];
+    for (int j = 0; j < VECTORS; j++) w[j] = u[j];
 #pragma GCC unroll 32
-      for (int t = 0; t < TILES; t++) {
-        const vec b = broadcast(x[t * CP_WIDTH]);
+    for (int t = 0; t < TILES; t++) {
+      const vec b = broadcast(x[t * CP_WIDTH]);
 #pragma GCC unroll 4
-        for (int j = 0; j < VECTORS; j++) add_product(s[t][j], w[j], b);
-      }
+      for (int j = 0; j < VECTORS; j++) add_product(s[t][j], w[j], b);
     }
   }
 #pragma GCC unroll 32
@@ -342,13 +341,14 @@ struct winograd {
     constexpr int planes = cp::winograd_planes;
     const long v_plane = (in_vectors * tiles) | 1, m_plane = (cp::most_block_vectors * tiles) | 1;
     const long buffer_size = input_rows * input_pitch, sums_size = CP_WIDTH * CP_ROWS;
-    float* memory = cp::scratch((buffer_size + sums_size + planes * (v_plane + m_plane)) * CP_WIDTH);
+    float* memory = cp::scratch((buffer_size + sums_size + planes * (v_plane + m_plane) + in_vectors) * CP_WIDTH);
     if (!memory) {
       __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
       return;
     }
     vec* const buffer = reinterpret_cast<vec*>(memory);
     vec *const sums = buffer + buffer_size, *const v = sums + sums_size, *const m = v + planes * v_plane;
+    int32_t* const offsets = reinterpret_cast<int32_t*>(m + planes * m_plane);
     for (int cv = 0; cv < in_vectors; cv++)
       for (int i = 0; i < count; i++)
         for (int ty = 0; ty < at[i].tile_rows; ty++) {
@@ -356,16 +356,22 @@ struct winograd {
           transform_tiles(buffer + ty * tile * input_pitch, at[i].tile_columns, v_plane,
                           v + cv * tiles + at[i].first_tile + ty * at[i].tile_columns);
         }
-    const unaligned_vec* u = reinterpret_cast<const unaligned_vec*>(call.packed + cp::winograd_words);
+    const word* block = call.packed + cp::winograd_words;
     for (int ov = 0; ov < out_vectors;) {
-      const int vectors = cp::block_vectors(out_vectors, ov);
+      const int vectors = block[0].i, channels = block[1].i;
+      for (int i = 0; i < channels; i++) {
+        const int32_t c = block[cp::block_words + i].i;
+        offsets[i] = static_cast<int32_t>(c / CP_WIDTH * tiles * CP_WIDTH + c % CP_WIDTH);
+      }
+      const unaligned_vec* u = reinterpret_cast<const unaligned_vec*>(block + cp::list_words(channels));
       const long parts = ceil_div(tiles, most_tiles(vectors));
-      for (int p = 0; p < planes; p++, u += call.in_channels * vectors)
+      for (int p = 0; p < planes; p++, u += channels * vectors)
         for (long part = 0; part < parts; part++) {
           const long t0 = part * tiles / parts, t1 = (part + 1) * tiles / parts;
-          products_by_vectors[vectors][t1 - t0](v + p * v_plane + t0, tiles, u, static_cast<int>(call.in_channels),
+          products_by_vectors[vectors][t1 - t0](reinterpret_cast<const float*>(v + p * v_plane + t0), offsets, u, channels,
                                                 m + p * m_plane + t0 * vectors);
         }
+      block = reinterpret_cast<const word*>(u);
       for (int i = 0; i < count; i++)
         for (int j = 0; j < vectors; j++)
           finish_region(at[i], m + at[i].first_tile * vectors + j, vectors, m_plane, (ov + j) * CP_WIDTH, buffer, sums);
