@@ -42,7 +42,8 @@ from basicsr_classpruning.sizes import probe
 from basicsr_classpruning.sparsity.masks import mask_of, mismatch, rank
 from basicsr_classpruning.sparsity.pattern import Pattern
 
-PATTERNS = tuple(Pattern(n, 16, block) for block in (1, 4) for n in (8, 4))
+PATTERNS = tuple(Pattern(n, 16, block, share_taps=block == 32) for block in (1, 4, 32) for n in (8, 4))
+"""In blocks of 32 channels the taps share a mask too, which Winograd's algorithm gains from."""
 ENGINES = ('eager', 'onnxruntime', 'ncnn', 'openvino-fp32', 'openvino-bf16')
 DENSE_FP32 = ('eager', 'torch-compile', 'onnxruntime', 'ncnn', 'openvino-fp32')  # as far as they were run
 LIMITS = ('CLASSPRUNING_ISA', 'ONEDNN_MAX_CPU_ISA', 'ATEN_CPU_CAPABILITY')  # what limits an engine's instructions

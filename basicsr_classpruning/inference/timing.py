@@ -20,7 +20,7 @@ from basicsr_classpruning.machine import describe_machine
 from basicsr_classpruning.routing.network import RoutedNetwork
 from basicsr_classpruning.safe_files import write_atomically
 
-_WAY = 2  # of measuring: what was kept of another one is measured again
+_WAY = 3  # of measuring: what was kept of another one is measured again
 _ROUNDS = 7  # all that is measured takes turns
 
 Seconds = Callable[[], float]

@@ -22,6 +22,7 @@ from basicsr_classpruning.kernels.blocks import (
     is_pointwise,
     swin_block,
 )
+from basicsr_classpruning.kernels.enlargement import replace_bilinear
 from basicsr_classpruning.kernels.fusion import activation_of_module, fuse_graph
 from basicsr_classpruning.kernels.int8_graph import keep_integers
 from basicsr_classpruning.kernels.int8_layers import Int8KernelLayer, int8_layer, is_int8
@@ -124,6 +125,8 @@ class _Acceleration:
             return self._replace(chosen).eval()
         if native.available() is not None:
             self.fused.update(fuse_depthwise(traced))
+            if not all(is_int8(self.layers[name]) for name in chosen):  # they alone give PyTorch's bits
+                replace_bilinear(traced)
         fuse_graph(traced, chosen, self._make)
         keep_integers(traced)
         return traced.eval()

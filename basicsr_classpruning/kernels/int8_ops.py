@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from basicsr_classpruning.kernels import int8_native, native
+from basicsr_classpruning.kernels.memory import features
 from basicsr_classpruning.kernels.ops import activate, output_size
 from basicsr_classpruning.sparsity.int8 import LARGEST_INPUT
 
@@ -190,8 +191,8 @@ class PreparedConv2d:
         """
         y = None
         if self.makes_floats:
-            y = residual if overwrite and residual is not None else torch.empty(self.shape, dtype=torch.float32)
-        q = None if self.q_shape is None else torch.empty(self.q_shape, dtype=torch.uint8)
+            y = residual if overwrite and residual is not None else features.empty(self.shape)
+        q = None if self.q_shape is None else features.empty(self.q_shape, torch.uint8)
         call = int8_native.Call.from_buffer_copy(self.call)
         call.x, call.threads = x.data_ptr(), torch.get_num_threads()
         call.y, call.q, call.residual = _pointer(y), _pointer(q), _pointer(residual)

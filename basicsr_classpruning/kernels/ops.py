@@ -19,6 +19,7 @@ from torch import Tensor
 from basicsr_classpruning.kernels import native
 from basicsr_classpruning.kernels.choice import Choices
 from basicsr_classpruning.kernels.jobs import jobs_of_call
+from basicsr_classpruning.kernels.memory import features
 
 _EPILOGUE = 'Tensor? bias, Tensor? slope, Tensor? residual, str activation, str order'
 _library = torch.library.Library('classpruning', 'DEF')
@@ -61,8 +62,8 @@ def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
-def _empty_conv_output(x: Tensor, geometry: list[int], shuffle: int) -> Tensor:
-    """Uninitialised output of a convolution and pixel shuffle.
+def _conv_output_shape(x: Tensor, geometry: list[int], shuffle: int) -> tuple[int, ...]:
+    """Shape of the output of a convolution and pixel shuffle.
 
     Raises ValueError where x is not a float32 (B, C, H, W) that fits, or its output cannot be shuffled.
     """
@@ -76,8 +77,7 @@ def _empty_conv_output(x: Tensor, geometry: list[int], shuffle: int) -> Tensor:
         raise ValueError(f'nm_conv2d: a picture of {x.shape[2]} x {x.shape[3]} is smaller than the kernel')
     if not 1 <= shuffle <= native.MAX_SHUFFLE or out_channels % shuffle**2:
         raise ValueError(f'nm_conv2d: {out_channels} channels cannot be shuffled by {shuffle}')
-    shape = (x.shape[0], out_channels // shuffle**2, height * shuffle, width * shuffle)
-    return torch.empty(shape, dtype=x.dtype, device=x.device)
+    return x.shape[0], out_channels // shuffle**2, height * shuffle, width * shuffle
 
 
 def _pointer(x: Tensor | None) -> int | None:
@@ -117,7 +117,7 @@ def _nm_conv2d(
     winograd: Tensor | None = None,
 ) -> Tensor:
     geometry = list(geometry)
-    y = _empty_conv_output(x, geometry, shuffle)
+    y = features.empty(_conv_output_shape(x, geometry, shuffle))
     residual = _laid_out_as(y, residual)
     if shuffle > 1 and order == 'before':
         raise ValueError('nm_conv2d: a residual is added after a pixel shuffle, not before the activation')
@@ -203,7 +203,7 @@ def _run(call: native.Call) -> None:
 
 
 def _fake_conv2d(x, packed, bias, slope, residual, activation, order, geometry, shuffle=1, winograd=None):
-    return _empty_conv_output(x, list(geometry), shuffle)
+    return x.new_empty(_conv_output_shape(x, list(geometry), shuffle))
 
 
 _library.impl('nm_conv2d', _nm_conv2d, 'CPU')

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from basicsr_classpruning.kernels import int8_native, native
 from basicsr_classpruning.kernels.acceleration import why_torch
 from basicsr_classpruning.kernels.choice import Choices
+from basicsr_classpruning.kernels.enlargement import BilinearEnlargement, replace_bilinear
 from basicsr_classpruning.kernels.fusion import fuse_graph
 from basicsr_classpruning.kernels.gathering import GatheredConv2d, alike
 from basicsr_classpruning.kernels.int8_graph import keep_integers
@@ -23,6 +24,7 @@ from basicsr_classpruning.kernels.int8_layers import Range
 from basicsr_classpruning.kernels.int8_patches import PatchedInt8Conv2d
 from basicsr_classpruning.kernels.jobs import JobList, weight_array
 from basicsr_classpruning.kernels.layers import Epilogue, KernelConv2d
+from basicsr_classpruning.kernels.memory import features
 from basicsr_classpruning.kernels.ops import activate, conv2d_in_jobs
 from basicsr_classpruning.kernels.tracing import function_name, module_of
 from basicsr_classpruning.sparsity.int8 import Int8Conv2d
@@ -51,6 +53,8 @@ class PatchedNet(nn.Module):
         fused = {name for name in layers if use_kernels and _runs_in_jobs(layers[name])}
         for name in fused:
             graph.set_submodule(name, layers[name][0])  # what is fused depends on whether it is of integers
+        if not all(isinstance(layers[name][0], Int8Conv2d) for name in fused):  # they alone give PyTorch's bits
+            replace_bilinear(graph)
         fuse_graph(graph, fused, lambda name, epilogue, _: _patched(layers[name], epilogue), with_around=False)
         keep_integers(graph)
         for name in layers.keys() - fused:
@@ -58,7 +62,7 @@ class PatchedNet(nn.Module):
         _pass_jobs(graph)
         self._net = graph.eval()
         reads = max((_reads(layer[0]) for layer in layers.values()), default=0)
-        alone = fused and not any(_reads_neighbours(graph, node) for node in graph.graph.nodes)
+        alone = fused and not any(_reads_neighbours(graph, node) for node in _of_features(graph))
         self._reads = reads if alone else None
 
     @torch.inference_mode()
@@ -115,7 +119,7 @@ class PatchedConv2d(nn.Module):
         weights = self._chosen.get(cell)
         if weights is None:
             weights = self._chosen[cell] = self._choose(cell)
-        y = torch.empty(self._output_shape(x))
+        y = features.empty(self._output_shape(x))
         listed = jobs.together if self._alike else jobs.by_weight
         part = jobs.part_side(x.shape[2])
         conv2d_in_jobs(x, y, listed, weights, part, self._slope, residual, activation, order, self._shuffle)
@@ -125,6 +129,9 @@ class PatchedConv2d(nn.Module):
         """Of each candidate the faster packing for patches, measured on four of them."""
         found = [_faster(layer, cell) for layer in self._layers]
         return weight_array(found, [layer.bias for layer in self._layers])
+
+
+_PATCHED = (PatchedConv2d, PatchedInt8Conv2d, GatheredConv2d)
 
 
 def _patched(layers: Sequence[nn.Conv2d], epilogue: Epilogue) -> PatchedConv2d | PatchedInt8Conv2d:
@@ -180,14 +187,24 @@ def _pass_jobs(graph: fx.GraphModule) -> None:
     with graph.graph.inserting_after(inputs[-1]):
         jobs = graph.graph.placeholder('jobs')
     for node in graph.graph.nodes:
-        if isinstance(module_of(graph, node), (PatchedConv2d, PatchedInt8Conv2d, GatheredConv2d)):
+        if isinstance(module_of(graph, node), _PATCHED):
             node.args = (node.args[0], jobs, *node.args[1:])
     graph.graph.lint()
     graph.recompile()
 
 
+def _of_features(graph: fx.GraphModule) -> list[fx.Node]:
+    """The steps that read what convolutions made, and not the image alone, which is there everywhere."""
+    layers = [n for n in graph.graph.nodes if isinstance(module_of(graph, n), (nn.Conv2d, *_PATCHED))]
+    made = set(layers)
+    for node in graph.graph.nodes:
+        if made.intersection(node.all_input_nodes):
+            made.add(node)
+    return [node for node in graph.graph.nodes if made.intersection(node.all_input_nodes)]
+
+
 def _reads_neighbours(graph: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a step that runs on the whole image mixes pixels of different cells, or changes their size."""
     module = module_of(graph, node)
-    mixing = (nn.Upsample, nn.PixelUnshuffle)
+    mixing = (nn.Upsample, nn.PixelUnshuffle, BilinearEnlargement)
     return isinstance(module, mixing) or function_name(node) in ('interpolate', 'pixel_unshuffle')

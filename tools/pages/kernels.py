@@ -17,6 +17,8 @@ HEADINGS = {
     '4:16 block 1': '4:16',
     '8:16 block 4': '8:16 block 4',
     '4:16 block 4': '4:16 block 4',
+    '8:16 block 32': '8:16 block 32, shared taps',
+    '4:16 block 32': '4:16 block 32, shared taps',
     'openvino-bf16': 'dense bf16 (OpenVINO)',
 }
 FP32_COLUMN = 'fp32'
