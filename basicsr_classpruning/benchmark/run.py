@@ -191,7 +191,8 @@ class Benchmark:
             for budget in settings.budgets:
                 prices.check(budget, patch is not None)
         self._patched = {name: PatchedModel(restorer) for name, restorer in restorers.items() if patch is not None}
-        self._warm: set[tuple[str, tuple[int, int]]] = set()
+        self._warm: set[tuple[str, tuple[int, int], bool]] = set()
+        """Models and sizes of tiles that ran before they are timed, and whether in patches."""
 
     def run(self) -> list[Row]:
         """Measures everything. Raises UserError if an image cannot be read."""
@@ -220,7 +221,7 @@ class Benchmark:
     def _open(self, model: BenchmarkModel, index: int) -> tuple[Pair, TiledImage]:
         pair = self._pairs.pair(index, model.info.channels, model.info.scale)
         tiled = TiledImage(model, pair.degraded, self._settings.tile, self._settings.overlap)
-        key = (model.name, tiled.grid.tile_size)
+        key = (model.name, tiled.grid.tile_size, False)
         if key not in self._warm:
             self._warm.add(key)
             tiled.warm_up(list(range(len(model.variants))))
@@ -353,7 +354,7 @@ class Benchmark:
     def _restore_patches(self, line: _Line, pair: Pair, tiled: TiledImage, index: int) -> None:
         """Restores one image patch by patch, as the line says."""
         model, classes = line.model, line.choices[index]
-        key = (f'{model.name} in patches', tiled.grid.tile_size)
+        key = (model.name, tiled.grid.tile_size, True)
         if key not in self._warm:  # the first time, kernels are chosen, and memory is new
             self._warm.add(key)
             self._patched[model.name].restore(pair.degraded, classes, 1)

@@ -125,8 +125,7 @@ class _Acceleration:
             return self._replace(chosen).eval()
         if native.available() is not None:
             self.fused.update(fuse_depthwise(traced))
-            if not all(is_int8(self.layers[name]) for name in chosen):  # they alone give PyTorch's bits
-                replace_bilinear(traced)
+            replace_bilinear(traced, (self.layers[name] for name in chosen))
         fuse_graph(traced, chosen, self._make)
         keep_integers(traced)
         return traced.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from basicsr_classpruning.kernels import native
+from basicsr_classpruning.kernels.int8_layers import is_int8
 from basicsr_classpruning.kernels.layers import Epilogue, KernelConv2d
 from basicsr_classpruning.kernels.tracing import function_name, module_of
 
@@ -39,8 +41,17 @@ class BilinearEnlargement(nn.Module):
         return self.filters(planes).unflatten(0, x.shape[:2])[:, :, 0]
 
 
-def replace_bilinear(graph: fx.GraphModule) -> None:
-    """Lets bilinear enlargements of a graph run on the kernels, in place."""
+def replace_bilinear(graph: fx.GraphModule, layers: Iterable[nn.Module]) -> None:
+    """Lets bilinear enlargements of a graph run on the kernels, in place.
+
+    Not where all layers on the kernels are of 8-bit integers: such networks give PyTorch's bits.
+
+    Args:
+        graph: the network's.
+        layers: those that run on the kernels.
+    """
+    if all(is_int8(layer) for layer in layers):
+        return
     for node in list(graph.graph.nodes):
         scale = _scale_of(graph, node)
         if scale is None:

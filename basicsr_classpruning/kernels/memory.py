@@ -39,8 +39,10 @@ class Pool:
     def _take_back(self, buffer: Tensor) -> None:
         size = buffer.numel()
         with self._lock:
-            self._free[size] = [*self._free.pop(size, []), buffer]
-            while sum(each * len(buffers) for each, buffers in self._free.items()) > _MOST_KEPT:
+            kept = self._free.pop(size, [])
+            kept.append(buffer)  # in place: whoever is taking one from this list meanwhile must not see a copy
+            self._free[size] = kept
+            while sum(each * len(buffers) for each, buffers in list(self._free.items())) > _MOST_KEPT:
                 self._free.pop(next(iter(self._free)))
 
 

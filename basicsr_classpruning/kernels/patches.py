@@ -53,8 +53,7 @@ class PatchedNet(nn.Module):
         fused = {name for name in layers if use_kernels and _runs_in_jobs(layers[name])}
         for name in fused:
             graph.set_submodule(name, layers[name][0])  # what is fused depends on whether it is of integers
-        if not all(isinstance(layers[name][0], Int8Conv2d) for name in fused):  # they alone give PyTorch's bits
-            replace_bilinear(graph)
+        replace_bilinear(graph, (layers[name][0] for name in fused))
         fuse_graph(graph, fused, lambda name, epilogue, _: _patched(layers[name], epilogue), with_around=False)
         keep_integers(graph)
         for name in layers.keys() - fused:
