@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -17,6 +18,7 @@ from basicsr_classpruning.archs.classpruning_arch import ClassPruning
 from basicsr_classpruning.archs.forms import as_routed
 from basicsr_classpruning.benchmark.models import TiledImage, make_model
 from basicsr_classpruning.benchmark.pairs import Pairs
+from basicsr_classpruning.benchmark.patches import PatchedModel
 from basicsr_classpruning.benchmark.rivals import RIVALS
 from basicsr_classpruning.benchmark.run import Benchmark, Settings
 from basicsr_classpruning.cli import parse
@@ -284,6 +286,29 @@ def test_only_what_is_run_in_turn_with_the_other_networks_is_timed(folder, monke
     (routed,) = [row for row in rows if row.kind == 'budget']
     tiles = sum(len(TiledImage(model, pairs.pair(index, 3, 2).degraded, 24, 4).grid) for index in range(len(pairs)))
     assert routed.seconds == 2 * tiles  # one for the tile, one for the classifier
+
+
+def test_rows_of_patches_take_turns_and_their_medians_count(tmp_path, folder, monkeypatch):
+    net = classpruning('EDSR', candidates=['0:4', '1:4', '2:4', '4:4'])
+    model = make_model('bypass', as_routed(net), 4, 'dense')
+    pairs = Pairs(str(folder / 'gt'), None, Degradation.parse(f'bicubic{net.scale}'))
+    settings = Settings(tile=48, overlap=4, patch=16, budgets=(0.5, 0.7), backend='dense', repeats=3)
+    restore, ran = PatchedModel.restore, []
+
+    def timed(self, image, classes):
+        ran.append(classes.tobytes())
+        return replace(restore(self, image, classes), seconds=float(len(ran)))
+
+    monkeypatch.setattr(PatchedModel, 'restore', timed)
+    rows = Benchmark([model], pairs, settings, lambda *args: None).run()
+    assert len(ran) == 3 * 3 * 6 + 1  # pictures, repeats and rows; the first is run before it is timed
+    start = 1
+    for _ in range(3):
+        one, two, three = (ran[start + 6 * number : start + 6 * number + 6] for number in range(3))
+        assert one == two == three
+        start += 18
+    # Of each picture the second of three runs counts, of the first row at place 1 + 7, 19 + 7 and 37 + 7.
+    assert [row.seconds for row in rows] == [3 * number + 8 + 26 + 44 for number in range(6)]
 
 
 def test_progress_and_reproducibility(folder):

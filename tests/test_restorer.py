@@ -66,6 +66,20 @@ def test_tiled_equals_untiled_where_the_overlap_covers_the_receptive_field(net, 
     np.testing.assert_allclose(tiled, whole(net, picture, candidate), atol=1e-4)
 
 
+def test_each_tile_runs_once_where_its_size_is_known(net, monkeypatch):
+    restorer = Restorer(net, tile=56, overlap=8, candidate='2:4', backend='cpu', device='cpu', threads=1)
+    engine, ran = restorer.engines[restorer.pinned], []
+    module = engine._module
+    monkeypatch.setattr(engine, '_module', lambda x: ran.append(x.shape) or module(x))
+    for picture in (photo(96, 96), photo(80, 96)):
+        ran.clear()
+        _, stats = restorer.restore(picture)
+        assert stats.tiles == 4
+        assert len(ran) == 5  # before tiles of a new size run, the kernels choose
+        restorer.restore(picture)
+        assert len(ran) == 9
+
+
 def test_a_small_overlap_differs_but_leaves_no_step(net):
     """The largest jump between neighbouring pixels at a seam is like the one of the untiled result."""
     picture = photo(96, 96, dtype=np.float32)

@@ -12,6 +12,7 @@ from tiny import classpruning
 
 from basicsr_classpruning.errors import UsageError
 from basicsr_classpruning.inference import timing
+from basicsr_classpruning.inference.patch_plan import PatchPlan
 from basicsr_classpruning.inference.prices import Prices
 from basicsr_classpruning.inference.restorer import Restorer
 
@@ -77,6 +78,22 @@ def test_lower_quartiles_of_what_takes_turns():
     assert found == {'a': 2.5, 'b': 102.5}  # of 1 to 7: without the first one
 
 
+def test_maps_like_those_of_photographs():
+    """More and more of the same patches run, the hardest ones with the densest candidate, and neighbours are alike."""
+    running = np.array([1, 2, 3])
+    maps = timing.usual_maps((12, 10), running, 0)
+    for fewer, more in itertools.pairwise(maps):
+        assert (more >= fewer).all()
+    for classes, share in zip(maps, (0.15, 0.35, 0.7)):
+        assert (classes > 0).sum() == pytest.approx(120 * share, abs=1)
+        counts = np.bincount(classes, minlength=4)[1:]
+        assert counts.max() - counts.min() <= 2
+    runs = (maps[1] > 0).reshape(12, 10)
+    alike = (runs[1:] & runs[:-1]).sum()
+    by_chance = 0.35**2 * runs[1:].size
+    assert alike > 1.2 * by_chance
+
+
 def test_prices_of_patches_add_up_to_what_was_measured():
     routed, runs = np.array([0.2, 0.6, 1.1]), np.array([False, True, True])
     prices = timing.prices_of(routed, 0.1, 1.0, runs, halo=1.25, patches=True)
@@ -104,13 +121,23 @@ def test_rings_are_paid_as_they_were_measured():
     plan = restorer.start(np.zeros((64, 64, 3), np.float32)).plan
     one = np.zeros(len(plan.sizes), int)
     one[5] = 2  # 16 pixels and a ring of 8 around them
-    prices = plan.with_measured_ring(PRICES, one, 0.5)
+    prices = plan.with_measured_ring(PRICES, [(one, 0.5)])
     computed = 0.06 + (0.9 * 16**2 + prices.ring * 0.9 * (32**2 - 16**2)) / 64**2
     assert computed == pytest.approx(0.5)
     assert prices.ring > 1
+    other = one.copy()
+    other[9] = 1
+    costs = [plan.cost(classes) for classes in (one, other)]  # with rings that cost 1
+    for ring in (2.0, 3.0):
+        dearer = PatchPlan(plan._patched, replace(PRICES, ring=ring), plan._grid, 16)
+        measured = [(classes, dearer.cost(classes)) for classes in (one, other)]
+        assert plan.with_measured_ring(PRICES, measured).ring == pytest.approx(ring)
+    measured = [(one, 1.2 * costs[0]), (other, 1.5 * costs[1])]
+    less, between, more = (plan.with_measured_ring(PRICES, few).ring for few in (measured[:1], measured, measured[1:]))
+    assert less < between < more
     everywhere = np.full_like(one, 2)
-    assert plan.with_measured_ring(PRICES, everywhere, 3.0) == PRICES  # nothing around it is bypassed
-    assert plan.with_measured_ring(PRICES, one, 0.06) == PRICES  # less than what is asked for is noise
+    assert plan.with_measured_ring(PRICES, [(everywhere, 3.0)]) == PRICES  # nothing around it is bypassed
+    assert plan.with_measured_ring(PRICES, [(one, 0.06)]) == PRICES  # less than what is asked for is noise
 
 
 @pytest.mark.parametrize('patch', [None, 16])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 
 import numpy as np
 
@@ -24,7 +23,7 @@ class PatchedRun:
     spent: float
     """MACs of all that was computed, as a fraction of the dense network's without halos."""
     seconds: float
-    """Of classifying and restoring, the median of several runs."""
+    """Of classifying and restoring."""
 
 
 class PatchedModel:
@@ -43,17 +42,14 @@ class PatchedModel:
         assert isinstance(restoration, PatchedRestoration)
         return restoration
 
-    def restore(self, image: np.ndarray, classes: np.ndarray, repeats: int) -> PatchedRun:
+    def restore(self, image: np.ndarray, classes: np.ndarray) -> PatchedRun:
         """Restores an image with the candidates given, ``(T,)``."""
-        seconds = []
-        for _ in range(repeats):
-            restoration = self.start(image, classes)
-            restored = np.concatenate(list(restoration.bands()))
-            seconds.append(restoration.stats().seconds)
+        restoration = self.start(image, classes)
+        restored = np.concatenate(list(restoration.bands()))
         if restored.dtype != np.uint8:
             restored = np.rint(restored.clip(0, 1) * 255).astype(np.uint8)
         stats = restoration.stats()
-        return PatchedRun(restored, restoration.plan, stats.average_macs / stats.macs_dense, median(seconds))
+        return PatchedRun(restored, restoration.plan, stats.average_macs / stats.macs_dense, stats.seconds)
 
 
 def errors_of_patches(plan: PatchPlan, restored: Sequence[np.ndarray], truth: np.ndarray, scale: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from basicsr_classpruning.benchmark.metrics import Quality, compare, mean_of_finite
 from basicsr_classpruning.benchmark.models import BenchmarkModel, TiledImage
 from basicsr_classpruning.benchmark.pairs import Pair, Pairs
-from basicsr_classpruning.benchmark.patches import PatchedModel, errors_of_patches
+from basicsr_classpruning.benchmark.patches import PatchedModel, PatchedRun, errors_of_patches
 from basicsr_classpruning.devices import device_of
 from basicsr_classpruning.errors import UsageError
 from basicsr_classpruning.inference.patch_plan import PatchPlan
@@ -43,7 +44,7 @@ class Settings:
     backend: str = 'auto'
     threads: int = 1
     repeats: int = 3
-    """Measurements of each tile, of which the median counts."""
+    """Measurements of each tile, and of each image that is restored patch by patch; the median counts."""
     seed: int = 0
     """Of the random allocation."""
 
@@ -320,9 +321,7 @@ class Benchmark:
     def _restore(self, model: BenchmarkModel, lines: list[_Line], index: int) -> int:
         """Restores one image in all ways that the lines need; returns its pixels."""
         pair, tiled = self._open(model, index)
-        for line in lines:
-            if line.patched:
-                self._restore_patches(line, pair, tiled, index)
+        self._restore_patches([line for line in lines if line.patched], pair, tiled, index)
         lines = [line for line in lines if not line.patched]
         for line in lines:
             line.choices[index] = np.broadcast_to(line.choices[index], len(tiled.grid))
@@ -351,22 +350,35 @@ class Benchmark:
                 self._show(Sample(pair, restored, line.qualities[-1], tiled.grid, names, choice, float(saved)))
         return pair.truth.shape[0] * pair.truth.shape[1]
 
-    def _restore_patches(self, line: _Line, pair: Pair, tiled: TiledImage, index: int) -> None:
-        """Restores one image patch by patch, as the line says."""
-        model, classes = line.model, line.choices[index]
+    def _restore_patches(self, lines: list[_Line], pair: Pair, tiled: TiledImage, index: int) -> None:
+        """Restores one image patch by patch, as the lines of one model say, which take turns."""
+        if not lines:
+            return
+        model = lines[0].model
+        patched = self._patched[model.name]
         key = (model.name, tiled.grid.tile_size, True)
         if key not in self._warm:  # the first time, kernels are chosen, and memory is new
             self._warm.add(key)
-            self._patched[model.name].restore(pair.degraded, classes, 1)
-        run = self._patched[model.name].restore(pair.degraded, classes, self._settings.repeats)
-        line.seconds += run.seconds
+            patched.restore(pair.degraded, lines[0].choices[index])
+        seconds: list[list[float]] = [[] for _ in lines]
+        for number in range(self._settings.repeats):
+            for line, own in zip(lines, seconds):
+                run = patched.restore(pair.degraded, line.choices[index])
+                own.append(run.seconds)
+                if number == 0:
+                    self._take(line, run, pair, tiled, index)
+        for line, own in zip(lines, seconds):
+            line.seconds += median(own)
+
+    def _take(self, line: _Line, run: PatchedRun, pair: Pair, tiled: TiledImage, index: int) -> None:
+        """Takes down what an image restored patch by patch cost, and how good it is."""
+        model, classes = line.model, line.choices[index]
         line.spent.append(run.spent * run.plan.pixels)
         line.tile_pixels.append(np.full(len(tiled.grid), tiled.pixels))
         line.qualities.append(compare(run.restored, pair.truth, model.info.scale))
         if line.shown and self._show is not None:
-            names = tuple(model.info.candidates)
-            sample = Sample(pair, run.restored, line.qualities[-1], run.plan.parts, names, classes, 1 - run.spent)
-            self._show(sample)
+            names, saved = tuple(model.info.candidates), 1 - run.spent
+            self._show(Sample(pair, run.restored, line.qualities[-1], run.plan.parts, names, classes, saved))
 
     @staticmethod
     def _macs(line: _Line, choice: np.ndarray) -> np.ndarray:

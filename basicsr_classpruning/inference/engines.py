@@ -63,10 +63,13 @@ class KernelEngine:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
+        self._measured: set[torch.Size] = set()
 
     def measure(self, x: Tensor) -> None:
-        """Lets the kernels choose for inputs such as the first image of ``x``."""
-        self(x[:1])
+        """Lets the kernels choose for inputs such as the first image of ``x``, once for each size."""
+        if x.shape[1:] not in self._measured:
+            self(x[:1])
+            self._measured.add(x.shape[1:])
 
     @torch.inference_mode()
     def __call__(self, x: Tensor) -> Tensor:

@@ -94,13 +94,20 @@ class PatchPlan:
             computed += (running + self.prices.everywhere * part.size) * CELL**2
         return computed / (self.prices.dense * self.dense_pixels)
 
-    def with_measured_ring(self, prices: Prices, classes: np.ndarray, cost: float) -> Prices:
-        """Prices under which these classes cost as much as they did when they were run; rings cost at least 1."""
-        once, twice = (
-            PatchPlan(self._patched, replace(prices, ring=ring), self._grid, self.patch).cost(classes)
-            for ring in (1.0, 2.0)
-        )
-        return replace(prices, ring=max(1.0, 1 + (cost - once) / (twice - once)) if twice > once else 1.0)
+    def with_measured_ring(self, prices: Prices, measured: Sequence[tuple[np.ndarray, float]]) -> Prices:
+        """Prices under which classes cost what they did when they were run, as near as one price of rings can be (by
+        least squares of the relative errors); rings cost at least 1.
+
+        Args:
+            prices: without rings.
+            measured: classes ``(T,)`` and their cost, as a fraction of the dense network's.
+        """
+        plans = [PatchPlan(self._patched, replace(prices, ring=ring), self._grid, self.patch) for ring in (1.0, 2.0)]
+        once, twice = (np.array([plan.cost(classes) for classes, _ in measured]) for plan in plans)
+        costs = np.array([cost for _, cost in measured])
+        of_ring, more = (twice - once) / costs, (costs - once) / costs
+        ring = 1 + float(of_ring @ more / (of_ring @ of_ring)) if of_ring.any() else 1.0
+        return replace(prices, ring=max(1.0, ring))
 
 
 def route_patches(plans: Sequence[PatchPlan], errors: Sequence[np.ndarray], budget: float) -> list[np.ndarray]:

@@ -22,13 +22,21 @@ from basicsr_classpruning.inference.receptive_field import tile_margin
 from basicsr_classpruning.inference.restoration import Means, Restoration, RestoreStats, TiledRestoration
 from basicsr_classpruning.inference.shared_budget import Routing, Survey, route_together
 from basicsr_classpruning.inference.tiling import TileGrid, check_tile, plan_tiles, usual_tile
-from basicsr_classpruning.inference.timing import Seconds, conditions_of, in_turn, kept_or_measured, prices_of
+from basicsr_classpruning.inference.timing import (
+    Seconds,
+    conditions_of,
+    in_turn,
+    kept_or_measured,
+    prices_of,
+    usual_maps,
+)
 from basicsr_classpruning.inference.workers import Workers
 from basicsr_classpruning.routing.network import RoutedNetwork
 from basicsr_classpruning.sizes import SizeRequirements
 
 _USUAL_PATCH = 32
 _MEASURED_TILE = 256  # largest side of the tiles that are timed, where budgets are in time
+_SMALLER = 10  # pixels: than the largest tile, those of photographs are on average
 
 PRECISIONS = ('auto', 'fp32', 'int8')
 
@@ -134,9 +142,16 @@ class Restorer:
         return budget
 
     def _measured_prices(self) -> Prices:
-        """Seconds of an input pixel, of images of a few tiles that one candidate restores."""
+        """Seconds of an input pixel, of an image of a few tiles: as one candidate restores it, and as all do together.
+
+        Its tiles are about as large as those of photographs: it is a little smaller than two rows of the largest.
+        """
         side = min(self.tile, _MEASURED_TILE)
-        shape = (2 * side, self.workers.count * side, 3 if self.info.channels == 3 else 1)
+        height, width = (
+            max(side, tiles * (side - self.overlap - _SMALLER) + self.overlap)
+            for tiles in (2, max(2, self.workers.count))
+        )
+        shape = (height, width, 3 if self.info.channels == 3 else 1)
         image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         pixels = shape[0] * shape[1]
         last = len(self.network.subnetworks) - 1
@@ -149,24 +164,21 @@ class Restorer:
                 pass
             return restoration.stats().seconds
 
-        def candidate(index: int) -> float:
-            return seconds(self.start(image, np.full(parts, index)))
+        def given(classes: np.ndarray) -> float:
+            return seconds(self.start(image, classes))
 
         def dense() -> float:
             pinned = replace(self._means, pinned=last)
             return seconds(TiledRestoration(pinned, image, grid, self.engines, self.batch))
 
-        ways = {str(index): partial(candidate, index) for index in range(last + 1)}
+        ways = {str(index): partial(given, np.full(parts, index)) for index in range(last + 1)}
         others: dict[str, Seconds] = {'routing': lambda: self.start(image).stats().seconds, 'dense': dense}
         runs_base = self.prices.runs_base
-        mixed: np.ndarray | None = None
+        mixed: dict[str, np.ndarray] = {}
         if isinstance(first, PatchedRestoration) and not runs_base.all():
-            # As in photographs: a quarter runs, in groups of patches, with all candidates.
-            rows, columns = np.indices(first.plan.shape) // 2
-            running = np.flatnonzero(runs_base)[::-1]
-            there = (rows + 2 * columns) % 4 == 0
-            mixed = np.where(there, running[columns % len(running)], np.flatnonzero(~runs_base)[0]).ravel()
-            others['mixed'] = lambda: seconds(self.start(image, mixed))
+            maps = usual_maps(first.plan.shape, np.flatnonzero(runs_base), int(np.flatnonzero(~runs_base)[0]))
+            mixed = {f'mixed {number}': classes for number, classes in enumerate(maps)}
+            others |= {name: partial(given, classes) for name, classes in mixed.items()}
         found = in_turn({**ways, **others})
         each = {name: elapsed / pixels for name, elapsed in found.items()}
         routed = np.array([each[name] for name in ways])
@@ -175,10 +187,9 @@ class Restorer:
         reference = each['dense'] * self.info.macs_dense / self.info.macs[last]  # a ladder may end below the dense one
         of_tile = reference * pixels / grid.pixels
         prices = prices_of(routed, each['routing'], of_tile, runs_base, cells.pixels / pixels, patches)
-        if mixed is None:
+        if not isinstance(first, PatchedRestoration):
             return prices
-        assert isinstance(first, PatchedRestoration)
-        return first.plan.with_measured_ring(prices, mixed, each['mixed'] / reference)
+        return first.plan.with_measured_ring(prices, [(mixed[name], each[name] / reference) for name in mixed])
 
     def start(
         self, image: np.ndarray, classes: np.ndarray | None = None, routing: Routing | None = None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from basicsr_classpruning.errors import UserError
@@ -20,8 +21,10 @@ from basicsr_classpruning.machine import describe_machine
 from basicsr_classpruning.routing.network import RoutedNetwork
 from basicsr_classpruning.safe_files import write_atomically
 
-_WAY = 3  # of measuring: what was kept of another one is measured again
+_WAY = 4  # of measuring: what was kept of another one is measured again
 _ROUNDS = 7  # all that is measured takes turns
+_RUNNING = (0.15, 0.35, 0.7)  # shares of the patches that run, in maps like those of photographs
+_SMOOTH = 0.6  # patches
 
 Seconds = Callable[[], float]
 
@@ -106,6 +109,28 @@ def in_turn(ways: Mapping[str, Seconds]) -> dict[str, float]:
             if number > 0:  # the first one warms up
                 found[name].append(elapsed)
     return {name: float(np.quantile(values, 0.25)) for name, values in found.items()}
+
+
+def usual_maps(shape: tuple[int, int], running: np.ndarray, bypass: int) -> list[np.ndarray]:
+    """Candidates of patches as photographs have them: what is difficult lies together, and is surrounded by what is
+    less so.
+
+    Args:
+        shape: rows and columns of patches.
+        running: candidates that run layers of the base network, sparsest first.
+        bypass: one that does not.
+
+    Returns:
+        Of maps in which more and more patches run, their classes ``(T,)``.
+    """
+    noise = np.random.default_rng(0).normal(size=shape)
+    difficulty = cv2.GaussianBlur(noise, (0, 0), _SMOOTH).ravel()
+    order = np.argsort(np.argsort(difficulty)) / difficulty.size  # 0 for the easiest patch, almost 1 for the hardest
+    maps = []
+    for share in _RUNNING:
+        place = (order - (1 - share)) / share * len(running)
+        maps.append(np.where(place < 0, bypass, running[place.astype(int).clip(0)]))
+    return maps
 
 
 def prices_of(
