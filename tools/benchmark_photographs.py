@@ -3,13 +3,14 @@
 
     python tools/benchmark_photographs.py [NAME ...]            quality at many budgets
     python tools/benchmark_photographs.py [NAME ...] --engines  time, against every engine that is installed
+    python tools/benchmark_photographs.py NAME --on datasets/BSD100  quality on other pictures
 
 Each network is pruned with the photographs in ``datasets/photos2k/train`` unless it is at hand, gets a bypass and a
 classifier that is fitted to them and to some of the pictures in ``datasets/BSDS500/train``, and restores those in
 ``datasets/photos2k/test`` in patches. It works in a folder that holds ``datasets/``, ``checkpoints/`` and ``zoo/``;
 models that are there already are kept. ``docs/results/photographs/`` gets what the comparisons wrote: ``NAME.json``,
-and with ``--engines`` ``NAME_engines.json``, whose times are shown only if the machine was idle at the start (a load
-average of at most 0.2).
+``NAME_BSD100.json`` for other pictures, and with ``--engines`` ``NAME_engines.json``, whose times are shown only if the
+machine was idle at the start (a load average of at most 0.2).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ OTHERS = 'datasets/BSDS500/train'
 TEST = 'datasets/photos2k/test'
 IDLE = 0.2
 _LOAD = os.getloadavg()[0]  # before this program's own work counts, imports that take seconds included
-_TIMED = 2  # photographs that all engines restore
+_TIMED, _REPEATS = 2, 3  # photographs that all engines restore, and how often
 BUDGETS = ('0.1', '0.15', '0.2', '0.25', '0.3', '0.4', '0.5', '0.63', '0.8', '1.0')
 TIMED_BUDGETS = ('0.2', '0.25', '0.3', '0.4', '0.5')
 """As parts of the dense network's time."""
@@ -56,6 +57,10 @@ class Network:
     """The row's key that is compared: as usual, the luma for super-resolution."""
     fitted: str | None = None
     """Checkpoint of its trained candidates, which get a bypass and a classifier; None: the dense network is pruned."""
+    ready: str | None = None
+    """Checkpoint that is measured as it is."""
+    tiled: str | None = None
+    """Name of the table in docs/results/tables, where its candidates restore whole tiles of smaller pictures."""
     candidates: tuple[str, ...] = ('0:16', '4:16', '8:16', '16:16')
     """Of what is pruned."""
     trained: str | None = None
@@ -88,8 +93,12 @@ NETWORKS = (
         narrower=('zoo/edsr_x2_32_layers_dense.pth', 'smaller dense: 32 features, 8 blocks'),
     ),
     Network(
+        'edsr_x2_64_int8', 'EDSR ×2, 64 features, 16 blocks, in int8', 'zoo/edsr_x2_64_dense.pth', 'bicubic2', 'psnr_y',
+        ready='zoo/edsr_x2_64_int8.pth', middle=768,
+    ),
+    Network(
         'edsr_x2_32_layers', 'EDSR ×2, 32 features, 8 blocks, per-layer N', 'zoo/edsr_x2_32_layers_dense.pth',
-        'bicubic2', 'psnr_y', fitted='zoo/edsr_x2_32_layers.pth',
+        'bicubic2', 'psnr_y', fitted='zoo/edsr_x2_32_layers.pth', tiled='edsr_x2_32_layers',
     ),
     Network(
         'dncnn_noise_32', 'DnCNN, 32 features, noise of 1 + half-normal σ 10', 'zoo/dncnn_noise_32_dense.pth',
@@ -113,7 +122,7 @@ NETWORKS = (
     ),
     Network(
         'dncnn_noise_uniform', 'DnCNN, 32 features, noise of 0 to 50', 'zoo/dncnn_noise_32_dense.pth', 'noise0-50',
-        'psnr', fitted='zoo/dncnn_noise_32_patches.pth', middle=768,
+        'psnr', fitted='zoo/dncnn_noise_32_patches.pth', middle=768, tiled='dncnn_noise_32',
     ),
     Network(
         'realesr-animevideov3', 'SRVGGNetCompact ×4, published', 'checkpoints/realesr-animevideov3.pth', 'bicubic4',
@@ -122,8 +131,15 @@ NETWORKS = (
 )  # fmt: skip
 
 
-def measure(network: Network, engines: bool, threads: int) -> None:
-    """Makes the routed network unless it is there, compares it, and keeps the result; in the current folder."""
+def measure(network: Network, engines: bool, threads: int, others: str | None = None) -> None:
+    """Makes the routed network unless it is there, compares it, and keeps the result; in the current folder.
+
+    Args:
+        network: which.
+        engines: whether time is measured, against every engine that is installed.
+        threads: of the kernels and engines.
+        others: a folder of pictures that takes the place of the photographs.
+    """
     from basicsr_classpruning import load
     from basicsr_classpruning.archs.forms import as_routed
     from basicsr_classpruning.safe_files import write_atomically
@@ -135,8 +151,11 @@ def measure(network: Network, engines: bool, threads: int) -> None:
         Path(folder).mkdir(exist_ok=True)
     model = f'models/{network.name}_photographs.pth'
     if not Path(model).exists():
-        idle = False  # the load average still knows
-        make(network, model, network.candidates, network.fitted, network.trained)
+        if network.ready:
+            shutil.copy(network.ready, model)
+        else:
+            idle = False  # the load average still knows
+            make(network, model, network.candidates, network.fitted, network.trained)
     models = [model]
     if engines and network.int8:
         models.append(f'models/{network.name}_int8_photographs.pth')
@@ -145,7 +164,12 @@ def measure(network: Network, engines: bool, threads: int) -> None:
         if not Path(models[-1]).exists():
             idle = False
             make(network, models[-1], network.int8, trained=network.trained_int8)
-    pictures = _some(TEST, _TIMED) if engines else TEST if network.middle is None else _middles(TEST, network.middle)
+    if others is not None:
+        pictures = others
+    elif engines:
+        pictures = _some(TEST, _TIMED)
+    else:
+        pictures = TEST if network.middle is None else _middles(TEST, network.middle)
     if engines and network.narrower:
         models.append(network.narrower[0])
     what = ['--gt', pictures, '--degrade', network.degrade]
@@ -160,11 +184,13 @@ def measure(network: Network, engines: bool, threads: int) -> None:
     budgets = TIMED_BUDGETS if engines else [one for one in BUDGETS if float(one) >= routed.info.costs[0]]
     fixed = network.int8[1:] if engines else ()
     calibration, _ = _inputs(network, CALIBRATION)
-    others = ['--engines', '--calibration', calibration, '--budget-in', 'time'] if engines else []
-    name = f'{network.name}_engines' if engines else network.name
+    rivals = ['--engines', '--calibration', calibration, '--budget-in', 'time'] if engines else []
+    # Single measurements differ by a tenth. Quality is the same each time.
+    repeats = _REPEATS if engines else 1
+    name = network.name + (f'_{Path(others).name}' if others else '') + ('_engines' if engines else '')
     classpruning(
         'benchmark', '--models', network.dense, *models, *what, '--candidates', *routed.candidates[1:], *fixed,
-        '--budgets', *budgets, *PATCH, *others, '--repeats', '1', '--threads', str(threads),
+        '--budgets', *budgets, *PATCH, *rivals, '--repeats', str(repeats), '--threads', str(threads),
         '--json', f'results/{name}.json',
     )  # fmt: skip
     report = json.loads(Path(f'results/{name}.json').read_text(encoding='utf-8'))
@@ -276,6 +302,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [network.name for network in NETWORKS]
     parser.add_argument('names', metavar='NAME', nargs='*', help=f'{", ".join(names)}; all by default')
+    parser.add_argument('--on', metavar='FOLDER', help='clean pictures that take the place of the photographs')
     parser.add_argument('--engines', action='store_true', help='measure time, against other engines')
     parser.add_argument('--threads', type=int, default=1, metavar='N')
     arguments = parser.parse_args()
@@ -284,7 +311,7 @@ def main() -> None:
         parser.error(f'no such network: {", ".join(unknown)}')
     for network in NETWORKS:
         if network.name in (arguments.names or names):
-            measure(network, arguments.engines, arguments.threads)
+            measure(network, arguments.engines, arguments.threads, arguments.on)
 
 
 if __name__ == '__main__':

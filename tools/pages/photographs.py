@@ -14,11 +14,13 @@ from tools.benchmark_photographs import NETWORKS, Network
 from tools.pages.markdown import markdown_table, write_blocks
 from tools.pages.results import read_result, versions_of
 
-RESULTS = Path('docs/results/photographs')
+RESULTS, TABLES = Path('docs/results/photographs'), Path('docs/results/tables')
 _SHOWN_BUDGETS = (0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
+_SMALL, _SMALL_BUDGETS = ('BSD100', 'Set14'), (0.25, 0.3, 0.4, 0.5, 0.8, 1.0)
 _IN_README = ('edsr_x2_64', 'msrresnet_x4_32', 'dncnn_noise_32')
 _FEW = ('auto', 'openvino-int8')  # engines of a smaller network that are always shown
 _EXACT = 0.001  # dB, below which an engine changes nothing
+_SETS = {'AVX2': ('avx2',), 'AVX-512': ('avx512f',), 'VNNI': ('avx_vnni', 'avx512_vnni')}
 _ENGINES = {'auto': 'kernels of this package', 'eager': 'PyTorch', 'torch-compile': 'torch.compile'}
 
 
@@ -145,6 +147,25 @@ def targets(comparisons: Iterable[Comparison], timed: Iterable[Comparison] = ())
     return markdown_table(['network', 'what', 'floor', 'goal', 'reached'], lines)
 
 
+def small_pictures(root: Path) -> str:
+    """How much better patches with a bypass restore small pictures than whole tiles without, at equal MACs."""
+    lines = []
+    for network in NETWORKS:
+        for pictures in _SMALL if network.tiled else ():
+            paths = (RESULTS / f'{network.name}_{pictures}.json', TABLES / f'{network.tiled}_{pictures}.json')
+            if all((root / path).is_file() for path in paths):
+                patches, tiles = (_at_budgets(network, read_result(root / path)) for path in paths)
+                gains = [f'{patches[budget] - tiles[budget]:+.3f}' for budget in _SMALL_BUDGETS]
+                lines.append([network.label, pictures, *gains])
+    return markdown_table(['network', 'pictures', *(f'{budget:g}' for budget in _SMALL_BUDGETS)], lines)
+
+
+def _at_budgets(network: Network, report: dict[str, Any]) -> dict[float, float]:
+    """PSNR of the first routed network of a report, by budget."""
+    rows = [row for row in report['rows'] if row['kind'] == 'budget']
+    return {row['budget']: row[network.psnr] for row in rows if row['model'] == rows[0]['model']}
+
+
 def _saved(one: Comparison, loss: float) -> str:
     least = one.psnr(one.dense) - loss
     psnr, saved = zip(*sorted((one.psnr(row), 1 - _spent(row)) for row in one.rows('budget')))
@@ -264,7 +285,8 @@ def _pictures(one: Comparison) -> str:
 
 def _machine(one: Comparison) -> str:
     machine = one.report['machine']
-    return f'{machine["processor"]}, {one.report["threads"]} thread(s); {versions_of(machine)}'
+    sets = ', '.join(label for label, names in _SETS.items() if set(names) & set(machine['instruction_sets']))
+    return f'{machine["processor"]} ({sets}), {one.report["threads"]} thread(s); {versions_of(machine)}'
 
 
 def read_comparisons(root: Path, suffix: str = '') -> list[Comparison]:
@@ -283,7 +305,7 @@ def write(root: Path) -> None:
     found, timed = read_comparisons(root), read_timed(root)
     if found:
         tables = {'photographs': quality(found), 'targets': targets(found, timed)}
-        tables['photographs measured'] = captions(found)
+        tables |= {'photographs measured': captions(found), 'small pictures': small_pictures(root)}
         write_blocks(root / 'docs/benchmarks.md', tables)
         few = [one for one in found if one.network.name in _IN_README]
         write_blocks(root / 'README.md', {'photographs': quality(few)})
