@@ -23,8 +23,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
+
+if TYPE_CHECKING:
+    from basicsr_classpruning.sizes import SizeRequirements
 
 if not __package__:  # run as a file: Python looks for modules in its folder, and not in the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -40,6 +44,7 @@ _TIMED, _REPEATS = 2, 3  # photographs that all engines restore, and how often
 BUDGETS = ('0.1', '0.15', '0.2', '0.25', '0.3', '0.4', '0.5', '0.63', '0.8', '1.0')
 TIMED_BUDGETS = ('0.2', '0.25', '0.3', '0.4', '0.5')
 """As parts of the dense network's time."""
+_OVERLAP = 8  # of tiles, where nobody says another
 PATCH = ('--patch', '32', '--tile', '192')
 
 
@@ -195,6 +200,8 @@ def measure(network: Network, engines: bool, threads: int, others: str | None = 
     )  # fmt: skip
     report = json.loads(Path(f'results/{name}.json').read_text(encoding='utf-8'))
     report['idle'] = idle and engines
+    if others is not None:
+        report['halos_of_tiles'] = _halos(others, routed.sizes)
     RESULTS.mkdir(parents=True, exist_ok=True)
     content = json.dumps(report, indent=1) + '\n'
     write_atomically(RESULTS / f'{name}.json', lambda file: file.write(content.encode()))
@@ -271,6 +278,22 @@ def _with_others(folder: str, every: int) -> str:
         if not (both / path.name).exists():
             shutil.copy(path, both)
     return str(both)
+
+
+def _halos(folder: str, sizes: SizeRequirements) -> float:
+    """How many times the pixels of pictures their usual tiles compute, where whole tiles are routed."""
+    import cv2
+
+    from basicsr_classpruning.inference.tiling import plan_tiles, usual_tile
+
+    tile, computed, pixels = usual_tile(_OVERLAP, sizes), 0, 0
+    for path in sorted(Path(folder).glob('*.png')):
+        image = cv2.imread(str(path))
+        assert image is not None, path
+        height, width = (side // sizes.scale for side in image.shape[:2])
+        computed += plan_tiles(height, width, tile, _OVERLAP, sizes).pixels
+        pixels += height * width
+    return computed / pixels
 
 
 def _some(folder: str, count: int) -> str:

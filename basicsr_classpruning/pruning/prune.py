@@ -55,7 +55,9 @@ _LAYER_CROPS = 16  # of these, on which single layers are compared
 _TILE = 96  # what `restore` cuts images into
 _ERROR_SIDE = 128  # of the crops that the classifier is fitted to: many, all over the images
 _ERROR_MACS = 8e12  # work spent on measuring the candidates' errors: a minute or two on two cores
-_ERROR_PATIENCE = 90.0  # seconds; attention makes a quarter of the MACs of convolutions in a second
+# Seconds, after which fewer errors have to do: attention makes a quarter of the MACs of convolutions in a second. Slow
+# machines are given the time, since what is learnt should not depend on them.
+_ERROR_PATIENCE = 400.0
 _GPU_FACTOR = 100  # more of it on a GPU, in less time
 _ERROR_CROPS = (48, 600)
 _FIT_STEPS = 2000
