@@ -106,7 +106,7 @@ def network_rows(arguments: argparse.Namespace) -> Iterator[dict]:
         if name.startswith(('NAFNet', 'SwinIR')) or not any(part in name for part in arguments.networks):
             continue
         torch.set_num_threads(threads)
-        x = torch.rand(1, 1 if name == 'DnCNN' else 3, arguments.tile, arguments.tile)
+        x = torch.rand(1, 1 if name.startswith('DnCNN') else 3, arguments.tile, arguments.tile)
         seconds = measure(runs(make().eval(), x, threads), arguments.seconds)
         yield {'network': name, 'tile': arguments.tile, 'threads': threads, 'seconds': seconds}
 
