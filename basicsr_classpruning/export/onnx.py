@@ -154,6 +154,9 @@ def _difference(net: nn.Module, content: bytes, shapes: Sequence[Sequence[int]])
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what fails is told by the exception
+    # Without VNNI it multiplies 8-bit integers in sums of 16 bits that saturate, unless it is told not to: what is
+    # compared is the graph.
+    options.add_session_config_entry('session.x64quantprecision', '1')
     worst = 0.0
     try:
         session = onnxruntime.InferenceSession(content, options, providers=['CPUExecutionProvider'])
