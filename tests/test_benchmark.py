@@ -288,7 +288,7 @@ def test_only_what_is_run_in_turn_with_the_other_networks_is_timed(folder, monke
     assert routed.seconds == 2 * tiles  # one for the tile, one for the classifier
 
 
-def test_rows_of_patches_take_turns_and_their_medians_count(tmp_path, folder, monkeypatch):
+def test_rows_of_patches_take_turns_and_their_medians_count(folder, monkeypatch):
     net = classpruning('EDSR', candidates=['0:4', '1:4', '2:4', '4:4'])
     model = make_model('bypass', as_routed(net), 4, 'dense')
     pairs = Pairs(str(folder / 'gt'), None, Degradation.parse(f'bicubic{net.scale}'))

@@ -62,8 +62,6 @@ class Network:
     """The row's key that is compared: as usual, the luma for super-resolution."""
     fitted: str | None = None
     """Checkpoint of its trained candidates, which get a bypass and a classifier; None: the dense network is pruned."""
-    ready: str | None = None
-    """Checkpoint that is measured as it is."""
     tiled: str | None = None
     """Name of the table in docs/results/tables, where its candidates restore whole tiles of smaller pictures."""
     candidates: tuple[str, ...] = ('0:16', '4:16', '8:16', '16:16')
@@ -96,10 +94,6 @@ NETWORKS = (
         trained='options/photographs/edsr_x2_64.yml',
         int8=('0:16', '4:16-int8', '8:16-int8', '16:16-int8'), fitted_int8='zoo/edsr_x2_64_int8.pth',
         narrower=('zoo/edsr_x2_32_layers_dense.pth', 'smaller dense: 32 features, 8 blocks'),
-    ),
-    Network(
-        'edsr_x2_64_int8', 'EDSR ×2, 64 features, 16 blocks, in int8', 'zoo/edsr_x2_64_dense.pth', 'bicubic2', 'psnr_y',
-        ready='zoo/edsr_x2_64_int8.pth', middle=768,
     ),
     Network(
         'edsr_x2_32_layers', 'EDSR ×2, 32 features, 8 blocks, per-layer N', 'zoo/edsr_x2_32_layers_dense.pth',
@@ -156,11 +150,8 @@ def measure(network: Network, engines: bool, threads: int, others: str | None = 
         Path(folder).mkdir(exist_ok=True)
     model = f'models/{network.name}_photographs.pth'
     if not Path(model).exists():
-        if network.ready:
-            shutil.copy(network.ready, model)
-        else:
-            idle = False  # the load average still knows
-            make(network, model, network.candidates, network.fitted, network.trained)
+        idle = False  # the load average still knows
+        make(network, model, network.candidates, network.fitted, network.trained)
     models = [model]
     if engines and network.int8:
         models.append(f'models/{network.name}_int8_photographs.pth')

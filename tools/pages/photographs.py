@@ -155,19 +155,19 @@ def small_pictures(root: Path) -> str:
         for pictures in _SMALL if network.tiled else ():
             paths = (RESULTS / f'{network.name}_{pictures}.json', TABLES / f'{network.tiled}_{pictures}.json')
             if all((root / path).is_file() for path in paths):
-                patches, tiles = (read_result(root / path) for path in paths)
-                budgets, known = zip(*sorted(_at_budgets(network, tiles).items()))
-                found = _at_budgets(network, patches)
-                same = np.interp([budget / patches['halos_of_tiles'] for budget in _SMALL_BUDGETS], budgets, known)
+                patches, tiles = (Comparison(network, read_result(root / path)) for path in paths)
+                budgets, known = zip(*sorted(_at_budgets(tiles).items()))
+                found, halos = _at_budgets(patches), patches.report['halos_of_tiles']
+                same = np.interp([budget / halos for budget in _SMALL_BUDGETS], budgets, known)
                 gains = [f'{found[budget] - psnr:+.3f}' for budget, psnr in zip(_SMALL_BUDGETS, same)]
                 lines.append([network.label, pictures, *gains])
     return markdown_table(['network', 'pictures', *(f'{budget:g}' for budget in _SMALL_BUDGETS)], lines)
 
 
-def _at_budgets(network: Network, report: dict[str, Any]) -> dict[float, float]:
-    """PSNR of the first routed network of a report, by budget."""
-    rows = [row for row in report['rows'] if row['kind'] == 'budget']
-    return {row['budget']: row[network.psnr] for row in rows if row['model'] == rows[0]['model']}
+def _at_budgets(one: Comparison) -> dict[float, float]:
+    """PSNR of the first routed network, by budget."""
+    rows = one.rows('budget')
+    return {row['budget']: one.psnr(row) for row in rows if row['model'] == rows[0]['model']}
 
 
 def _saved(one: Comparison, loss: float) -> str:
