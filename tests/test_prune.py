@@ -6,8 +6,6 @@ import json
 import re
 import shutil
 
-import cv2
-import numpy as np
 import pytest
 import torch
 from tiny import classpruning, dense, prune, write_pictures
@@ -151,17 +149,6 @@ def test_crops_are_as_large_as_most_pictures_allow(tmp_path):
     assert crops.gt.shape == (5, 3, 32, 32)
     with pytest.raises(UsageError, match='64 pixels on both sides are wanted'):
         cut_crops(Pictures(str(tmp_path / 'small')), None, scale=1, count=5, side=96, seed=0, step=64)
-
-
-def test_crops_from_everywhere_come_from_all_parts_of_all_pictures_alike(tmp_path):
-    sizes = {10: (128, 256), 200: (64, 64), 90: (32, 40)}  # by brightness; the last one is too small for a crop
-    for value, size in sizes.items():
-        cv2.imwrite(str(tmp_path / f'{value}.png'), np.full((*size, 3), value, np.uint8))
-    crops = cut_crops(Pictures(str(tmp_path)), None, scale=1, count=90, side=48, seed=0, everywhere=True)
-    found = (crops.lq.mean((1, 2, 3)) * 255).round().int().tolist()
-    assert {value: found.count(value) for value in sizes} == {10: 80, 200: 10, 90: 0}
-    smaller = cut_crops(Pictures(str(tmp_path)), None, scale=1, count=10, side=128, seed=0, everywhere=True)
-    assert smaller.lq.shape == (40, 3, 64, 64)  # as many pixels as 10 crops of 128
 
 
 def test_what_a_network_undoes_is_found_out(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from basicsr.utils.color_util import rgb2ycbcr
 
 from basicsr_classpruning.environment import picture_limit
 from basicsr_classpruning.errors import UsageError, UserError
-from basicsr_classpruning.images import pillow, reading
+from basicsr_classpruning.images import reading
 from basicsr_classpruning.images.checking import refuse_damaged
 from basicsr_classpruning.images.folder import SUFFIXES, Listing, describe_skipped, list_folder
 
@@ -209,19 +208,6 @@ class Pictures:
             return Path(self.paths[index]).read_bytes()
         except OSError as error:
             raise PictureError(f'{self.paths[index]}: {error.strerror}') from None
-
-    def read_size(self, index: int) -> tuple[int, int]:
-        """Height and width of picture ``index`` as stored, from its header. Raises PictureError where it has none."""
-        path = self.paths[index]
-        try:
-            if self.backend == 'disk':
-                return reading.read_size(path)
-            with pillow.opened(io.BytesIO(self._content(index))) as image:
-                return image.height, image.width
-        except pillow.DAMAGED as error:
-            raise PictureError(str(pillow.unreadable(path, error))) from None
-        except UserError as error:
-            raise PictureError(str(error)) from None
 
     def read(self, index: int) -> np.ndarray:
         """Returns picture ``index`` as (H, W, C) uint8. Raises PictureError where it cannot be read or decoded."""

@@ -16,7 +16,7 @@ from basicsr_classpruning.errors import UsageError
 from basicsr_classpruning.progress import Progress, untold
 
 _LOOKED_AT = 16  # images from which the usual size is taken
-_ATTEMPTS = 4  # positions looked at for each crop where detail is wanted
+ATTEMPTS = 4  # positions looked at for each crop; the one with the most detail is likely to be taken
 
 
 @dataclass(frozen=True)
@@ -51,22 +51,21 @@ def cut_crops(
     side: int,
     seed: int,
     step: int = 1,
-    everywhere: bool = False,
+    attempts: int = ATTEMPTS,
     progress: Progress = untold,
 ) -> Crops:
-    """Cuts random crops.
+    """Cuts random crops, as many from each image.
 
     Args:
         pictures: clean ones with a degradation, or the network's inputs without.
         degradation: what makes the network's inputs.
         scale: of the network.
-        count: number of crops; with ``everywhere``, if they have to be smaller than ``side``, so many more of them that
-            they have as many pixels.
+        count: number of crops.
         side: of the inputs, in pixels; less where that is more than half of the images have.
         seed: of positions and noise.
         step: sides are multiples of this.
-        everywhere: whether all parts of all images are as likely: large images get more crops. Without, all images get
-            as many, and of a few places for each crop one with much detail is likely to be taken.
+        attempts: positions looked at for each crop, of which one with much detail is likely to be taken; with 1 all
+            parts of the images are as likely.
         progress: is told how many crops are cut.
 
     Raises UsageError where images are too small.
@@ -77,8 +76,7 @@ def cut_crops(
         raise UsageError(
             f'degradation {degradation} makes inputs of scale {degradation.scale}; the network has {scale}'
         )
-    asked = side
-    side = min(asked, _usual_side(pictures, rng) // factor) // step * step
+    side = min(side, _usual_side(pictures, rng) // factor) // step * step
     if side < 1:
         raise UsageError(
             f'{pictures.root}: pictures of {step * factor} pixels on both sides are wanted, and these are smaller'
@@ -86,18 +84,12 @@ def cut_crops(
     lq: list[np.ndarray] = []
     gt: list[np.ndarray] = []
     order: list[int] = []
-    # At a time: reading a large photograph takes longer than all else.
-    of_each = np.full(len(pictures), -(-count // len(pictures)))
-    if everywhere:
-        count = round(count * (asked / side) ** 2)
-        of_each = _by_area(pictures, side * factor, count, rng)
-    attempts = 1 if everywhere else _ATTEMPTS
+    of_each = -(-count // len(pictures))  # at a time: reading a large photograph takes longer than all else
     while len(lq) < count:
         if not order:
-            order = rng.permutation(np.flatnonzero(of_each)).tolist()
-        index = order.pop()
-        image = pictures.read(index)
-        for _ in range(of_each[index]):
+            order = rng.permutation(len(pictures)).tolist()
+        image = pictures.read(order.pop())
+        for _ in range(of_each):
             part = _place(image, side * factor, factor, attempts, rng)
             if part is None:
                 break
@@ -120,14 +112,6 @@ def _usual_side(pictures: Pictures, rng: np.random.Generator) -> int:
     looked_at = rng.permutation(len(pictures))[:_LOOKED_AT]
     sides = sorted(min(pictures.read(int(index)).shape[:2]) for index in looked_at)
     return sides[len(sides) // 2]
-
-
-def _by_area(pictures: Pictures, side: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """How many of ``count`` crops each image gets, in proportion to its area; none if a side is shorter than theirs."""
-    sizes = np.array([pictures.read_size(index) for index in range(len(pictures))])
-    ends = np.where(sizes.min(axis=1) < side, 0, sizes.prod(axis=1)).cumsum()
-    places = (rng.random() + np.arange(count)) / count * ends[-1]
-    return np.bincount(np.searchsorted(ends, places, side='right'), minlength=len(pictures))
 
 
 def _whole(image: np.ndarray, factor: int) -> tuple[int, int]:
