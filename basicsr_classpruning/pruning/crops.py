@@ -52,6 +52,7 @@ def cut_crops(
     seed: int,
     step: int = 1,
     attempts: int = ATTEMPTS,
+    as_many_pixels: bool = False,
     progress: Progress = untold,
 ) -> Crops:
     """Cuts random crops, as many from each image.
@@ -66,6 +67,7 @@ def cut_crops(
         step: sides are multiples of this.
         attempts: positions looked at for each crop, of which one with much detail is likely to be taken; with 1 all
             parts of the images are as likely.
+        as_many_pixels: whether smaller crops than asked for are more of them, so that they have as many pixels.
         progress: is told how many crops are cut.
 
     Raises UsageError where images are too small.
@@ -76,11 +78,13 @@ def cut_crops(
         raise UsageError(
             f'degradation {degradation} makes inputs of scale {degradation.scale}; the network has {scale}'
         )
-    side = min(side, _usual_side(pictures, rng) // factor) // step * step
+    asked, side = side, min(side, _usual_side(pictures, rng) // factor) // step * step
     if side < 1:
         raise UsageError(
             f'{pictures.root}: pictures of {step * factor} pixels on both sides are wanted, and these are smaller'
         )
+    if as_many_pixels:
+        count = round(count * (asked / side) ** 2)
     lq: list[np.ndarray] = []
     gt: list[np.ndarray] = []
     order: list[int] = []

@@ -399,7 +399,7 @@ def _fit(
     net: ClassPruning, pictures: Pictures, degradation: Degradation | None, seed: int, progress: Progress
 ) -> Tensor:
     """Fits the classifier and the price to the errors that the candidates leave in crops of images; returns these."""
-    crops = _cut(net, pictures, degradation, _error_crops(net), _ERROR_SIDE, seed + 1, progress, attempts=1)
+    crops = _cut(net, pictures, degradation, _error_crops(net), _ERROR_SIDE, seed + 1, progress, for_errors=True)
     maps = measure_errors(net.routed(), crops, 4, progress, _ERROR_PATIENCE)
     fit_classifier(net.router, maps, _FIT_STEPS, seed, progress)
     net.eval()
@@ -415,7 +415,7 @@ def _cut(
     side: int,
     seed: int,
     progress: Progress,
-    attempts: int = ATTEMPTS,
+    for_errors: bool = False,
 ) -> Crops:
     step = math.lcm(net.sizes.multiple, net.router.stride or 1)
     side = max(side, net.sizes.padded(1)) // step * step
@@ -427,7 +427,8 @@ def _cut(
         side=side,
         seed=seed,
         step=step,
-        attempts=attempts,
+        attempts=1 if for_errors else ATTEMPTS,
+        as_many_pixels=for_errors,
         progress=progress,
     )
     return crops.to(device_of(net))
