@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """The demo of `make demo`: prunes a small denoiser of the zoo, trains its candidates a little on scikit-image's
-photographs, and compares the two on others. Then a photograph is restored in three ways: by the dense network in
-PyTorch, by the same on this package's kernels, and routed among 8-bit integers and a bypass. What an earlier run
-finished is used again.
+photographs, and compares the two on others. Then EDSR of the zoo enlarges a photograph in three ways: dense in PyTorch,
+the same on this package's kernels, and routed in patches among candidates of 8-bit integers and a bypass. What an
+earlier run finished is used again.
 
 Leaves `results/demo/report.html` and `report.json`, the noisy pictures and the restored ones, with class maps.
 """
@@ -33,8 +33,9 @@ RESULTS = Path('results/demo')
 DENSE = Path('zoo/dncnn_noise_32_dense.pth')
 PRUNED = Path('experiments/demo_pruned.pth')
 TRAINED = Path('experiments/demo/models/net_g_latest.pth')
-INT8 = Path('experiments/demo_int8.pth')
-PHOTOGRAPH, SIGMA, INT8_BUDGET = 'rocket', 5, 0.5
+ENLARGING, ENLARGING_INT8 = Path('zoo/edsr_x2_64_dense.pth'), Path('zoo/edsr_x2_64_int8.pth')
+PHOTOGRAPH, SCALE, INT8_BUDGET = 'chelsea', 2, 0.4
+PATCH, TILE = 32, 192
 DEGRADATION = 'noise0-50'
 BUDGETS = ('0.4', '0.5', '0.6', '0.8')
 
@@ -46,15 +47,6 @@ def prune(pictures: Path) -> None:
         return
     PRUNED.parent.mkdir(parents=True, exist_ok=True)
     classpruning('prune', DENSE, '--out', PRUNED, '--candidates', '0:16', '4:16', '8:16', '16:16',
-                 '--calibration', pictures, '--degrade', DEGRADATION)  # fmt: skip
-
-
-def prune_to_integers(pictures: Path) -> None:
-    """The same in 8-bit integers, without training."""
-    if INT8.is_file():
-        print(f'{INT8} is there already')
-        return
-    classpruning('prune', DENSE, '--out', INT8, '--int8', '--candidates', '8:16-int8', '16:16-int8', '16:16',
                  '--calibration', pictures, '--degrade', DEGRADATION)  # fmt: skip
 
 
@@ -78,28 +70,33 @@ def write_noisy_pictures(clean: Path, folder: Path) -> None:
 
 
 def three_ways(clean: Path) -> str:
-    """A table: what restores a photograph, the seconds that it takes (the least of five), and its PSNR."""
+    """A table: what enlarges a photograph, the seconds that it takes (the least of five), and its PSNR; and which
+    candidates its patches got."""
     truth = cv2.imread(str(clean / f'{PHOTOGRAPH}.png'), cv2.IMREAD_COLOR)
     assert truth is not None
-    truth = np.ascontiguousarray(truth[:, :, ::-1])
-    noisy = as_uint8(Degradation.parse(f'noise{SIGMA}-{SIGMA}').degrade(truth, picture_rng(PHOTOGRAPH, 0)))
+    height, width = (side // SCALE * SCALE for side in truth.shape[:2])
+    truth = np.ascontiguousarray(truth[:height, :width, ::-1])
+    small = as_uint8(Degradation.parse(f'bicubic{SCALE}').degrade(truth, picture_rng(PHOTOGRAPH, 0)))
+    routed = f'routed, 8-bit integers, budget {INT8_BUDGET:g}'
     restorers = {
-        'dense network, PyTorch': Restorer(load(DENSE), backend='dense'),
-        'the same on the kernels': Restorer(load(DENSE), backend='cpu'),
-        f'routed, 8-bit integers, budget {INT8_BUDGET:g}': Restorer(load(INT8), budget=INT8_BUDGET, precision='int8'),
+        'dense network, PyTorch': Restorer(load(ENLARGING), backend='dense'),
+        'the same on the kernels': Restorer(load(ENLARGING), backend='cpu'),
+        routed: Restorer(load(ENLARGING_INT8), budget=INT8_BUDGET, patch=PATCH, tile=TILE),
     }
     seconds: dict[str, list[float]] = {name: [] for name in restorers}
     restored = {}
     for _ in range(6):  # in turn, so that all have the same machine; the first time everything is made
         for name, restorer in restorers.items():
             start = time.perf_counter()
-            restored[name], _ = restorer.restore(noisy)
+            restored[name] = restorer.restore(small)
             seconds[name].append(time.perf_counter() - start)
     rows = [
-        (name, f'{min(took[1:]):.3f}', f'{compare(restored[name], truth, 1).psnr:.2f}')
+        (name, f'{min(took[1:]):.3f}', f'{compare(restored[name][0], truth, SCALE).psnr_y:.2f}')
         for name, took in seconds.items()
     ]
-    return format_table([(f'{PHOTOGRAPH}, noise of {SIGMA}', 'seconds', 'PSNR'), *rows])
+    shares = ', '.join(f'{name} {share:.0%}' for name, share in restored[routed][1].class_share.items())
+    table = format_table([(f'{PHOTOGRAPH}, enlarged {SCALE} times', 'seconds', 'PSNR of the luma'), *rows])
+    return f'{table}\nPatches routed to: {shares} (0:16 runs nothing of the network)'
 
 
 def main() -> None:
@@ -115,7 +112,6 @@ def main() -> None:
     shutil.rmtree(RESULTS / 'restored', ignore_errors=True)
     classpruning('restore', RESULTS / 'noisy', '--model', TRAINED, '--output', RESULTS / 'restored',
                  '--budget', '0.6', '--class-map')  # fmt: skip
-    prune_to_integers(data.train)
     print(f'\n{three_ways(data.test)}')
     print(f'\nDone in {time.perf_counter() - start:.0f} s. Look at {RESULTS}/report.html; pictures: {RESULTS}/restored')
 
