@@ -147,7 +147,7 @@ def test_crops_are_as_large_as_most_pictures_allow(tmp_path):
     assert crops.lq.shape == (5, 3, 16, 16)
     assert crops.gt is not None
     assert crops.gt.shape == (5, 3, 32, 32)
-    more = cut_crops(Pictures(str(tmp_path / 'small')), None, scale=1, count=5, side=96, seed=0, as_many_pixels=True)
+    more = cut_crops(Pictures(str(tmp_path / 'small')), None, scale=1, count=5, side=96, seed=0, everywhere=True)
     assert more.lq.shape == (5 * 96**2 // 40**2 + 1, 3, 40, 40)
     with pytest.raises(UsageError, match='64 pixels on both sides are wanted'):
         cut_crops(Pictures(str(tmp_path / 'small')), None, scale=1, count=5, side=96, seed=0, step=64)

@@ -35,7 +35,7 @@ PRUNED = Path('experiments/demo_pruned.pth')
 TRAINED = Path('experiments/demo/models/net_g_latest.pth')
 ENLARGING, ENLARGING_INT8 = Path('zoo/edsr_x2_64_dense.pth'), Path('zoo/edsr_x2_64_int8.pth')
 PHOTOGRAPH, SCALE, INT8_BUDGET = 'chelsea', 2, 0.4
-PATCH, TILE = 32, 192
+PATCH = 32
 DEGRADATION = 'noise0-50'
 BUDGETS = ('0.4', '0.5', '0.6', '0.8')
 
@@ -81,7 +81,7 @@ def three_ways(clean: Path) -> str:
     restorers = {
         'dense network, PyTorch': Restorer(load(ENLARGING), backend='dense'),
         'the same on the kernels': Restorer(load(ENLARGING), backend='cpu'),
-        routed: Restorer(load(ENLARGING_INT8), budget=INT8_BUDGET, patch=PATCH, tile=TILE),
+        routed: Restorer(load(ENLARGING_INT8), budget=INT8_BUDGET, patch=PATCH),
     }
     seconds: dict[str, list[float]] = {name: [] for name in restorers}
     restored = {}

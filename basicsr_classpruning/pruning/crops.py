@@ -16,7 +16,7 @@ from basicsr_classpruning.errors import UsageError
 from basicsr_classpruning.progress import Progress, untold
 
 _LOOKED_AT = 16  # images from which the usual size is taken
-ATTEMPTS = 4  # positions looked at for each crop; the one with the most detail is likely to be taken
+_ATTEMPTS = 4  # positions looked at for each crop; the one with the most detail is likely to be taken
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,7 @@ def cut_crops(
     side: int,
     seed: int,
     step: int = 1,
-    attempts: int = ATTEMPTS,
-    as_many_pixels: bool = False,
+    everywhere: bool = False,
     progress: Progress = untold,
 ) -> Crops:
     """Cuts random crops, as many from each image.
@@ -65,9 +64,8 @@ def cut_crops(
         side: of the inputs, in pixels; less where that is more than half of the images have.
         seed: of positions and noise.
         step: sides are multiples of this.
-        attempts: positions looked at for each crop, of which one with much detail is likely to be taken; with 1 all
-            parts of the images are as likely.
-        as_many_pixels: whether smaller crops than asked for are more of them, so that they have as many pixels.
+        everywhere: whether all parts of an image are as likely, and crops smaller than asked for are more of them, so
+            that they have as many pixels; otherwise, of a few places for each, one with much detail is likely taken.
         progress: is told how many crops are cut.
 
     Raises UsageError where images are too small.
@@ -83,7 +81,7 @@ def cut_crops(
         raise UsageError(
             f'{pictures.root}: pictures of {step * factor} pixels on both sides are wanted, and these are smaller'
         )
-    if as_many_pixels:
+    if everywhere:
         count = round(count * (asked / side) ** 2)
     lq: list[np.ndarray] = []
     gt: list[np.ndarray] = []
@@ -94,7 +92,7 @@ def cut_crops(
             order = rng.permutation(len(pictures)).tolist()
         image = pictures.read(order.pop())
         for _ in range(of_each):
-            part = _place(image, side * factor, factor, attempts, rng)
+            part = _place(image, side * factor, factor, 1 if everywhere else _ATTEMPTS, rng)
             if part is None:
                 break
             if degradation is None:

@@ -26,7 +26,7 @@ from basicsr_classpruning.errors import UsageError
 from basicsr_classpruning.progress import Progress
 from basicsr_classpruning.pruning.allocation import allocate_layers
 from basicsr_classpruning.pruning.classifier import ErrorMaps, fit_classifier, measure_errors, set_price
-from basicsr_classpruning.pruning.crops import ATTEMPTS, Crops, cut_crops
+from basicsr_classpruning.pruning.crops import Crops, cut_crops
 from basicsr_classpruning.pruning.equalisation import equalise_channels
 from basicsr_classpruning.routing.budget import solve_budget
 from basicsr_classpruning.routing.bypass import Bypass, LinearFilter
@@ -399,7 +399,7 @@ def _fit(
     net: ClassPruning, pictures: Pictures, degradation: Degradation | None, seed: int, progress: Progress
 ) -> Tensor:
     """Fits the classifier and the price to the errors that the candidates leave in crops of images; returns these."""
-    crops = _cut(net, pictures, degradation, _error_crops(net), _ERROR_SIDE, seed + 1, progress, for_errors=True)
+    crops = _cut(net, pictures, degradation, _error_crops(net), _ERROR_SIDE, seed + 1, progress, everywhere=True)
     maps = measure_errors(net.routed(), crops, 4, progress, _ERROR_PATIENCE)
     fit_classifier(net.router, maps, _FIT_STEPS, seed, progress)
     net.eval()
@@ -415,7 +415,7 @@ def _cut(
     side: int,
     seed: int,
     progress: Progress,
-    for_errors: bool = False,
+    everywhere: bool = False,
 ) -> Crops:
     step = math.lcm(net.sizes.multiple, net.router.stride or 1)
     side = max(side, net.sizes.padded(1)) // step * step
@@ -427,8 +427,7 @@ def _cut(
         side=side,
         seed=seed,
         step=step,
-        attempts=1 if for_errors else ATTEMPTS,
-        as_many_pixels=for_errors,
+        everywhere=everywhere,
         progress=progress,
     )
     return crops.to(device_of(net))
